@@ -1,0 +1,48 @@
+# `make demo` and `make test` are all that a fresh machine needs; the rest is for those who work on the code.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up down check format test clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+install: $(READY)  ## Make .venv and install the package with its tested versions (some 7 GB, most of it CUDA)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Images to registered ensemble on the built-in dataset, nothing else running
+	@$(BIN)/resnet-pipeline demo $(DEMO_ARGS)
+
+up: $(READY)  ## Start Prefect, a worker and MLflow on this machine; Ctrl-C or `make down` stops them
+	@$(BIN)/resnet-pipeline up
+
+down: $(READY)  ## Stop what `make up` started
+	@$(BIN)/resnet-pipeline down
+
+check: $(READY)  ## Format, lint, types, import contracts, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q -m "not slow and not integration and not gpu"
+
+format: $(READY)  ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(READY)  ## All tests
+	$(BIN)/python -m pytest
+
+clean:  ## Remove .venv, caches and ./work
+	rm -rf $(VENV) work build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

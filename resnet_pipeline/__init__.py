@@ -1,0 +1,1 @@
+"""A distributed pipeline that reproduces "Deep Residual Learning for Image Recognition" (He et al., 2015)."""
