@@ -1,1 +1,7 @@
-"""To be written."""
+"""The paper's networks, and highway networks beside them; no other part of the program is known here."""
+
+from resnet_pipeline.models.dense import fully_convolutional
+from resnet_pipeline.models.normalize import Classifier, Normalize
+from resnet_pipeline.models.registry import build_model, depth_of, model_names
+
+__all__ = ["Classifier", "Normalize", "build_model", "depth_of", "fully_convolutional", "model_names"]

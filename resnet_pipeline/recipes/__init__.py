@@ -1,1 +1,29 @@
-"""To be written."""
+"""Recipes: complete typed configs by name, ``imagenet/resnet152``, ``cifar10/resnet20``, ``digits/resnet20``."""
+
+from __future__ import annotations
+
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.errors import UserError, did_you_mean
+from resnet_pipeline.recipes import cifar10, digits, imagenet
+
+_FAMILIES = {
+    "imagenet": (imagenet.NETWORKS, imagenet.faithful),
+    "cifar10": (cifar10.NETWORKS, cifar10.faithful),
+    "digits": (digits.NETWORKS, digits.small),
+}
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all recipes."""
+    return [f"{family}/{network}" for family, (networks, _) in _FAMILIES.items() for network in networks]
+
+
+def get_recipe(name: str) -> RunConfig:
+    """Return the recipe of this name; UserError with the nearest known name where there is none."""
+    family, _, network = name.partition("/")
+    networks, build = _FAMILIES.get(family, ((), None))
+    if build is None or network not in networks:
+        names = recipe_names()
+        near = did_you_mean(name, names)
+        raise UserError(f"unknown recipe {name!r}{near or '; the recipes are ' + ', '.join(names)}")
+    return build(network)

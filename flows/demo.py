@@ -1,0 +1,70 @@
+"""The demo: the real flows on the built-in digits, one after the other, under one parent flow and one Ray."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from rich.console import Console
+
+from flows.evaluate import ensemble_evaluate
+from flows.stage import stage_dataset
+from flows.train import digits_train
+from resnet_pipeline.adapters.ray_train import ray_cluster
+from resnet_pipeline.jobs.report import report_on_runs
+from resnet_pipeline.jobs.stage import DIGITS
+from resnet_pipeline.recipes.digits import NETWORKS
+from resnet_pipeline.workspace import Workspace
+
+DATASET = "digits"
+PROTOCOLS = ["center", "10-crop"]
+
+
+@flow(name="demo")
+def demo_flow(workers: int) -> list[dict[str, Any]]:
+    """Stage the digits, train and register three networks, test each alone and all together."""
+    print("\n1/3  Staging the built-in digits", flush=True)
+    stage_dataset(source=DIGITS, name=DATASET)
+    print(f"\n2/3  Training {len(NETWORKS)} networks with {workers} workers", flush=True)
+    with ray_cluster():  # one Ray for all three
+        results = [
+            digits_train(network=network, dataset=DATASET, workers=workers, protocols=PROTOCOLS)
+            for network in NETWORKS
+        ]
+    print("\n3/3  The ensemble, from the kept scores", flush=True)
+    runs = [result["run"] for result in results]
+    for protocol in PROTOCOLS:
+        ensemble_evaluate(members=runs, dataset=DATASET, protocol=protocol)
+    return results
+
+
+def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
+    """Run the demo flow, print the table and where to look; return the report's path."""
+    start = time.monotonic()
+    print(f"Everything is kept under {workspace.root}; the flows run on Prefect's own temporary API.", flush=True)
+    results = demo_flow(workers=workers)
+    runs = [result["run"] for result in results]
+    path, table = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS, quiet=True)
+    console = Console()
+    print()
+    console.print(table)
+    reused = sum(result["reused"] for result in results)
+    if reused:
+        print(f"{reused} of {len(results)} networks were finished before and reused.")
+    print(f"Took {time.monotonic() - start:.0f} s.\n")
+    print("MLflow's page on these runs and models:   " + mlflow_command(workspace))
+    print("Prefect's page on these flow runs:        " + prefect_command(workspace))
+    print(f"Report: {path}")
+    return path
+
+
+def mlflow_command(workspace: Workspace) -> str:
+    """Return the command that opens MLflow's page on the workspace's runs."""
+    return f"mlflow server --backend-store-uri sqlite:///{workspace.mlflow / 'mlflow.db'} --port 5000"
+
+
+def prefect_command(workspace: Workspace) -> str:
+    """Return the command that opens Prefect's page on the workspace's flow runs."""
+    return f"PREFECT_HOME={workspace.prefect} prefect server start"

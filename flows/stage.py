@@ -1,0 +1,38 @@
+"""stage-dataset: images from a folder or archive to shards and a manifest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow
+from pydantic import Field
+
+from flows.shell import say, table
+from resnet_pipeline.jobs.stage import stage_dataset as stage_job
+from resnet_pipeline.jobs.stage import summary
+from resnet_pipeline.workspace import Workspace
+
+
+@flow(name="stage-dataset")
+def stage_dataset(
+    source: Annotated[
+        str, Field(description="A folder with train/<class>/* and val/<class>/*, an archive of that, or builtin:digits.")
+    ],
+    name: Annotated[str, Field(description="The name under which training and evaluation find the dataset.")],
+    workers: Annotated[int | None, Field(ge=1, description="Processes; empty for one per CPU core.")] = None,
+    max_refused: Annotated[
+        float, Field(ge=0, le=1, description="Stop when more than this share of the images is broken.")
+    ] = 0.01,
+    replace: Annotated[bool, Field(description="Replace a dataset of this name that has other files.")] = False,
+) -> dict[str, Any]:
+    """Audit every image, pack the good ones into shards, list what was converted or refused."""
+    staged = stage_job(
+        Workspace.of(), source, name, workers=workers, max_refused=max_refused, replace=replace, say=say()
+    )
+    result = summary(staged)
+    table(
+        f"dataset-{name}",
+        [{"split": split, "images": count} for split, count in result["samples"].items()],
+        f"Dataset {name}, fingerprint {result['fingerprint'][:12]}, {len(result['refused'])} refused",
+    )
+    return result

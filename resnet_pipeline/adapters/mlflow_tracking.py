@@ -1,0 +1,222 @@
+"""MLflow: runs, metrics delivered in the background, and the model registry.
+
+Nothing here can stop training: metrics are in the run directory first, a thread delivers them, keeps trying while
+MLflow is away, and remembers how far it came; what is left at the end is delivered by the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace, write_json
+
+EXPERIMENT = "resnet-pipeline"
+_METRIC_NAMES = {
+    "train": {
+        "loss": "train_loss",
+        "error": "train_error",
+        "lr": "learning_rate",
+        "epoch": "epoch",
+        "gradient_norm": "gradient_norm",
+        "images_per_second": "images_per_second",
+        "data_wait": "data_wait",
+    },
+    "validation": {"top1": "val_top1_error", "top5": "val_top5_error"},
+}
+
+
+class TrackingError(UserError):
+    """MLflow did not answer or refused."""
+
+
+def tracking_uri(workspace: Workspace) -> str:
+    """Return MLFLOW_TRACKING_URI, else the SQLite file in the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.mlflow / 'mlflow.db'}"
+
+
+class Tracking:
+    """A connection to MLflow's tracking server and registry; nothing is contacted before it is needed."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.uri = tracking_uri(workspace)
+        self._artifacts = workspace.mlflow / "artifacts"
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The MlflowClient; TrackingError where MLflow is away."""
+        if self._client is None:
+            self._client = _guarded(self._connect)
+        return self._client
+
+    def experiment(self) -> str:
+        """Return the experiment's id, made on first use."""
+        return str(_guarded(self._experiment))
+
+    def run_id(self, run: RunDirectory) -> str:
+        """Return the MLflow run of a run directory: the one it had at this MLflow, else a new one."""
+        state = _State(run)
+        if state.uri == self.uri and state.run_id:
+            return state.run_id
+        created = _guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
+        state.save(uri=self.uri, run_id=created.info.run_id, sent=0)
+        return str(created.info.run_id)
+
+    def describe(self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Record the run's parameters and tags."""
+        from mlflow.entities import Param, RunTag
+
+        run_id = self.run_id(run)
+        params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
+        _guarded(
+            lambda: self.client.log_batch(run_id, params=params, tags=[RunTag(k, str(v)[:500]) for k, v in tags.items()])
+        )
+
+    def deliver(self, run: RunDirectory) -> int:
+        """Send the metrics that this MLflow has not yet; return how many lines. TrackingError where it is away."""
+        run_id = self.run_id(run)
+        state = _State(run)
+        if not run.metrics_file.exists():
+            return 0
+        with run.metrics_file.open("rb") as file:
+            file.seek(state.sent)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = [_parsed(line) for line in whole.splitlines()]
+        metrics = [metric for line in lines for metric in _metrics(line)]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
+            batch = metrics[start : start + 1000]
+            _guarded(lambda batch=batch: self.client.log_batch(run_id, metrics=batch))  # type: ignore[misc]
+        state.save(uri=self.uri, run_id=run_id, sent=state.sent + len(whole))
+        return len(lines)
+
+    def log_values(self, run: RunDirectory, values: Mapping[str, float], step: int) -> None:
+        """Record final values (errors per protocol, say)."""
+        run_id = self.run_id(run)
+        for key, value in values.items():
+            _guarded(lambda key=key, value=value: self.client.log_metric(run_id, key, value, step=step))  # type: ignore[misc]
+
+    def log_file(self, run: RunDirectory, file: Path, folder: str) -> None:
+        """Keep a file with the MLflow run."""
+        run_id = self.run_id(run)
+        _guarded(lambda: self.client.log_artifact(run_id, str(file), folder))
+
+    def finish(self, run: RunDirectory, status: str = "FINISHED") -> None:
+        """Mark the MLflow run: FINISHED, FAILED or KILLED."""
+        run_id = self.run_id(run)
+        _guarded(lambda: self.client.set_terminated(run_id, status=status))
+
+    def _connect(self) -> Any:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+        import logging
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        import mlflow
+
+        if self.uri.startswith("sqlite:///"):
+            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        return mlflow.MlflowClient(self.uri)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return str(found.experiment_id)
+        location = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+class MetricsSender:
+    """A thread that delivers a run's metrics as they appear, for as long as it is open."""
+
+    def __init__(
+        self, tracking: Tracking, run: RunDirectory, *, interval: float = 2.0, say: Callable[[str], None] = print
+    ) -> None:
+        self._tracking, self._run, self._interval, self._say = tracking, run, interval, say
+        self._closing = threading.Event()
+        self._away = False
+        self._thread = threading.Thread(target=self._deliver_until_closed, name="mlflow-sender", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Deliver what is left; after ``timeout`` seconds go on without."""
+        self._closing.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive() or self._away:
+            self._say(
+                f"MLflow at {self._tracking.uri} did not take all metrics; they are in {self._run.metrics_file} and "
+                "are sent when this run is started again"
+            )
+
+    def _deliver_until_closed(self) -> None:
+        while True:
+            closing = self._closing.wait(self._interval)
+            try:
+                self._tracking.deliver(self._run)
+                if self._away:
+                    self._say("MLflow answers again; metrics delivered")
+                self._away = False
+            except UserError as error:
+                if not self._away:
+                    self._say(f"{error}; training goes on, metrics are kept and sent later")
+                self._away = True
+            if closing:
+                return
+
+
+class _State:
+    """How far a run's metrics were delivered, and to which MLflow run, kept in the run directory."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._path = run.path / "mlflow.json"
+        try:
+            values = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            values = {}
+        self.uri: str = values.get("uri", "")
+        self.run_id: str = values.get("run_id", "")
+        self.sent: int = values.get("sent", 0)
+
+    def save(self, *, uri: str, run_id: str, sent: int) -> None:
+        write_json(self._path, {"uri": uri, "run_id": run_id, "sent": sent})
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {"kind": "torn"}
+    return value
+
+
+def _metrics(line: dict[str, Any]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    names = _METRIC_NAMES.get(line["kind"], {})
+    milliseconds = int(line.get("time", 0) * 1000)
+    return [Metric(name, float(line[key]), milliseconds, line["step"]) for key, name in names.items() if key in line]
+
+
+def _guarded(call: Callable[[], Any]) -> Any:
+    """Run a call to MLflow; what it or its transport raises becomes a TrackingError of one line."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return call()
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrackingError(f"MLflow: {text[:300]}") from error

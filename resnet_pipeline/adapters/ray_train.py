@@ -1,0 +1,131 @@
+"""Ray: a cluster (this machine's or an existing one) and the training loop on its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.training.context import local_device
+from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the cluster has in all, whether free or not."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[Resources]:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; leave it, or stop it, at the end.
+
+    Inside another ``ray_cluster()`` the same connection serves. A local cluster offers at least two CPUs, so that two
+    workers run on any machine.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a fit is noticed
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences its warning
+    import ray
+
+    own = not ray.is_initialized()
+    if own:
+        address = os.environ.get("RAY_ADDRESS")
+        # "local" explicitly: without it Ray attaches to whatever an old cluster left as the current address
+        options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
+        if not address:
+            options |= {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
+    try:
+        totals = ray.cluster_resources()
+        alive = sum(node["Alive"] for node in ray.nodes())
+        yield Resources(cpus=int(totals.get("CPU", 0)), gpus=int(totals.get("GPU", 0)), nodes=alive)
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def check_workers(workers: int, resources: Resources) -> None:
+    """Raise UserError when the cluster can never have this many workers: a GPU each where it has any, else a CPU."""
+    kind, most = ("GPUs", resources.gpus) if resources.gpus else ("CPUs", resources.cpus)
+    if workers > most:
+        raise UserError(
+            f"workers={workers}, but the Ray cluster has {most} {kind} on {resources.nodes} node(s): at most {most} "
+            f"workers; name fewer with --workers, or set RAY_ADDRESS to a larger cluster"
+        )
+
+
+def fit(run: RunDirectory, dataset: Path, *, workers: int, resources: Resources, max_failures: int = 3) -> None:
+    """Train the run on Ray Train workers; returns when it is finished or has stopped on request.
+
+    A worker or node that dies is replaced and the run goes on from its newest checkpoint, ``max_failures`` times.
+    Raises UserError with the worker's own message where that is one, else Ray's TrainingFailedError.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    check_workers(workers, resources)
+    use_gpu = resources.gpus > 0
+    cpus = max(1, resources.cpus // workers) if not use_gpu else 1
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"run": str(run.path), "dataset": str(dataset), "threads": cpus},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=str(run.path / "ray"),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+class RayContext:
+    """Ray Train's worker as the loop's context."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        from ray.train import get_context
+        from ray.train.torch import get_device
+
+        context = get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = get_device() if torch.cuda.is_available() else local_device()
+        self._run = run
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Report to Ray's controller; a barrier over the ranks."""
+        from ray.train import report
+
+        report(dict(metrics))
+
+    def should_stop(self) -> bool:
+        """Return whether the driver asked for a stop."""
+        return self._run.stop_file.exists()
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    run = RunDirectory.open(Path(arguments["run"]))
+    torch.set_num_threads(arguments["threads"])
+    try:
+        train(run, Dataset.open(Path(arguments["dataset"])), RayContext(run))
+    except UserError as error:
+        # The driver watches for this file: what the user has to mend is not retried.
+        run.error_file.write_text(str(error))
+        raise

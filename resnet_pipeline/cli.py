@@ -1,0 +1,324 @@
+"""The command line: a thin door to the jobs and the flows.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace, write_json
+
+app = typer.Typer(
+    name="resnet-pipeline",
+    help="Train, test and register the networks of 'Deep Residual Learning for Image Recognition', from raw images on. "
+    "New here? Start with: resnet-pipeline demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", envvar=ROOT_VARIABLE, help="Where everything is kept: datasets, runs, scores, reports. Default: ./work"
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars or lines.")]
+DatasetName = Annotated[str, typer.Option("--dataset", help="The name that `stage` was given.")]
+Images = Annotated[int | None, typer.Option(min=1, help="Test on this many evenly spaced images only.")]
+Split = Annotated[str | None, typer.Option(help="Split to test on. Default: val, or test where there is no val.")]
+ProtocolName = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="center: one crop. 10-crop: corners and centre, mirrored too (Tables 2, 3). "
+        "multi-scale: the whole image at several sizes (Table 4).",
+    ),
+]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...", help="A run directory, models:/NAME@ALIAS, runs:/ID, or NETWORK=WEIGHTS-FILE.", show_default=False
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line and exit status 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"resnet-pipeline: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nresnet-pipeline: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    root: Root = None,
+    workers: Annotated[int, typer.Option(min=1, help="Training processes on this machine.")] = 2,
+    quiet: Quiet = False,
+) -> None:
+    """From images to a registered ensemble on built-in data, in minutes, with nothing else running.
+
+    Handwritten digits are staged, three networks trained with two workers, tested, registered in MLflow, and averaged;
+    the last lines name the report and the commands that open MLflow's and Prefect's pages. Run again, it reuses what
+    is finished.
+    """
+    from resnet_pipeline.jobs.services import use_embedded_prefect
+
+    workspace = Workspace.of(root)
+    os.environ[ROOT_VARIABLE] = str(workspace.root)
+    use_embedded_prefect(workspace)
+    from flows.demo import run_demo
+
+    run_demo(workspace, workers=workers, quiet=quiet)
+
+
+@app.command()
+def up(
+    root: Root = None,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server and pages.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's server and pages.")] = 5000,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once all answer; `down` stops them.")] = False,
+) -> None:
+    """Start a Prefect server, a worker and an MLflow server on this machine and register all deployments.
+
+    They listen on this machine only. Ctrl-C stops them; with --detach, `resnet-pipeline down` does.
+    """
+    from resnet_pipeline.jobs import services
+
+    services.up(Workspace.of(root), prefect_port=prefect_port, mlflow_port=mlflow_port, detach=detach)
+
+
+@app.command()
+def down(root: Root = None) -> None:
+    """Stop what `up` started, and nothing else."""
+    from resnet_pipeline.jobs import services
+
+    services.down(Workspace.of(root))
+
+
+@app.command()
+def deploy(pool: Annotated[str, typer.Option(help="The Prefect work pool that runs them.")] = "local") -> None:
+    """Register all deployments with the Prefect server that PREFECT_API_URL names (`up` does this itself)."""
+    from resnet_pipeline.jobs import services
+
+    services.deploy(pool)
+
+
+@app.command()
+def stage(
+    source: Annotated[
+        str, typer.Option(help="Folder with train/<class>/* and val/<class>/*, an archive of that, or builtin:digits.")
+    ],
+    name: Annotated[str, typer.Option(help="What the dataset is called from now on.")],
+    root: Root = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per CPU core.")] = None,
+    max_refused: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more than this share of the images is broken.")
+    ] = 0.01,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a dataset of this name that has other files.")] = False,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Audit every image of a folder or archive and pack the good ones into shards."""
+    from resnet_pipeline.jobs.stage import stage_dataset, summary
+
+    staged = stage_dataset(
+        Workspace.of(root), source, name, workers=workers, max_refused=max_refused, replace=replace, quiet=quiet
+    )
+    _write(json_file, summary(staged))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe: see `resnet-pipeline recipes`.", show_default=False)],
+    dataset: DatasetName,
+    root: Root = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: the recipe's.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Training processes. Default: every GPU, or one on a CPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, sample order and augmentation.")] = 0,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe: --set optim.lr=0.05")
+    ] = None,
+    registered: Annotated[
+        bool, typer.Option("--register/--no-register", help="Register the finished network in MLflow.")
+    ] = True,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
+    from resnet_pipeline.config import with_overrides
+    from resnet_pipeline.jobs.train import register_run, train_run
+    from resnet_pipeline.recipes import get_recipe
+
+    extra = [f"seed={seed}", *([f"steps={steps}"] if steps is not None else [])]
+    config = with_overrides(get_recipe(recipe), [*(assignments or []), *extra])
+    workspace = Workspace.of(root)
+    trained = train_run(workspace, config, dataset, workers=workers, quiet=quiet)
+    version = register_run(workspace, trained) if registered else None
+    errors = trained.result["validation"]
+    print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
+    _write(
+        json_file,
+        {
+            **trained.result,
+            "run": str(trained.run.path),
+            "mlflow_run": trained.mlflow_run,
+            "version": version.uri if version else None,
+            "reused": trained.reused,
+        },
+    )
+
+
+@app.command()
+def evaluate(
+    models: Models,
+    dataset: DatasetName,
+    protocol: ProtocolName = "center",
+    root: Root = None,
+    split: Split = None,
+    images: Images = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice."""
+    from resnet_pipeline.jobs.evaluate import evaluate_models
+
+    evaluations = evaluate_models(
+        Workspace.of(root), models, dataset, protocol, split=split, images=images, quiet=quiet
+    )
+    rows = [_evaluation(e) for e in evaluations]
+    _print_errors(f"{protocol} on {dataset}", rows)
+    _write(json_file, {"dataset": dataset, "protocol": protocol, "models": rows})
+
+
+@app.command()
+def ensemble(
+    models: Models,
+    dataset: DatasetName,
+    protocol: ProtocolName = "10-crop",
+    root: Root = None,
+    split: Split = None,
+    images: Images = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Average the scores of several networks and print the ensemble's error."""
+    from resnet_pipeline.jobs.evaluate import ensemble_errors, evaluate_models
+
+    evaluations = evaluate_models(
+        Workspace.of(root), models, dataset, protocol, split=split, images=images, quiet=quiet
+    )
+    errors = ensemble_errors(evaluations)
+    rows = [_evaluation(e) for e in evaluations]
+    _print_errors(f"{protocol} on {dataset}", [*rows, {"model": f"ensemble of {len(rows)}", **errors}])
+    _write(json_file, {"dataset": dataset, "protocol": protocol, "models": rows, "ensemble": errors})
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Finished runs. Default: all on the dataset.", show_default=False)
+    ] = None,
+    dataset: DatasetName = "digits",
+    protocols: Annotated[list[str] | None, typer.Option("--protocol", help="Repeat for several. Default: center, 10-crop.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The page. Default: reports/<dataset>.html under the root.")] = None,
+    root: Root = None,
+) -> None:
+    """Write a one-page HTML report on finished runs: curves, errors, the ensemble."""
+    from resnet_pipeline.jobs.report import report_on_runs
+
+    path, table = report_on_runs(
+        Workspace.of(root), dataset, runs=runs, protocols=protocols or ["center", "10-crop"], output=output
+    )
+    Console().print(table)
+    print(path)
+
+
+@app.command()
+def recipes(json_file: Json = None) -> None:
+    """List every recipe with its depth, parameters, multiply-adds and the paper's error."""
+    from resnet_pipeline.jobs.recipes import recipe_rows
+
+    rows = recipe_rows()
+    table = Table(title="Recipes: a name for `resnet-pipeline train`; errors in percent, from the paper")
+    for column, justify in (("recipe", "left"), ("depth", "right"), ("parameters", "right"), ("multiply-adds", "right"),
+                            ("steps", "right"), ("batch", "right"), ("top-1", "right"), ("top-5", "right"), ("source", "left")):
+        table.add_column(column, justify=justify, no_wrap=column == "recipe")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(
+            row["recipe"], str(row["depth"]), f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e9:.2f} G"
+            if row["multiply_adds"] >= 1e9 else f"{row['multiply_adds'] / 1e6:.1f} M",
+            f"{row['steps']:,}", str(row["batch"]),
+            "" if row["top1"] is None else f"{row['top1']:.2f}", "" if row["top5"] is None else f"{row['top5']:.2f}", row["source"] or "",
+        )
+    Console().print(table)
+    _write(json_file, rows)
+
+
+@app.command()
+def doctor(root: Root = None, json_file: Json = None) -> None:
+    """Say what this machine has and what would be used: cores, GPUs, decoder, disk, servers."""
+    from resnet_pipeline.jobs.doctor import examine
+
+    findings = examine(Workspace.of(root))
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        table.add_row(finding.what, finding.state, finding.use)
+    Console().print(table)
+    _write(json_file, [vars(f) for f in findings])
+
+
+def _evaluation(evaluation: Any) -> dict[str, Any]:
+    return {
+        "model": evaluation.reference,
+        "network": evaluation.member.network,
+        "weights_sha256": evaluation.member.weights_sha256,
+        "split": evaluation.scores.split,
+        "protocol": evaluation.scores.protocol,
+        **evaluation.errors,
+        "seconds": round(evaluation.scores.seconds, 3),
+        "images_per_second": round(evaluation.scores.images_per_second, 2),
+        "scores": str(evaluation.path),
+        "reused": evaluation.reused,
+    }
+
+
+def _print_errors(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for column in ("model", "images", "top-1 error %", "top-5 error %", "images/s"):
+        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
+    for row in rows:
+        rate = f"{row['images_per_second']:,.1f}" if "images_per_second" in row else ""
+        table.add_row(row["model"], f"{int(row['images']):,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}", rate)
+    Console().print(table)
+
+
+def _write(path: Path | None, value: Any) -> None:
+    if path is None:
+        return
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise UserError(f"--json {path} can't be written: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    main()

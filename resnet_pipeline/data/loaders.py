@@ -1,0 +1,210 @@
+"""Batches of a staged dataset, decoded by DALI or, slow and obvious, by Pillow and torchvision.
+
+What a batch holds is planned first (``order``, ``augment``); the two executors only carry plans out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from resnet_pipeline.config import AugmentConfig
+from resnet_pipeline.data.augment import Plan, ViewPlan, plan_crops, plan_views, resized_sizes
+from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.data.order import Int64, micro_batch_positions, samples_at
+from resnet_pipeline.errors import UserError
+
+Backend = Literal["auto", "dali", "torch"]
+ViewKind = Literal["center", "10-crop", "whole"]
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """N training images: uint8 [N, H, W, 3], labels int64 [N], sample numbers int64 [N], colour offsets float [N, 3]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+    color: torch.Tensor
+
+
+class ViewBatch(NamedTuple):
+    """V views of N test images: uint8 [N, V, H, W, 3], labels int64 [N], sample numbers int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+
+
+class Executor(Protocol):
+    """Carries plans out: images uint8 [N, H, W, 3] for crops, [N, V, H, W, 3] for views, in the plans' order."""
+
+    def crops(self, plans: Iterator[Plan]) -> Iterator[tuple[Plan, torch.Tensor]]:
+        """Yield each plan with its images."""
+
+    def views(self, plans: Iterator[ViewPlan]) -> Iterator[tuple[ViewPlan, torch.Tensor]]:
+        """Yield each plan with its images."""
+
+    def close(self) -> None:
+        """Release threads and memory."""
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    split: str = "train",
+    augment: AugmentConfig,
+    seed: int,
+    batch: int,
+    micro_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    steps: int,
+    device: torch.device | None = None,
+    threads: int | None = None,
+    prefetch: int = 2,
+    backend: Backend = "auto",
+) -> Loader[Batch]:
+    """Return this rank's micro-batches of the steps from ``start_step`` on, in order.
+
+    A step has batch / micro_batch micro-batches; micro-batch m is rank (m mod world)'s. The content of each is a
+    function of (seed, position) alone.
+    """
+    samples = dataset.splits[split]
+    if len(samples) == 0:
+        raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images")
+
+    def plans() -> Iterator[Plan]:
+        for step in range(start_step, start_step + steps):
+            for micro in range(rank, batch // micro_batch, world):
+                positions = micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
+                index = samples_at(positions, samples=len(samples), seed=seed)
+                yield plan_crops(
+                    augment,
+                    seed=seed,
+                    positions=positions,
+                    index=index,
+                    width=samples.width[index],
+                    height=samples.height[index],
+                    color_basis=dataset.statistics.color_basis,
+                )
+
+    def run(executor: Executor) -> Iterator[Batch]:
+        for plan, images in executor.crops(plans()):
+            yield Batch(
+                images,
+                torch.from_numpy(samples.labels[plan.index]),
+                torch.from_numpy(plan.index),
+                torch.from_numpy(plan.color),
+            )
+
+    fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
+    return Loader(lambda: _executor(samples, micro_batch, device, threads, prefetch, backend, fill), run)
+
+
+def view_batches(
+    dataset: Dataset,
+    *,
+    split: str,
+    views: ViewKind,
+    resize: int,
+    crop: int,
+    batch_size: int,
+    indices: Int64 | None = None,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | None = None,
+    threads: int | None = None,
+    prefetch: int = 2,
+    backend: Backend = "auto",
+) -> Loader[ViewBatch]:
+    """Return views of this rank's samples, each sample exactly once; the last batch is smaller, nothing is padded.
+
+    ``indices`` are the samples to look at, all by default; rank r takes every world-th of them from r on. For
+    ``whole`` the samples are ordered by size, and a batch holds images of one size.
+    """
+    samples = dataset.splits[split]
+    chosen = (np.arange(len(samples), dtype=np.int64) if indices is None else indices)[rank::world]
+    resized = resized_sizes(samples.width[chosen], samples.height[chosen], resize)
+
+    def plans() -> Iterator[ViewPlan]:
+        for rows in _groups(resized, batch_size) if views == "whole" else _slices(len(chosen), batch_size):
+            yield plan_views(views, index=chosen[rows], resized=resized[rows], crop=crop)
+
+    def run(executor: Executor) -> Iterator[ViewBatch]:
+        for plan, images in executor.views(plans()):
+            yield ViewBatch(images, torch.from_numpy(samples.labels[plan.index]), torch.from_numpy(plan.index))
+
+    return Loader(lambda: _executor(samples, batch_size, device, threads, prefetch, backend, None), run)
+
+
+class Loader(Generic[T]):
+    """An iterator of batches that releases its decoder when it is closed; a context manager."""
+
+    def __init__(self, make: Callable[[], Executor], run: Callable[[Executor], Iterator[T]]) -> None:
+        self._make, self._run = make, run
+        self._executor: Executor | None = None
+        self._batches: Iterator[T] | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._batches is None:
+            self._executor = self._make()
+            self._batches = self._run(self._executor)
+        return next(self._batches)
+
+    def __enter__(self) -> Loader[T]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release threads and memory; no more batches come."""
+        self._batches = iter(())
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+
+
+def _executor(
+    samples: Split,
+    most: int,
+    device: torch.device | None,
+    threads: int | None,
+    prefetch: int,
+    backend: Backend,
+    fill: Any,
+) -> Executor:
+    device = device or torch.device("cpu")
+    if backend != "torch":
+        try:
+            from resnet_pipeline.data.dali_loader import DaliExecutor
+
+            return DaliExecutor(samples, most, device, threads or torch.get_num_threads(), prefetch, fill)
+        except ImportError as error:
+            if backend == "dali":
+                raise UserError(f"DALI can't be imported ({error}); install nvidia-dali-cuda130") from None
+    from resnet_pipeline.data.torch_loader import TorchExecutor
+
+    return TorchExecutor(samples, device, fill)
+
+
+def _slices(samples: int, batch_size: int) -> Iterator[Int64]:
+    for start in range(0, samples, batch_size):
+        yield np.arange(start, min(start + batch_size, samples), dtype=np.int64)
+
+
+def _groups(resized: Int64, batch_size: int) -> Iterator[Int64]:
+    """Yield rows whose resized images have one size, at most ``batch_size`` of them."""
+    order = np.lexsort((resized[:, 1], resized[:, 0]))
+    changes = np.flatnonzero(np.any(np.diff(resized[order], axis=0) != 0, axis=1)) + 1
+    for group in np.split(order, changes):
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]

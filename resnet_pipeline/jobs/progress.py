@@ -1,0 +1,75 @@
+"""Progress of a training run, read from its metrics file: the workers may be on other machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.training.run_directory import RunDirectory
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class TrainingProgress:
+    """A bar on a terminal, else a line every few seconds: epoch, step, loss, error, images/s, time left."""
+
+    def __init__(self, run: RunDirectory, config: RunConfig, *, quiet: bool, say: Callable[[str], None]) -> None:
+        self._run, self._config, self._say = run, config, say
+        self._quiet = quiet
+        self._offset = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
+        self._last_line = 0.0
+        self._validation = ""
+        self._bar: Progress | None = None
+        if sys.stdout.isatty() and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task(config.recipe, total=config.steps, detail="starting workers")
+            self._bar.start()
+
+    def poll(self) -> None:
+        """Show what the metrics file has that was not shown yet."""
+        if not self._run.metrics_file.exists():
+            return
+        with self._run.metrics_file.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            try:
+                self._show(json.loads(line))
+            except ValueError:
+                continue
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "validation":
+            self._validation = f"  val error {line['top1']:.2f} %"
+        if line["kind"] != "train":
+            return
+        step, rate = line["step"], line["images_per_second"]
+        detail = f"epoch {line['epoch']:.1f}  loss {line['loss']:.3f}  error {line['error']:.1f} %{self._validation}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, detail=f"{detail}  {rate:,.0f} images/s")
+        elif not self._quiet and (time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or step == self._config.steps):
+            self._last_line = time.monotonic()
+            left = (self._config.steps - step) * self._config.batch / max(rate, 1e-9)
+            self._say(
+                f"{self._config.recipe}  step {step}/{self._config.steps}  {detail}  {rate:,.0f} images/s  "
+                f"{int(left // 60)}:{int(left % 60):02d} left"
+            )

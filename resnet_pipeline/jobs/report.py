@@ -1,0 +1,129 @@
+"""The report job: finished runs of a dataset as a page and a table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.published import PUBLISHED
+from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
+from resnet_pipeline.jobs.recipes import network_cost
+from resnet_pipeline.jobs.train import environment
+from resnet_pipeline.models import depth_of
+from resnet_pipeline.report import Curve, Ensemble, Member, ReportData, render_table, write_report
+from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
+from resnet_pipeline.workspace import Workspace
+
+
+def report_on_runs(
+    workspace: Workspace,
+    dataset_name: str,
+    *,
+    runs: Sequence[str] | None,
+    protocols: Sequence[str],
+    output: Path | None = None,
+    quiet: bool = False,
+) -> tuple[Path, Table]:
+    """Write the HTML report on finished runs (None: all on this dataset); return its path and the terminal's table.
+
+    Scores that are missing are computed first.
+    """
+    dataset = Dataset.open(workspace.dataset(dataset_name))
+    references = list(runs) if runs else [str(run.path) for run in _finished(workspace, dataset)]
+    if not references:
+        raise UserError(f"no finished run on dataset {dataset_name!r} under {workspace.runs}; train one first")
+    evaluations = {
+        protocol: evaluate_models(
+            workspace, references, dataset_name, protocol, quiet=quiet, say=(lambda text: None) if quiet else print
+        )
+        for protocol in protocols
+    }
+    members = [
+        _member(RunDirectory.open(_path(workspace, reference)), {p: e[i] for p, e in evaluations.items()})
+        for i, reference in enumerate(references)
+    ]
+    data = ReportData(
+        title=f"Residual networks on {dataset_name}",
+        dataset_name=dataset_name,
+        dataset_fingerprint=dataset.fingerprint,
+        classes=len(dataset.classes),
+        samples={name: len(split) for name, split in dataset.splits.items()},
+        refused=len(dataset.manifest["refused"]),
+        members=members,
+        ensemble=_ensemble(members, evaluations),
+        environment=environment(),
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        commands=[
+            ("Stage the images", f"resnet-pipeline stage --source SOURCE --name {dataset_name}"),
+            *((f"Train {m.name}", f"resnet-pipeline train {m.name} --dataset {dataset_name}") for m in members),
+            ("Average them", f"resnet-pipeline ensemble {' '.join(m.run for m in members)} --dataset {dataset_name}"),
+        ],
+    )
+    return write_report(data, output or workspace.reports / f"{dataset_name}.html"), render_table(data)
+
+
+def _finished(workspace: Workspace, dataset: Dataset) -> list[RunDirectory]:
+    found = [RunDirectory.open(p.parent) for p in sorted(workspace.runs.glob("*/result.json"))]
+    return [run for run in found if run.dataset()["fingerprint"] == dataset.fingerprint]
+
+
+def _path(workspace: Workspace, reference: str) -> Path:
+    return Path(reference) if Path(reference).is_dir() else workspace.runs / reference
+
+
+def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
+    config, result = run.config(), run.result() or {}
+    history = read_metrics(run.metrics_file)
+    cost = network_cost(config, classes=len(run.dataset()["classes"]))
+    published = PUBLISHED.get(config.recipe)
+    mlflow_run, version = _tracked(run)
+    return Member(
+        name=config.recipe,
+        run=run.name,
+        depth=depth_of(config.model.name),
+        parameters=cost.parameters,
+        multiply_adds=cost.multiply_adds,
+        errors={p: (e.errors["top1"], e.errors["top5"]) for p, e in evaluations.items()},
+        images_per_second=result["images_per_second"],
+        seconds=result["seconds"],
+        train_loss=_curve(history, "train", "loss"),
+        train_error=_curve(history, "train", "error"),
+        val_error=_curve(history, "validation", "top1"),
+        registered=version,
+        mlflow_run=mlflow_run,
+        paper_error=published.top1 if published else None,
+        paper_source=published.source if published else None,
+    )
+
+
+def _ensemble(members: Sequence[Member], evaluations: dict[str, list[Evaluation]]) -> Ensemble | None:
+    if len(members) < 2:
+        return None
+    errors = {protocol: ensemble_errors(e) for protocol, e in evaluations.items()}
+    first = next(iter(errors.values()))
+    return Ensemble(
+        members=[m.name for m in members],
+        errors={protocol: (e["top1"], e["top5"]) for protocol, e in errors.items()},
+        samples=int(first["images"]),
+    )
+
+
+def _curve(history: list[dict[str, Any]], kind: str, key: str) -> Curve:
+    lines = [line for line in history if line["kind"] == kind]
+    return Curve(steps=[line["step"] for line in lines], values=[line[key] for line in lines])
+
+
+def _tracked(run: RunDirectory) -> tuple[str | None, str | None]:
+    """Return the MLflow run and the registered version that the run directory remembers."""
+    try:
+        values = json.loads((run.path / "mlflow.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None, None
+    return values.get("run_id"), values.get("version")

@@ -1,0 +1,46 @@
+"""The fully convolutional form of a network (section 3.4): class scores at every position of a larger image."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from resnet_pipeline.models.normalize import Classifier
+from resnet_pipeline.models.resnet import ResNet
+
+
+class FullyConvolutional(nn.Module):
+    """Logits [N, classes, h, w] of a classifier that was trained on crops of ``crop`` pixels; the weights are shared.
+
+    The global average pooling becomes a window of the size that the features of a crop have (7 for 224), moved by
+    one; the linear classifier becomes a 1×1 convolution.
+    """
+
+    def __init__(self, classifier: Classifier, *, crop: int) -> None:
+        super().__init__()
+        if not isinstance(classifier.network, ResNet):
+            raise TypeError(f"no fully convolutional form of {type(classifier.network).__name__}")
+        self.normalize = classifier.normalize
+        self.network = classifier.network
+        self.window = _feature_size(self.network, crop)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the map of logits for images uint8 [N, H, W, 3], H and W at least the crop's size."""
+        features = self.network.features(self.normalize(images))
+        pooled = F.avg_pool2d(features, self.window, stride=1)
+        return F.conv2d(pooled, self.network.fc.weight[:, :, None, None], self.network.fc.bias)
+
+
+def fully_convolutional(classifier: Classifier, *, crop: int) -> FullyConvolutional:
+    """Return the fully convolutional form of a classifier trained on crops of ``crop`` × ``crop`` pixels."""
+    return FullyConvolutional(classifier, crop=crop)
+
+
+def _feature_size(network: ResNet, crop: int) -> int:
+    """Return the side of the last map for a crop: each halving rounds up."""
+    halvings = len(network.architecture.stages) - 1 + (2 if network.architecture.stem == "imagenet" else 0)
+    size = crop
+    for _ in range(halvings):
+        size = (size + 1) // 2
+    return size

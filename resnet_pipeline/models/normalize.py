@@ -1,0 +1,46 @@
+"""Preprocessing as the model's first module, so that a saved model can't meet the wrong one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Normalize(nn.Module):
+    """Images uint8 [N, H, W, 3] to (image + colour offset − mean) / std, float32 [N, 3, H, W]; all in 0..255 units.
+
+    ``mean`` is a colour [3] or a mean image [H, W, 3], RGB. For images of another size than the mean image its mean
+    colour is subtracted. Without ``std`` nothing is divided, as in the paper: the first convolution is followed by
+    batch norm, which takes any scale of the input out again. The result is channels-last in memory, as the input is.
+    """
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().clone().float())
+        self.register_buffer("std", None if std is None else std.detach().clone().float())
+
+    def forward(self, images: torch.Tensor, color: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise images [N, H, W, 3] with optional colour offsets float [N, 3]."""
+        mean: torch.Tensor = self.mean  # type: ignore[assignment]
+        if mean.dim() == 3 and mean.shape[:2] != images.shape[1:3]:
+            mean = mean.mean(dim=(0, 1))
+        x = images.float() - mean
+        if color is not None:
+            x = x + color[:, None, None, :]
+        if self.std is not None:
+            x = x / self.std
+        return x.permute(0, 3, 1, 2)
+
+
+class Classifier(nn.Module):
+    """A network with its preprocessing: logits float [N, classes] for images uint8 [N, H, W, 3]."""
+
+    def __init__(self, normalize: Normalize, network: nn.Module) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.network = network
+
+    def forward(self, images: torch.Tensor, color: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits for images uint8 [N, H, W, 3] with optional colour offsets float [N, 3] in 0..255 units."""
+        logits: torch.Tensor = self.network(self.normalize(images, color))
+        return logits

@@ -1,0 +1,81 @@
+"""Plain, residual and highway networks from a table of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from resnet_pipeline.models.blocks import Block, Shortcut, Stride, conv
+from resnet_pipeline.models.highway import HighwayBlock
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network as data: its first layers, its block, and (blocks, width) of each stage; stages after the first halve."""
+
+    stem: Literal["imagenet", "cifar"]
+    block: Block
+    stages: Sequence[tuple[int, int]]
+    shortcut: Shortcut
+    stride: Stride = "v1"
+    pooling: Literal["pytorch", "caffe"] = "pytorch"
+
+
+class ResNet(nn.Module):
+    """A network of the paper: logits float [N, num_classes] for images float [N, 3, H, W].
+
+    Initialised as He et al., 2015 ("Delving Deep into Rectifiers"), from PyTorch's global generator. ``pooling`` is
+    that of the ImageNet stem: ``pytorch`` pads by one, ``caffe`` pads nothing and rounds up, as the authors' release.
+    """
+
+    def __init__(self, architecture: Architecture, *, num_classes: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        first = architecture.stages[0][1]
+        if architecture.stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, first, 7, stride=2, padding=3, bias=False)
+            caffe = architecture.pooling == "caffe"
+            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=0 if caffe else 1, ceil_mode=caffe)
+        else:
+            self.conv1 = conv(3, first, 3)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(first)
+        channels = first
+        self.stage_names = [f"layer{i}" for i in range(1, len(architecture.stages) + 1)]
+        for i, (name, (blocks, width)) in enumerate(zip(self.stage_names, architecture.stages, strict=True)):
+            stage = []
+            for j in range(blocks):
+                stride = 2 if i > 0 and j == 0 else 1
+                block = architecture.block(channels, width, stride, architecture.shortcut, architecture.stride)
+                stage.append(block)
+                channels = width * block.expansion  # type: ignore[operator]
+            self.add_module(name, nn.Sequential(*stage))
+        self.fc = nn.Linear(channels, num_classes)
+        self._initialise()
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last convolutional map float [N, C, h, w]."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits: global average pooling of the features, then the linear classifier."""
+        logits: torch.Tensor = self.fc(self.features(x).mean(dim=(2, 3)))
+        return logits
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # fan_in is the derivation's forward case; the authors' Caffe "msra" filler defaults to it too
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if isinstance(module, HighwayBlock) and module.gate.bias is not None:
+                nn.init.constant_(module.gate.bias, module.gate_bias)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)

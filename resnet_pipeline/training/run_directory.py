@@ -1,0 +1,158 @@
+"""A run on disk: its identity, config, metrics, checkpoints, final weights and result.
+
+    <recipe>-<dataset fingerprint>-s<seed>-<config hash>/
+      config.json  metrics.jsonl  result.json  weights.safetensors  checkpoints/
+
+Starting the same run again finds the same directory and goes on; a different config never does.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from resnet_pipeline.config import RunConfig, config_hash, from_dict, to_dict
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.workspace import write_json
+
+
+def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
+    """Return the directory name of a run: recipe, dataset, seed and everything else of the config."""
+    recipe = config.recipe.replace("/", "-")
+    return f"{recipe}-{dataset_fingerprint[:8]}-s{config.seed}-{config_hash(config)}"
+
+
+class RunDirectory:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path, config: RunConfig, dataset: dict[str, Any]) -> RunDirectory:
+        """Return the run's directory, new or as an earlier start left it.
+
+        ``dataset`` holds at least ``name`` and ``fingerprint``; it is kept with the config.
+        """
+        run = cls(parent / run_name(config, dataset["fingerprint"]))
+        if not run.config_file.exists():
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_json(run.config_file, {"config": to_dict(config), "dataset": dataset})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open an existing run; UserError where the folder is none."""
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise UserError(f"{path} is no run directory: it has no config.json")
+        return run
+
+    @property
+    def name(self) -> str:
+        """The directory's name, the run's identity."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        """The config and the dataset's name, fingerprint and classes."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Append-only metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def weights_file(self) -> Path:
+        """The final weights."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def result_file(self) -> Path:
+        """What the finished run came to; its presence says that the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks the workers to save and stop at their next log point."""
+        return self.path / "stop"
+
+    @property
+    def error_file(self) -> Path:
+        """What ended the last attempt, where it was something for the user to mend."""
+        return self.path / "error.txt"
+
+    def config(self) -> RunConfig:
+        """Read the run's config; UserError where the file is damaged."""
+        return from_dict(RunConfig, self._stored("config"))
+
+    def dataset(self) -> dict[str, Any]:
+        """Read what was kept of the dataset: name, fingerprint, classes."""
+        return self._stored("dataset")
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, else None."""
+        try:
+            value: dict[str, Any] = json.loads(self.result_file.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.result_file} is damaged ({error}); remove it to finish the run again") from None
+        return value
+
+    def _stored(self, key: str) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(self.config_file.read_text())[key]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.config_file} can't be read ({error}); is {self.path} a run directory?") from None
+        return value
+
+
+class MetricsLog:
+    """The append-only metrics of a run, written by rank 0 alone.
+
+    A resumed run first appends ``{"kind": "resume", "step": s}``; readers then drop what came after step s.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def append(self, kind: str, step: int, **values: float) -> None:
+        """Append one line: its kind (train, validation, resume, done), the step, the time (Unix seconds), the values."""
+        self._file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics file as one history: lines that a resumption made void are dropped, a torn last line too."""
+    history: list[dict[str, Any]] = []
+    for line in complete_lines(path):
+        if line["kind"] == "resume":
+            history = [h for h in history if h["step"] <= line["step"]]
+        else:
+            history.append(line)
+    return history
+
+
+def complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the file's parsed lines; a line torn by a crash is skipped."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for text in file:
+            try:
+                yield json.loads(text)
+            except ValueError:
+                continue

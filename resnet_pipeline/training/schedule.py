@@ -1,0 +1,65 @@
+"""The learning rate of an iteration.
+
+A schedule's rate depends on the iteration and on a small state (what the run has measured so far), which is plain
+JSON and part of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from resnet_pipeline.config import ScheduleConfig
+
+
+@dataclass
+class ScheduleState:
+    """What the schedule remembers: when the constant warm-up ended, and the plateau's history."""
+
+    warm: bool = False
+    drops: int = 0
+    best_error: float = math.inf
+    stale: int = 0
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the state as plain numbers."""
+        return dataclasses.asdict(self)
+
+
+class Schedule:
+    """The learning rate of each iteration of a run of ``steps`` iterations from a base rate ``lr``."""
+
+    def __init__(self, config: ScheduleConfig, *, lr: float, steps: int, state: ScheduleState | None = None) -> None:
+        self.config = config
+        self.base = lr
+        self.steps = steps
+        self.state = state or ScheduleState(warm=config.warmup_lr is None)
+
+    def lr(self, step: int) -> float:
+        """Return the rate of the iteration that follows ``step`` finished ones."""
+        config = self.config
+        if not self.state.warm and config.warmup_lr is not None:
+            return config.warmup_lr
+        if step < config.warmup:
+            return self.base * (step + 1) / config.warmup
+        if config.kind == "cosine":
+            progress = (step - config.warmup) / max(1, self.steps - config.warmup)
+            return self.base * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        drops = self.state.drops if config.kind == "plateau" else sum(step >= b for b in config.boundaries)
+        return self.base * config.factor**drops
+
+    def observe_training(self, error: float) -> None:
+        """Take in the training error (percent) since the last log point."""
+        if error < self.config.warmup_until:
+            self.state.warm = True
+
+    def observe_validation(self, error: float) -> None:
+        """Take in a validation error (percent); on a plateau the rate drops and the count starts afresh."""
+        state = self.state
+        if error < state.best_error - self.config.threshold:
+            state.best_error, state.stale = error, 0
+        else:
+            state.stale += 1
+        if state.stale >= self.config.patience:
+            state.drops, state.stale = state.drops + 1, 0

@@ -1,0 +1,86 @@
+"""One optimiser step: the mean gradient over micro-batches, whoever computes them, and the sums that are logged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnet_pipeline.data.loaders import Batch
+from resnet_pipeline.training.context import all_reduce_sum
+
+
+class RunningSums:
+    """Loss, wrong answers and images since the last log point, on the device; read back once per log point."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add a micro-batch: its mean loss, logits [N, classes], labels [N]."""
+        wrong = (logits.argmax(1) != labels).sum()
+        self._sums += torch.stack([loss.detach().double() * len(labels), wrong.double(), wrong.new_tensor(len(labels))])
+
+    def read(self) -> tuple[float, float, int]:
+        """Return (mean loss, error in percent, images) over all ranks and start afresh."""
+        loss, wrong, images = all_reduce_sum(self._sums.clone()).tolist()
+        self._sums.zero_()
+        return loss / max(images, 1), 100 * wrong / max(images, 1), int(images)
+
+
+class FiniteGuard:
+    """Skips every update from the first non-finite gradient or loss on, without synchronising, until it is read.
+
+    The fused optimiser skips its update on the device where ``found_inf`` is set.
+    """
+
+    def __init__(self, optimizer: torch.optim.SGD, device: torch.device) -> None:
+        self._bad_step = torch.full((1,), -1.0, device=device)
+        self._found_inf = torch.zeros(1, device=device)
+        optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+
+    def observe(self, step: int, gradient_norm: torch.Tensor) -> None:
+        """Take in the norm of a step's averaged gradient; NaN and infinity reach every rank through it."""
+        first = ~torch.isfinite(gradient_norm) & (self._bad_step < 0)
+        self._bad_step.copy_(torch.where(first, float(step), self._bad_step))
+        self._found_inf.copy_((self._bad_step >= 0).float())
+
+    def bad_step(self) -> int | None:
+        """Return the first bad step, or None. Synchronises with the device."""
+        step = int(self._bad_step.item())
+        return step if step >= 0 else None
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    guard: FiniteGuard,
+    sums: RunningSums,
+    micro_batches: Sequence[Batch],
+    *,
+    step: int,
+) -> torch.Tensor:
+    """Run one step on this rank's micro-batches and return the norm of the gradient, a scalar on the device.
+
+    Every rank has equally many micro-batches, so the mean over this rank's, averaged over ranks by
+    DistributedDataParallel, is the mean over all.
+    """
+    device = next(model.parameters()).device
+    optimizer.zero_grad(set_to_none=True)
+    for i, batch in enumerate(micro_batches):
+        labels = batch.labels.to(device, non_blocking=True)
+        last = i == len(micro_batches) - 1
+        unsynchronised = isinstance(model, DistributedDataParallel) and not last
+        with model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
+            logits = model(batch.images.to(device, non_blocking=True), batch.color.to(device, non_blocking=True))
+            loss = nn.functional.cross_entropy(logits, labels)
+            (loss / len(micro_batches)).backward()
+        sums.add(loss, logits.detach(), labels)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    guard.observe(step, norm)
+    optimizer.step()
+    return norm

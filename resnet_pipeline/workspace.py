@@ -1,0 +1,98 @@
+"""Where the program keeps what it keeps: one root folder, nothing outside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_pipeline.errors import UserError
+
+ROOT_VARIABLE = "RESNET_PIPELINE_ROOT"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The root: ``--root``, else the environment variable ``RESNET_PIPELINE_ROOT``, else ``./work``."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, root: Path | str | None = None) -> Workspace:
+        """Return the workspace of an explicit root or of the environment's; the folder need not exist."""
+        return cls(Path(root or os.environ.get(ROOT_VARIABLE) or "work").expanduser().resolve())
+
+    @property
+    def datasets(self) -> Path:
+        """Staged datasets, one folder each."""
+        return self.root / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        """Run directories, named by the run's identity."""
+        return self.root / "runs"
+
+    @property
+    def scores(self) -> Path:
+        """Score files, by dataset, split, protocol and weights."""
+        return self.root / "scores"
+
+    @property
+    def reports(self) -> Path:
+        """HTML reports."""
+        return self.root / "reports"
+
+    @property
+    def mlflow(self) -> Path:
+        """MLflow's SQLite file and artifacts, where no server is set."""
+        return self.root / "mlflow"
+
+    @property
+    def prefect(self) -> Path:
+        """Prefect's home: its SQLite file, where no server is set."""
+        return self.root / "prefect"
+
+    @property
+    def services(self) -> Path:
+        """Process ids and logs of what ``up`` started."""
+        return self.root / "services"
+
+    def dataset(self, name: str) -> Path:
+        """Return the folder of the dataset of this name; UserError where a name is no plain folder name."""
+        return self.datasets / checked_name(name, "dataset name")
+
+
+def checked_name(name: str, what: str) -> str:
+    """Return the name if it can be a folder of its own, else raise UserError naming it."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        return name
+    raise UserError(f"{what} {name!r} must start with a letter or digit and hold only letters, digits, '.', '_' and '-'")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on error removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of a shared root
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
