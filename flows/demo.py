@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prefect import flow
 from rich.console import Console
 
 from flows.evaluate import ensemble_evaluate
+from flows.parameters import ProtocolName
 from flows.stage import stage_dataset
-from flows.train import digits_train
-from resnet_pipeline.adapters.ray_train import ray_cluster
+from flows.train import DigitsNetwork, digits_train
+from resnet_pipeline.adapters.ray_train import keeping_ray
 from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
-from resnet_pipeline.recipes.digits import NETWORKS
 from resnet_pipeline.workspace import Workspace
 
 DATASET = "digits"
-PROTOCOLS = ["center", "10-crop"]
+PROTOCOLS: list[ProtocolName] = ["center", "10-crop"]
+_NETWORKS: tuple[DigitsNetwork, ...] = get_args(DigitsNetwork)
 
 
 @flow(name="demo")
@@ -27,11 +29,11 @@ def demo_flow(workers: int) -> list[dict[str, Any]]:
     """Stage the digits, train and register three networks, test each alone and all together."""
     print("\n1/3  Staging the built-in digits", flush=True)
     stage_dataset(source=DIGITS, name=DATASET)
-    print(f"\n2/3  Training {len(NETWORKS)} networks with {workers} workers", flush=True)
-    with ray_cluster():  # one Ray for all three
+    print(f"\n2/3  Training {len(_NETWORKS)} networks with {workers} workers", flush=True)
+    with keeping_ray():  # one Ray for all three
         results = [
             digits_train(network=network, dataset=DATASET, workers=workers, protocols=PROTOCOLS)
-            for network in NETWORKS
+            for network in _NETWORKS
         ]
     print("\n3/3  The ensemble, from the kept scores", flush=True)
     runs = [result["run"] for result in results]
@@ -47,7 +49,7 @@ def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
     results = demo_flow(workers=workers)
     runs = [result["run"] for result in results]
     path, table = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS, quiet=True)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     print()
     console.print(table)
     reused = sum(result["reused"] for result in results)

@@ -53,9 +53,11 @@ def ensemble_evaluate(
     errors = ensemble_errors(evaluations)
     rows = [*(_row(e) for e in evaluations), {"model": "ensemble", **errors}]
     table(f"ensemble-{dataset}-{protocol}", rows, f"Errors on {dataset}, {protocol}, percent")
+    ilsvrc = evaluations[0].scores.probabilities.shape[1] == 1000
+    beside = f" (the paper: top-5 {ENSEMBLE_TOP5} %; {ENSEMBLE_SOURCE})" if ilsvrc else ""
     tell(
         f"ensemble of {len(evaluations)} on {dataset}, {protocol}: top-1 error {errors['top1']:.2f} %, "
-        f"top-5 error {errors['top5']:.2f} % (the paper: top-5 {ENSEMBLE_TOP5} %; {ENSEMBLE_SOURCE})"
+        f"top-5 error {errors['top5']:.2f} %{beside}"
     )
     return {"members": rows[:-1], "ensemble": errors}
 

@@ -30,4 +30,6 @@ def say() -> Callable[[str], None]:
 
 def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
     """Keep rows as a table artifact of the flow run; keys hold lower-case letters, digits and dashes."""
-    create_table_artifact(table=rows, key="".join(c if c.isalnum() else "-" for c in key.lower()), description=description)
+    create_table_artifact(
+        table=rows, key="".join(c if c.isalnum() else "-" for c in key.lower()), description=description
+    )

@@ -16,7 +16,8 @@ from resnet_pipeline.workspace import Workspace
 @flow(name="stage-dataset")
 def stage_dataset(
     source: Annotated[
-        str, Field(description="A folder with train/<class>/* and val/<class>/*, an archive of that, or builtin:digits.")
+        str,
+        Field(description="A folder with train/<class>/* and val/<class>/*, an archive of that, or builtin:digits."),
     ],
     name: Annotated[str, Field(description="The name under which training and evaluation find the dataset.")],
     workers: Annotated[int | None, Field(ge=1, description="Processes; empty for one per CPU core.")] = None,

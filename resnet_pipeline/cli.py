@@ -5,7 +5,6 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -30,7 +29,9 @@ app = typer.Typer(
 Root = Annotated[
     Path | None,
     typer.Option(
-        "--root", envvar=ROOT_VARIABLE, help="Where everything is kept: datasets, runs, scores, reports. Default: ./work"
+        "--root",
+        envvar=ROOT_VARIABLE,
+        help="Where everything is kept: datasets, runs, scores, reports. Default: ./work",
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
@@ -49,7 +50,9 @@ ProtocolName = Annotated[
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...", help="A run directory, models:/NAME@ALIAS, runs:/ID, or NETWORK=WEIGHTS-FILE.", show_default=False
+        metavar="MODEL...",
+        help="A run directory, models:/NAME@ALIAS, runs:/ID, or NETWORK=WEIGHTS-FILE.",
+        show_default=False,
     ),
 ]
 
@@ -131,7 +134,9 @@ def stage(
     max_refused: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more than this share of the images is broken.")
     ] = 0.01,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a dataset of this name that has other files.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a dataset of this name that has other files.")
+    ] = False,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -155,7 +160,8 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, sample order and augmentation.")] = 0,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe: --set optim.lr=0.05")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe: --set optim.lr=0.05"),
     ] = None,
     registered: Annotated[
         bool, typer.Option("--register/--no-register", help="Register the finished network in MLflow.")
@@ -235,11 +241,16 @@ def ensemble(
 @app.command()
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN...]", help="Finished runs. Default: all on the dataset.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[RUN...]", help="Finished runs. Default: all on the dataset.", show_default=False),
     ] = None,
     dataset: DatasetName = "digits",
-    protocols: Annotated[list[str] | None, typer.Option("--protocol", help="Repeat for several. Default: center, 10-crop.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The page. Default: reports/<dataset>.html under the root.")] = None,
+    protocols: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Repeat for several. Default: center, 10-crop.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The page. Default: reports/<dataset>.html under the root.")
+    ] = None,
     root: Root = None,
 ) -> None:
     """Write a one-page HTML report on finished runs: curves, errors, the ensemble."""
@@ -259,15 +270,31 @@ def recipes(json_file: Json = None) -> None:
 
     rows = recipe_rows()
     table = Table(title="Recipes: a name for `resnet-pipeline train`; errors in percent, from the paper")
-    for column, justify in (("recipe", "left"), ("depth", "right"), ("parameters", "right"), ("multiply-adds", "right"),
-                            ("steps", "right"), ("batch", "right"), ("top-1", "right"), ("top-5", "right"), ("source", "left")):
+    for column, justify in (
+        ("recipe", "left"),
+        ("depth", "right"),
+        ("parameters", "right"),
+        ("multiply-adds", "right"),
+        ("steps", "right"),
+        ("batch", "right"),
+        ("top-1", "right"),
+        ("top-5", "right"),
+        ("source", "left"),
+    ):
         table.add_column(column, justify=justify, no_wrap=column == "recipe")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(
-            row["recipe"], str(row["depth"]), f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e9:.2f} G"
-            if row["multiply_adds"] >= 1e9 else f"{row['multiply_adds'] / 1e6:.1f} M",
-            f"{row['steps']:,}", str(row["batch"]),
-            "" if row["top1"] is None else f"{row['top1']:.2f}", "" if row["top5"] is None else f"{row['top5']:.2f}", row["source"] or "",
+            row["recipe"],
+            str(row["depth"]),
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['multiply_adds'] / 1e9:.2f} G"
+            if row["multiply_adds"] >= 1e9
+            else f"{row['multiply_adds'] / 1e6:.1f} M",
+            f"{row['steps']:,}",
+            str(row["batch"]),
+            "" if row["top1"] is None else f"{row['top1']:.2f}",
+            "" if row["top5"] is None else f"{row['top5']:.2f}",
+            row["source"] or "",
         )
     Console().print(table)
     _write(json_file, rows)

@@ -72,7 +72,9 @@ def checked_name(name: str, what: str) -> str:
     """Return the name if it can be a folder of its own, else raise UserError naming it."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         return name
-    raise UserError(f"{what} {name!r} must start with a letter or digit and hold only letters, digits, '.', '_' and '-'")
+    raise UserError(
+        f"{what} {name!r} must start with a letter or digit and hold only letters, digits, '.', '_' and '-'"
+    )
 
 
 @contextlib.contextmanager

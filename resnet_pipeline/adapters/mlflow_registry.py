@@ -94,7 +94,8 @@ def _log_model(tracking: Tracking, run: RunDirectory, name: str) -> str:
     crop = run.config().views.crop
     classes = len(run.dataset()["classes"])
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype("uint8"), (-1, crop, crop, 3))]), Schema([TensorSpec(np.dtype("float32"), (-1, classes))])
+        Schema([TensorSpec(np.dtype("uint8"), (-1, crop, crop, 3))]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "network"
@@ -111,6 +112,11 @@ def _log_model(tracking: Tracking, run: RunDirectory, name: str) -> str:
                     data_path=str(folder),
                     signature=signature,
                     pip_requirements=[f"resnet-pipeline=={__version__}"],
-                    registered_model_name=name,
                 )
-    return str(logged.registered_model_version)
+    client = tracking.client
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = client.create_model_version(
+        name, f"models:/{logged.model_id}", run_id=tracking.run_id(run), model_id=logged.model_id
+    )
+    return str(version.version)

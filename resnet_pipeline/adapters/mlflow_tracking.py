@@ -76,7 +76,9 @@ class Tracking:
         run_id = self.run_id(run)
         params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
         _guarded(
-            lambda: self.client.log_batch(run_id, params=params, tags=[RunTag(k, str(v)[:500]) for k, v in tags.items()])
+            lambda: self.client.log_batch(
+                run_id, params=params, tags=[RunTag(k, str(v)[:500]) for k, v in tags.items()]
+            )
         )
 
     def deliver(self, run: RunDirectory) -> int:

@@ -32,8 +32,8 @@ class Resources:
 def ray_cluster() -> Iterator[Resources]:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; leave it, or stop it, at the end.
 
-    Inside another ``ray_cluster()`` the same connection serves. A local cluster offers at least two CPUs, so that two
-    workers run on any machine.
+    Inside another ``ray_cluster()`` the same connection serves, and inside ``keeping_ray()`` it stays. A local cluster
+    offers at least two CPUs, so that two workers run on any machine.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a fit is noticed
@@ -44,7 +44,11 @@ def ray_cluster() -> Iterator[Resources]:
     if own:
         address = os.environ.get("RAY_ADDRESS")
         # "local" explicitly: without it Ray attaches to whatever an old cluster left as the current address
-        options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
+        options: dict[str, Any] = {
+            "address": address or "local",
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        }
         if not address:
             options |= {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
         try:
@@ -56,8 +60,25 @@ def ray_cluster() -> Iterator[Resources]:
         alive = sum(node["Alive"] for node in ray.nodes())
         yield Resources(cpus=int(totals.get("CPU", 0)), gpus=int(totals.get("GPU", 0)), nodes=alive)
     finally:
-        if own:
+        if own and not _keepers:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def keeping_ray() -> Iterator[None]:
+    """Inside, a Ray that ``ray_cluster()`` starts serves all that follow; it is stopped at the end."""
+    _keepers.append(1)
+    try:
+        yield
+    finally:
+        _keepers.pop()
+        import ray
+
+        if ray.is_initialized() and not _keepers:
+            ray.shutdown()
+
+
+_keepers: list[int] = []
 
 
 def check_workers(workers: int, resources: Resources) -> None:
@@ -86,7 +107,9 @@ def fit(run: RunDirectory, dataset: Path, *, workers: int, resources: Resources,
         _work,
         train_loop_config={"run": str(run.path), "dataset": str(dataset), "threads": cpus},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+        ),
         run_config=RunConfig(
             name=run.name,
             storage_path=str(run.path / "ray"),

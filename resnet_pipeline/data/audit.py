@@ -76,7 +76,7 @@ def audit(data: bytes) -> tuple[Audited, Image.Image | None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels decide
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             if image.width * image.height > MOST_PIXELS:
                 return Audited(note=f"{image.width}×{image.height} pixels are too many", refused=True), None
             image.load()

@@ -86,7 +86,7 @@ def _window_of_resized(
 
 
 def _pad_crop(config: AugmentConfig, seed: int, positions: Int64, h: Int64, w: Int64) -> Int64:
-    """A random crop of the image with ``pad`` more pixels on each side (section 4.2); the window may lie outside.
+    """Cut a random crop of the image with ``pad`` more pixels on each side (section 4.2); it may lie outside.
 
     An image whose shorter side is not the crop's is treated as if resized to it first.
     """
@@ -100,7 +100,7 @@ def _pad_crop(config: AugmentConfig, seed: int, positions: Int64, h: Int64, w: I
 
 
 def _random_resized_crop(config: AugmentConfig, seed: int, positions: Int64, h: Int64, w: Int64) -> Int64:
-    """torchvision's RandomResizedCrop (Szegedy et al., 2014): ten tries, then the largest centred crop in proportion."""
+    """Torchvision's RandomResizedCrop (Szegedy et al., 2014): ten tries, then the largest centred crop."""
     low, high = math.log(config.aspect[0]), math.log(config.aspect[1])
     # the fallback: as much of the centre as the allowed proportions leave
     ratio = w / h

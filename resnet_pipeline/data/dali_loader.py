@@ -116,9 +116,9 @@ class DaliExecutor:
         ahead: deque[tuple[P, list[Any]]] = deque()
 
         def source() -> Iterator[list[Any]]:
-            for plan in plans:
-                arrays = [[self._samples.encoded(int(i)) for i in plan.index], *arrays_of(plan)]
-                ahead.append((plan, arrays))
+            for planned in plans:
+                arrays = [[self._samples.encoded(int(i)) for i in planned.index], *arrays_of(planned)]
+                ahead.append((planned, arrays))
                 yield arrays
 
         pipeline = self._pipeline = Pipeline(

@@ -151,4 +151,5 @@ def _verify(path: Path, digest: str) -> None:
 
 
 def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:
-    return table.column(name).to_numpy().astype(dtype, copy=False)
+    values: npt.NDArray[Any] = table.column(name).to_numpy().astype(dtype, copy=False)
+    return values

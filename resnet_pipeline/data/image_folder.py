@@ -1,7 +1,7 @@
 """Sources: a folder of ``split/class/image`` files, or an archive of that, read without unpacking it.
 
-Splits are ``train`` and ``val`` (``valid`` and ``validation`` are taken as ``val``) or ``test``. An archive may have one
-folder around everything.
+Splits are ``train`` and ``val`` (``valid`` and ``validation`` are taken as ``val``) or ``test``. An archive may have
+one folder around everything.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ What a batch holds is planned first (``order``, ``augment``); the two executors 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ ViewKind = Literal["center", "10-crop", "whole"]
 T = TypeVar("T")
 
 
-class Batch(NamedTuple):
-    """N training images: uint8 [N, H, W, 3], labels int64 [N], sample numbers int64 [N], colour offsets float [N, 3]."""
+@dataclass(frozen=True)
+class Batch:
+    """N training images uint8 [N, H, W, 3], labels int64 [N], sample numbers int64 [N], colour offsets float [N, 3]."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -31,7 +33,8 @@ class Batch(NamedTuple):
     color: torch.Tensor
 
 
-class ViewBatch(NamedTuple):
+@dataclass(frozen=True)
+class ViewBatch:
     """V views of N test images: uint8 [N, V, H, W, 3], labels int64 [N], sample numbers int64 [N]."""
 
     images: torch.Tensor

@@ -232,7 +232,9 @@ class _Shard:
         try:
             self._file.write(data)
         except OSError as error:
-            raise UserError(f"{self.path} can't be written: {error.strerror}; nothing of this dataset is kept") from None
+            raise UserError(
+                f"{self.path} can't be written: {error.strerror}; nothing of this dataset is kept"
+            ) from None
         self._digest.update(data)
         self.bytes += len(data)
 
@@ -267,7 +269,8 @@ def _finished(
         results, sums = future.result()
     except BrokenProcessPool:
         raise UserError(
-            f"a worker died (out of memory?) between {chunk[0].file.name} and {chunk[-1].file.name}; try fewer --workers"
+            f"a worker died (of too little memory?) between {chunk[0].file.name} and {chunk[-1].file.name}; "
+            "use fewer --workers"
         ) from None
     take_sums(sums)
     yield from zip(chunk, files, results, strict=True)

@@ -77,4 +77,7 @@ def broken_sample(samples: Split, index: int, reason: str) -> UserError:
 def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(image.shape[1:]) == size:
         return image
-    return transforms.resize(image, list(size), interpolation=transforms.InterpolationMode.BILINEAR, antialias=True)
+    resized: torch.Tensor = transforms.resize(
+        image, list(size), interpolation=transforms.InterpolationMode.BILINEAR, antialias=True
+    )
+    return resized

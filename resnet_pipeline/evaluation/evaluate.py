@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.loaders import view_batches
+from resnet_pipeline.data.loaders import Backend, view_batches
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.scores import Scores
 from resnet_pipeline.evaluation.views import Protocol
@@ -31,7 +31,7 @@ def evaluate(
     images: int | None = None,
     batch_size: int = 32,
     device: torch.device | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Score every sample of a split (or ``images`` evenly spaced ones) with each model.

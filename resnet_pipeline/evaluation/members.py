@@ -72,7 +72,7 @@ def load_file(network: str, weights: Path, *, num_classes: int) -> Member:
         raise UserError(f"weights file {weights} does not exist")
     caffe = weights.suffix == ".caffemodel"
     cifar = network.startswith("cifar-")
-    model = build_model(network, num_classes=num_classes, **({} if cifar or caffe else {"stride": "v1.5"}))
+    model = build_model(network, num_classes=num_classes, stride="v1" if cifar or caffe else "v1.5")
     load_weights(model, weights)
     normalize = (
         Normalize(torch.tensor(_CAFFE_MEAN))

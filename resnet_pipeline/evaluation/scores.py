@@ -91,5 +91,6 @@ def read_scores(path: Path) -> Scores:
         seconds=metadata["seconds"],
         keys=table.column("key").to_pylist(),
         labels=table.column("label").to_numpy().astype(np.int64),
-        probabilities=column.flatten().to_numpy().reshape(len(column), column.type.list_size),
+        # a copy: Arrow's memory is read-only, which torch warns of
+        probabilities=column.flatten().to_numpy().reshape(len(column), column.type.list_size).copy(),
     )

@@ -79,7 +79,11 @@ def evaluate_models(
     missing: dict[Protocol, dict[str, Member]] = {}
     for reference, member in members.items():
         protocol = protocol_of(protocol_name, member.views)
-        subset = protocol.id if images is None else f"{protocol.id}-{len(chosen_samples(len(dataset.splits[split]), images))}-images"
+        subset = (
+            protocol.id
+            if images is None
+            else f"{protocol.id}-{len(chosen_samples(len(dataset.splits[split]), images))}-images"
+        )
         paths[reference] = score_path(
             workspace.scores,
             dataset_fingerprint=dataset.fingerprint,

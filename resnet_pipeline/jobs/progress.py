@@ -66,7 +66,9 @@ class TrainingProgress:
         detail = f"epoch {line['epoch']:.1f}  loss {line['loss']:.3f}  error {line['error']:.1f} %{self._validation}"
         if self._bar:
             self._bar.update(self._task, completed=step, detail=f"{detail}  {rate:,.0f} images/s")
-        elif not self._quiet and (time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or step == self._config.steps):
+        elif not self._quiet and (
+            time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or step == self._config.steps
+        ):
             self._last_line = time.monotonic()
             left = (self._config.steps - step) * self._config.batch / max(rate, 1e-9)
             self._say(

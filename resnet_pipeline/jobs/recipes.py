@@ -16,7 +16,7 @@ _CLASSES = {"imagenet": 1000, "cifar10": 10, "digits": 10}
 
 
 def recipe_rows() -> list[dict[str, Any]]:
-    """Return a row per recipe: depth, parameters, multiply-adds at the training crop, the paper's error and its table."""
+    """Return a row per recipe: depth, parameters, multiply-adds at the training crop, the paper's error and table."""
     return [_row(name) for name in recipe_names()]
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.published import PUBLISHED
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
 from resnet_pipeline.jobs.recipes import network_cost
@@ -83,7 +84,6 @@ def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
     history = read_metrics(run.metrics_file)
     cost = network_cost(config, classes=len(run.dataset()["classes"]))
     published = PUBLISHED.get(config.recipe)
-    mlflow_run, version = _tracked(run)
     return Member(
         name=config.recipe,
         run=run.name,
@@ -93,11 +93,12 @@ def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
         errors={p: (e.errors["top1"], e.errors["top5"]) for p, e in evaluations.items()},
         images_per_second=result["images_per_second"],
         seconds=result["seconds"],
+        test_images_per_second=list(evaluations.values())[-1].scores.images_per_second,
         train_loss=_curve(history, "train", "loss"),
         train_error=_curve(history, "train", "error"),
         val_error=_curve(history, "validation", "top1"),
-        registered=version,
-        mlflow_run=mlflow_run,
+        registered=_remembered(run, "version.json", "version"),
+        mlflow_run=_remembered(run, "mlflow.json", "run_id"),
         paper_error=published.top1 if published else None,
         paper_source=published.source if published else None,
     )
@@ -112,6 +113,7 @@ def _ensemble(members: Sequence[Member], evaluations: dict[str, list[Evaluation]
         members=[m.name for m in members],
         errors={protocol: (e["top1"], e["top5"]) for protocol, e in errors.items()},
         samples=int(first["images"]),
+        test_images_per_second=average([e.scores for e in list(evaluations.values())[-1]]).images_per_second,
     )
 
 
@@ -120,10 +122,10 @@ def _curve(history: list[dict[str, Any]], kind: str, key: str) -> Curve:
     return Curve(steps=[line["step"] for line in lines], values=[line[key] for line in lines])
 
 
-def _tracked(run: RunDirectory) -> tuple[str | None, str | None]:
-    """Return the MLflow run and the registered version that the run directory remembers."""
+def _remembered(run: RunDirectory, file: str, key: str) -> str | None:
+    """Return what the run directory remembers of its MLflow run and registered version."""
     try:
-        values = json.loads((run.path / "mlflow.json").read_text())
+        value: str | None = json.loads((run.path / file).read_text()).get(key)
     except (FileNotFoundError, ValueError):
-        return None, None
-    return values.get("run_id"), values.get("version")
+        return None
+    return value

@@ -215,7 +215,9 @@ def _wait(workspace: Workspace, name: str, url: str) -> None:
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.3)
-    raise UserError(f"{name} does not answer at {url} after {_START_SECONDS} s; its log: {workspace.services / name}.log")
+    raise UserError(
+        f"{name} does not answer at {url} after {_START_SECONDS} s; its log: {workspace.services / name}.log"
+    )
 
 
 def _wait_for_worker(workspace: Workspace, api: str) -> None:
@@ -229,7 +231,9 @@ def _wait_for_worker(workspace: Workspace, api: str) -> None:
             if any(worker["status"] == "ONLINE" for worker in json.loads(answer.read())):
                 return
         time.sleep(0.3)
-    raise UserError(f"the worker is not online after {_START_SECONDS} s; its log: {workspace.services / 'prefect-worker.log'}")
+    raise UserError(
+        f"the worker is not online after {_START_SECONDS} s; its log: {workspace.services / 'prefect-worker.log'}"
+    )
 
 
 def _what_next(workspace: Workspace, api: str, mlflow: str, deployments: int) -> str:

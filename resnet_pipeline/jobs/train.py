@@ -29,7 +29,7 @@ from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.progress import TrainingProgress
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import Workspace
+from resnet_pipeline.workspace import Workspace, write_json
 
 Say = Callable[[str], None]
 
@@ -44,7 +44,7 @@ class TrainedRun:
     reused: bool
 
 
-class TrainingStopped(UserError):
+class TrainingStoppedError(UserError):
     """The run was asked to stop; its state is saved, and starting it again goes on."""
 
 
@@ -60,7 +60,7 @@ def train_run(
     """Train a config on a staged dataset; go on where an earlier start stopped.
 
     ``workers`` None takes every GPU of the cluster, or one worker where there is none, as far as the batch divides.
-    Raises UserError for what the user can mend, TrainingStopped after Ctrl-C.
+    Raises UserError for what the user can mend, TrainingStoppedError after Ctrl-C.
     """
     dataset = Dataset.open(workspace.dataset(dataset_name))
     tracking = Tracking(workspace)
@@ -77,7 +77,9 @@ def train_run(
             _train(run, dataset, workers, quiet=quiet, say=say)
     result = run.result()
     if result is None:
-        raise TrainingStopped(f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there")
+        raise TrainingStoppedError(
+            f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there"
+        )
     _record(tracking, run, config, dataset, result)
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
 
@@ -97,6 +99,7 @@ def register_run(
         tracking.log_values(trained.run, errors, step=result["steps"])
         for evaluation in evaluations:
             tracking.log_file(trained.run, evaluation.path, f"scores/{evaluation.scores.protocol}")
+    write_json(trained.run.path / "version.json", {"version": str(version), "uri": version.uri})
     say(f"{trained.run.config().recipe}: {'registered' if version.new else 'already registered'} as {version}")
     return version
 
@@ -144,7 +147,9 @@ def _train(run: RunDirectory, dataset: Dataset, workers: int | None, *, quiet: b
             raise UserError(f"{config.recipe}: {run.error_file.read_text()}")
         error = fitting.exception()
         if error is not None:
-            raise UserError(f"{config.recipe}: training failed: {_last_line(error)}; Ray's logs are in {_ray_logs()}") from error
+            raise UserError(
+                f"{config.recipe}: training failed: {_last_line(error)}; Ray's logs are in {_ray_logs()}"
+            ) from error
 
 
 def _in_thread(call: Callable[[], None]) -> Future[None]:
@@ -153,7 +158,8 @@ def _in_thread(call: Callable[[], None]) -> Future[None]:
 
     def work() -> None:
         try:
-            future.set_result(call())
+            call()
+            future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
 
@@ -181,9 +187,7 @@ def _stop_on_interrupt(run: RunDirectory, say: Say) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _record(
-    tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: dict[str, Any]
-) -> None:
+def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: dict[str, Any]) -> None:
     tracking.deliver(run)
     marker = run.path / "recorded"
     if marker.exists() and marker.read_text() == tracking.run_id(run):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 Shortcut = Literal["A", "B", "C", "none"]
 """A: zero-padding where dimensions grow; B: projection there; C: projection everywhere; none: a plain network."""
 Stride = Literal["v1", "v1.5"]
-"""Where a bottleneck halves the map: v1 on its first 1×1 (the paper), v1.5 on its 3×3 (fb.resnet.torch, torchvision)."""
+"""Where a bottleneck halves the map: v1 on its first 1×1 (the paper), v1.5 on its 3×3 (fb.resnet.torch)."""
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Complexity:
 
 
 def complexity(network: nn.Module, size: int) -> Complexity:
-    """Count a network at inputs of ``size`` × ``size`` pixels; it may be on the meta device, nothing is computed there."""
+    """Count a network at inputs of ``size`` × ``size`` pixels; on the meta device nothing is computed."""
     counts: dict[str, int] = {}
     handles = [
         module.register_forward_hook(_counter(name, counts))
@@ -57,7 +58,7 @@ def complexity(network: nn.Module, size: int) -> Complexity:
     return Complexity(parameters, sum(counts.values()), tuple(s for s in stages if s.parameters))
 
 
-def _counter(name: str, counts: dict[str, int]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _counter(name: str, counts: dict[str, int]) -> Callable[[nn.Module, object, torch.Tensor], None]:
     def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             per_output = math.prod(module.kernel_size) * module.in_channels // module.groups

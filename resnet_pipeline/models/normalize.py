@@ -27,8 +27,9 @@ class Normalize(nn.Module):
         x = images.float() - mean
         if color is not None:
             x = x + color[:, None, None, :]
-        if self.std is not None:
-            x = x / self.std
+        std: torch.Tensor | None = self.std  # type: ignore[assignment]
+        if std is not None:
+            x = x / std
         return x.permute(0, 3, 1, 2)
 
 

@@ -79,10 +79,15 @@ def _parse(name: str) -> tuple[str, str, int]:
     if family:
         if depth < 8 or (depth - 2) % 6:
             below = max(8, (depth - 2) // 6 * 6 + 2)
-            raise UserError(f"{name}: CIFAR networks have 6n+2 layers for n >= 1; {depth} is not one, {below} or {below + 6} are")
+            raise UserError(
+                f"{name}: CIFAR networks have 6n+2 layers for n >= 1; {depth} is not one, {below} or {below + 6} are"
+            )
         return "cifar", kind, depth
     known = [d for d in _IMAGENET if kind == "resnet" or d < 50]
     if kind == "highway" or depth not in known:
-        raise UserError(f"unknown network {name!r}; {kind} networks for ImageNet have {', '.join(map(str, known))} layers"
-                        if kind != "highway" else f"unknown network {name!r}; highway networks are named cifar-highway20 and so on")
+        raise UserError(
+            f"unknown network {name!r}; {kind} networks for ImageNet have {', '.join(map(str, known))} layers"
+            if kind != "highway"
+            else f"unknown network {name!r}; highway networks are named cifar-highway20 and so on"
+        )
     return "imagenet", kind, depth

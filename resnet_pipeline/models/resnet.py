@@ -16,7 +16,7 @@ from resnet_pipeline.models.highway import HighwayBlock
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network as data: its first layers, its block, and (blocks, width) of each stage; stages after the first halve."""
+    """A network as data: first layers, block, (blocks, width) of each stage; stages after the first halve the map."""
 
     stem: Literal["imagenet", "cifar"]
     block: Block
@@ -53,7 +53,7 @@ class ResNet(nn.Module):
                 stride = 2 if i > 0 and j == 0 else 1
                 block = architecture.block(channels, width, stride, architecture.shortcut, architecture.stride)
                 stage.append(block)
-                channels = width * block.expansion  # type: ignore[operator]
+                channels = width * int(block.expansion)  # type: ignore[arg-type]
             self.add_module(name, nn.Sequential(*stage))
         self.fc = nn.Linear(channels, num_classes)
         self._initialise()

@@ -21,9 +21,9 @@ def small(network: str) -> RunConfig:
         schedule=ScheduleConfig(kind="cosine", warmup=20),
         batch=64,
         micro_batch=32,
-        steps=240,
-        eval_every=60,
-        checkpoint_every=60,
+        steps=600,
+        eval_every=100,
+        checkpoint_every=200,
         log_every=10,
         bn_images=1_408,
     )

@@ -39,7 +39,7 @@ def load_statistics(model: nn.Module, flat: torch.Tensor) -> None:
     """Set all running means and variances from a vector [K] that `flatten_statistics` made."""
     statistics = _statistics(model)
     with torch.no_grad():
-        for target, values in zip(statistics, flat.split([s.numel() for s in statistics]), strict=True):
+        for target, values in zip(statistics, torch.split(flat, [s.numel() for s in statistics]), strict=True):
             target.copy_(values.view_as(target))
 
 

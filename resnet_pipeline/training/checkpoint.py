@@ -75,7 +75,9 @@ class CheckpointWriter:
         try:
             pending.result()
         except OSError as error:
-            raise UserError(f"checkpoint not written to {self._folder}: {error}; earlier checkpoints are intact") from error
+            raise UserError(
+                f"checkpoint not written to {self._folder}: {error}; earlier checkpoints are intact"
+            ) from error
 
     def close(self) -> None:
         """Wait for the last write and end the thread."""
@@ -97,7 +99,7 @@ class CheckpointWriter:
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint whose checksum is right, and a line for each damaged newer one."""
-    problems = []
+    problems: list[str] = []
     for step in reversed(_steps(folder)):
         path = folder / f"step-{step:08d}.pt"
         try:

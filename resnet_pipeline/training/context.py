@@ -23,7 +23,7 @@ class Context(Protocol):
 
     @property
     def rank(self) -> int:
-        """This process among ``world_size``."""
+        """The number of this process among ``world_size``."""
 
     @property
     def world_size(self) -> int:

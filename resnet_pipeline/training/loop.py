@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import config_hash
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.loaders import Batch, train_batches, view_batches
+from resnet_pipeline.data.loaders import Backend, Batch, train_batches, view_batches
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models.weights import save_weights, weights_sha256
@@ -39,7 +39,7 @@ class NonFiniteError(UserError):
     """The loss or a gradient was NaN or infinite; the weights are those of before that step."""
 
 
-def train(run: RunDirectory, dataset: Dataset, context: Context, *, backend: str = "auto") -> bool:
+def train(run: RunDirectory, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> bool:
     """Train the run to its end, from its newest checkpoint where it has one.
 
     Returns True when the run is finished and its result written, False when it was asked to stop and has saved its
@@ -57,19 +57,18 @@ def train(run: RunDirectory, dataset: Dataset, context: Context, *, backend: str
 class Trainer:
     """The state of a run in one of its processes."""
 
-    def __init__(self, run: RunDirectory, dataset: Dataset, context: Context, *, backend: str = "auto") -> None:
+    def __init__(self, run: RunDirectory, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> None:
         self.run, self.dataset, self.context, self.backend = run, dataset, context, backend
         self.config = config = run.config()
         config.check_workers(context.world_size)
         if context.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         self.classifier = build_classifier(config.model, dataset, seed=config.seed).to(context.device)
-        self.classifier = self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classifier = self.classifier.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.classifier, config.optim)
         self.schedule = Schedule(config.schedule, lr=config.optim.lr, steps=config.steps)
         self.guard = FiniteGuard(self.optimizer, context.device)
         self.sums = RunningSums(context.device)
-        self.throughput = Throughput()
         self.step = 0
         self.seconds_before = 0.0
         self.last_train: dict[str, float] = {}
@@ -81,9 +80,8 @@ class Trainer:
         self.model: torch.nn.Module = self.classifier
         if context.world_size > 1:
             # batch-norm statistics stay each rank's own: they are averaged where they are used
-            self.model = DistributedDataParallel(
-                self.classifier, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.model = DistributedDataParallel(self.classifier, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.throughput = Throughput()
 
     def run_to_end(self) -> bool:
         """Run the remaining steps and write the result; False when asked to stop before the end."""

@@ -127,7 +127,7 @@ class MetricsLog:
         self._file = path.open("a", buffering=1)
 
     def append(self, kind: str, step: int, **values: float) -> None:
-        """Append one line: its kind (train, validation, resume, done), the step, the time (Unix seconds), the values."""
+        """Append one line: kind (train, validation, resume, done), step, time (Unix seconds), values."""
         self._file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ def train_step(
         with model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
             logits = model(batch.images.to(device, non_blocking=True), batch.color.to(device, non_blocking=True))
             loss = nn.functional.cross_entropy(logits, labels)
-            (loss / len(micro_batches)).backward()
+            (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
         sums.add(loss, logits.detach(), labels)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

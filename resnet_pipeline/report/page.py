@@ -1,0 +1,30 @@
+"""The report as one self-contained HTML page: no script, nothing fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from resnet_pipeline.report.content import ReportData
+from resnet_pipeline.report.figures import error_figure, loss_figure
+from resnet_pipeline.report.terminal import duration, human
+from resnet_pipeline.workspace import replacing
+
+
+def write_report(data: ReportData, path: Path) -> Path:
+    """Write the page, atomically, and return its path."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("resnet_pipeline.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"human": human, "duration": duration}
+    page = environment.get_template("page.html.j2").render(
+        data=data,
+        # matplotlib escapes the text that it draws
+        error_figure=Markup(error_figure(data.members)),
+        loss_figure=Markup(loss_figure(data.members)),
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path

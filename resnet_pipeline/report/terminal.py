@@ -1,0 +1,59 @@
+"""The report as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from resnet_pipeline.report.content import ReportData
+
+
+def render_table(data: ReportData) -> Table:
+    """Return a row per member and one for the ensemble: depth, parameters, errors per protocol, images/s, time."""
+    table = Table(title=data.title, title_justify="left", caption="errors in percent")
+    table.add_column("network", no_wrap=True)
+    for column in ("depth", "parameters"):
+        table.add_column(column, justify="right")
+    for protocol in data.protocols:
+        table.add_column(f"{protocol}\ntop-1", justify="right")
+        table.add_column(f"{protocol}\ntop-5", justify="right")
+    for column in ("training\nimages/s", "training\ntime", f"{data.protocols[-1]}\nimages/s"):
+        table.add_column(column, justify="right")
+    for member in data.members:
+        table.add_row(
+            member.name,
+            str(member.depth),
+            human(member.parameters),
+            *_errors(data.protocols, member.errors),
+            f"{member.images_per_second:,.0f}",
+            duration(member.seconds),
+            f"{member.test_images_per_second:,.0f}",
+        )
+    if data.ensemble:
+        table.add_section()
+        parameters = sum(m.parameters for m in data.members)
+        row = [f"ensemble of {len(data.ensemble.members)}", "", human(parameters)]
+        row += _errors(data.protocols, data.ensemble.errors)
+        row += ["", duration(sum(m.seconds for m in data.members)), f"{data.ensemble.test_images_per_second:,.0f}"]
+        table.add_row(*row, style="bold")
+    return table
+
+
+def human(number: float) -> str:
+    """Return a count with a unit: 25.6 M, 3.86 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}\u00a0{unit}"
+    return f"{number:g}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 12 s, 3:04 or 5:03:04."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _errors(protocols: list[str], errors: dict[str, tuple[float, float]]) -> list[str]:
+    return [f"{value:.2f}" for protocol in protocols for value in errors.get(protocol, (float("nan"),) * 2)]
