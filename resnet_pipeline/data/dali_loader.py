@@ -116,6 +116,7 @@ class DaliExecutor:
         ahead: deque[tuple[P, list[Any]]] = deque()
 
         def source() -> Iterator[list[Any]]:
+            planned: P
             for planned in plans:
                 arrays = [[self._samples.encoded(int(i)) for i in planned.index], *arrays_of(planned)]
                 ahead.append((planned, arrays))
