@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,10 +28,12 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.progress import TrainingProgress
 from resnet_pipeline.training.checkpoint import newest_checkpoint
-from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.workspace import Workspace, write_json
 
 Say = Callable[[str], None]
+
+_RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +66,12 @@ def train_run(
     """
     dataset = Dataset.open(workspace.dataset(dataset_name))
     tracking = Tracking(workspace)
-    run = RunDirectory.create(
-        workspace.runs,
-        config,
-        {"name": dataset.name, "fingerprint": dataset.fingerprint, "classes": list(dataset.classes)},
-    )
+    run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
     reused = run.result() is not None
     if reused:
         say(f"{config.recipe}: finished before ({run.name}); nothing to train")
     else:
-        with delivering(tracking, run, say):
-            _train(run, dataset, workers, quiet=quiet, say=say)
+        _train(workspace, config, dataset, workers, tracking, quiet=quiet, say=say)
     result = run.result()
     if result is None:
         raise TrainingStoppedError(
@@ -111,22 +108,37 @@ def most_workers(config: RunConfig, gpus: int) -> int:
 
 @contextmanager
 def delivering(tracking: Tracking, run: RunDirectory, say: Say) -> Iterator[None]:
-    """Deliver the run's metrics while inside, and what is left at the end, also after an error."""
+    """Deliver the run's metrics while inside, and what is left at the end; after an error the MLflow run says so."""
     sender = MetricsSender(tracking, run, say=say)
     try:
         yield
-    finally:
+    except BaseException as error:
         sender.close()
+        with suppress(UserError):
+            tracking.finish(run, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    sender.close()
 
 
-def _train(run: RunDirectory, dataset: Dataset, workers: int | None, *, quiet: bool, say: Say) -> None:
-    config = run.config()
-    run.stop_file.unlink(missing_ok=True)
-    run.error_file.unlink(missing_ok=True)
+def _train(
+    workspace: Workspace,
+    config: RunConfig,
+    dataset: Dataset,
+    workers: int | None,
+    tracking: Tracking,
+    *,
+    quiet: bool,
+    say: Say,
+) -> None:
+    if workers is not None:
+        config.check_workers(workers)
     with ray_cluster() as resources:
         count = workers if workers is not None else most_workers(config, resources.gpus)
         check_workers(count, resources)
-        config.check_workers(count)
+        about = {"name": dataset.name, "fingerprint": dataset.fingerprint, "classes": list(dataset.classes)}
+        run = RunDirectory.create(workspace.runs, config, about)
+        run.stop_file.unlink(missing_ok=True)
+        run.error_file.unlink(missing_ok=True)
         path, problems = newest_checkpoint(run.checkpoints)
         for problem in problems:
             say(problem)
@@ -134,22 +146,22 @@ def _train(run: RunDirectory, dataset: Dataset, workers: int | None, *, quiet: b
             say(f"{config.recipe}: going on from {path.name}")
         progress = TrainingProgress(run, config, quiet=quiet, say=say)
         say(f"{config.recipe}: starting {count} worker(s) for {config.steps} steps of {config.batch} images")
-        with _stop_on_interrupt(run, say):
+        with delivering(tracking, run, say), _stop_on_interrupt(run, say):
             fitting = _in_thread(lambda: fit(run, dataset.path, workers=count, resources=resources))
             while not fitting.done():
                 progress.poll()
                 if run.error_file.exists():
                     break  # no use in waiting for the retries
                 time.sleep(0.2)
-        progress.poll()
-        progress.close()
-        if run.error_file.exists():
-            raise UserError(f"{config.recipe}: {run.error_file.read_text()}")
-        error = fitting.exception()
-        if error is not None:
-            raise UserError(
-                f"{config.recipe}: training failed: {_last_line(error)}; Ray's logs are in {_ray_logs()}"
-            ) from error
+            progress.poll()
+            progress.close()
+            if run.error_file.exists():
+                raise UserError(f"{config.recipe}: {run.error_file.read_text()}")
+            error = fitting.exception()
+            if error is not None:
+                raise UserError(
+                    f"{config.recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}"
+                ) from error
 
 
 def _in_thread(call: Callable[[], None]) -> Future[None]:
@@ -260,7 +272,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def _ray_logs() -> str:
-    return "/tmp/ray/session_latest/logs"

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+
+from resnet_pipeline.config import ConfigError, RunConfig, config_hash, from_dict, to_dict, with_overrides
+from resnet_pipeline.evaluation.published import PUBLISHED
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.models import build_model, depth_of
+from resnet_pipeline.recipes import get_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_survives_json_and_names_a_known_network(name):
+    config = get_recipe(name)
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert config.recipe == name
+    assert depth_of(config.model.name) > 0
+
+
+def test_equal_configs_have_equal_hashes_and_any_change_shows():
+    config = get_recipe("imagenet/resnet50")
+    assert config_hash(config) == config_hash(get_recipe("imagenet/resnet50"))
+    for change in ("seed=1", "optim.lr=0.05", "augment.shorter_side=[256, 288]", "steps=10", "model.stride=v1.5"):
+        assert config_hash(with_overrides(config, [change])) != config_hash(config), change
+
+
+def test_overrides_reach_nested_fields_and_keep_types():
+    config = with_overrides(
+        get_recipe("imagenet/resnet50"), ["optim.lr=1", "schedule.kind=step", "schedule.boundaries=[3, 5]", "batch=64"]
+    )
+    assert (config.optim.lr, config.schedule.boundaries, config.batch) == (1.0, (3, 5), 64)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "named"),
+    [
+        ("optim.lr=-1", "optim.lr"),
+        ("optim.lr=fast", "optim.lr"),
+        ("optim.momentun=0.9", "momentum"),
+        ("batch=100", "micro_batch"),
+        ("steps=0", "steps"),
+        ("steps", "key=value"),
+        ("schedule.kind=linear", "schedule.kind"),
+        ("schedule.boundaries=[5, 3]", "schedule.boundaries"),
+        ("augment.shorter_side=[100, 200]", "augment.shorter_side"),
+        ("augment.shorter_side=5", "augment.shorter_side"),
+        ("views.resize=100", "views.resize"),
+        ("model.shortcut=D", "model.shortcut"),
+        ("seed=true", "seed"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_field(assignment, named):
+    with pytest.raises(ConfigError) as error:
+        with_overrides(get_recipe("imagenet/resnet50"), [assignment])
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_workers_that_cannot_share_the_batch_are_told_which_numbers_could():
+    config = get_recipe("imagenet/resnet50")
+    config.check_workers(8)
+    with pytest.raises(ConfigError, match="1, 2, 4, 8 could"):
+        config.check_workers(3)
+
+
+def test_a_typo_in_a_recipe_suggests_the_nearest():
+    with pytest.raises(UserError, match="imagenet/resnet152"):
+        get_recipe("imagenet/resnet125")
+
+
+def test_the_paper_s_errors_belong_to_recipes():
+    assert set(PUBLISHED) <= set(recipe_names())
+
+
+def test_the_recipes_are_the_paper_s():
+    imagenet, cifar = get_recipe("imagenet/resnet152"), get_recipe("cifar10/resnet110")
+    assert (imagenet.batch, imagenet.micro_batch, imagenet.optim.lr, imagenet.steps) == (256, 32, 0.1, 600_000)
+    assert (imagenet.augment.shorter_side, imagenet.augment.crop, imagenet.views.resize) == ((256, 480), 224, 256)
+    assert imagenet.views.scales == (224, 256, 384, 480, 640)
+    assert (cifar.batch, cifar.steps, cifar.schedule.boundaries) == (128, 64_000, (32_000, 48_000))
+    assert (cifar.schedule.warmup_lr, cifar.schedule.warmup_until) == (0.01, 80.0)
+    assert get_recipe("cifar10/resnet56").schedule.warmup_lr is None
+    for recipe, option in (("resnet34", "A"), ("resnet34-b", "B"), ("resnet34-c", "C"), ("resnet50", "B")):
+        model = get_recipe(f"imagenet/{recipe}").model
+        assert model.shortcut == option
+        build_model(model.name, shortcut=model.shortcut, num_classes=2)
