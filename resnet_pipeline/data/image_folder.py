@@ -6,6 +6,7 @@ one folder around everything.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import os
@@ -15,6 +16,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -97,9 +99,11 @@ class _Tar(Source):
     def files(self) -> list[File]:
         found: list[File] = []
         self._folders: list[str] = []
+        end = 0
         try:
-            with tarfile.open(self.path, "r|*") as tar:
+            with _open_tar(self.path) as tar:
                 for member in tar:
+                    end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
                     _check_member(self.path, member.name, plain=member.isreg() or member.isdir())
                     if member.isdir():
                         self._folders.append(_clean(member.name))
@@ -107,13 +111,16 @@ class _Tar(Source):
                         found.append(File(_clean(member.name), member.size))
         except _TAR_ERRORS as error:
             raise UserError(f"archive {self.path} can't be read: {_reason(error)}") from None
+        # tarfile takes a missing end for the end; compressed archives have checks of their own
+        if self.path.name.lower().endswith(".tar") and self.path.stat().st_size < end + 512:
+            raise UserError(f"archive {self.path} can't be read: it is cut off after {found[-1].name if found else 0}")
         return found
 
     def read(self, files: Sequence[File]) -> Iterator[bytes]:
         wanted = iter(files)
         file = next(wanted, None)
         try:
-            with tarfile.open(self.path, "r|*") as tar:
+            with _open_tar(self.path) as tar:
                 for member in tar:
                     if file is None:
                         return
@@ -161,6 +168,16 @@ class _Zip(Source):
     @property
     def folders(self) -> list[str]:
         return self._folders
+
+
+@contextmanager
+def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar file as a stream; the decompressors raise at a cut, which tarfile's own stream mode overlooks."""
+    name = path.name.lower()
+    openers = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    opener = next((o for suffix, o in openers.items() if name.endswith(suffix)), open)
+    with opener(path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        yield tar
 
 
 def open_source(path: Path) -> Source:

@@ -67,7 +67,12 @@ def test_random_resized_crop_has_torchvision_s_statistics():
     torch.manual_seed(0)
     image = torch.empty(3, 375, 500)
     transform = v2.RandomResizedCrop(224)
-    theirs = np.array([[p[k] for k in ("top", "left", "height", "width")] for p in (transform.make_params([image]) for _ in range(8_000))])
+    theirs = np.array(
+        [
+            [p[k] for k in ("top", "left", "height", "width")]
+            for p in (transform.make_params([image]) for _ in range(8_000))
+        ]
+    )
     for column in range(4):
         ours, other = np.sort(window[:, column]), np.sort(theirs[:, column])
         # Kolmogorov and Smirnov: the largest distance of the two distributions, 0.1 % level

@@ -41,7 +41,7 @@ def test_draws_are_uniform_and_independent():
     positions = np.arange(200_000)
     draws = [uniform(7, positions, draw) for draw in range(3)] + [uniform(8, positions, 0)]
     for values in draws:
-        assert 0 <= values.min() and values.max() < 1
+        assert values.min() >= 0 and values.max() < 1
         counts = np.histogram(values, bins=100, range=(0, 1))[0]
         # chi-square with 99 degrees of freedom: its 99.99th percentile is 162
         assert ((counts - 2000) ** 2 / 2000).sum() < 162
@@ -52,7 +52,9 @@ def test_draws_are_uniform_and_independent():
 @given(steps=st.integers(0, 20), micros=st.integers(1, 8), size=st.integers(1, 16))
 def test_micro_batches_tile_the_stream(steps, micros, size):
     batch = micros * size
-    positions = [micro_batch_positions(s, m, batch=batch, micro_batch=size) for s in range(steps) for m in range(micros)]
+    positions = [
+        micro_batch_positions(s, m, batch=batch, micro_batch=size) for s in range(steps) for m in range(micros)
+    ]
     np.testing.assert_array_equal(np.concatenate([np.zeros(0, int), *positions]), np.arange(steps * batch))
 
 

@@ -1,0 +1,56 @@
+# syntax=docker/dockerfile:1.7
+# The one image: Prefect server and worker, flows, Ray nodes, MLflow server. What a container is, its command says.
+#
+# Base: the official Python image, not nvidia/cuda. The wheels of torch and DALI bring the CUDA 13.0 runtime, cuBLAS,
+# cuDNN, NCCL and nvJPEG that they were built for (requirements nvidia-*-cu13 of torch); a CUDA base image would add a
+# second copy, of another version, that nothing loads. From the host come only the driver's libraries, which the NVIDIA
+# Container Toolkit mounts; CUDA 13 needs driver 580 or later. Python 3.11 is what constraints.txt was resolved with.
+# For a repeatable build, pin the digest too: --build-arg BASE=python:3.11.14-slim-bookworm@sha256:...
+ARG BASE=python:3.11.14-slim-bookworm
+
+FROM ${BASE} AS packages
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+# The dependencies (some 7 GB, most of it CUDA) are a layer of their own: it is built again only when one of these two
+# files changes. The empty package is there for pip to read the requirements of pyproject.toml.
+COPY pyproject.toml constraints.txt ./
+RUN mkdir resnet_pipeline flows && touch resnet_pipeline/__init__.py flows/__init__.py README.md LICENSE \
+ && pip install -c constraints.txt . \
+    # the servers only: Ray's dashboard and health endpoints (KubeRay's probes ask them), MLflow's PostgreSQL driver
+    "ray[default]" "psycopg2-binary>=2.9.10,<3" \
+ && pip uninstall --yes resnet-pipeline \
+ && rm -rf /build/*
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY resnet_pipeline resnet_pipeline
+COPY flows flows
+RUN pip install --no-deps -c constraints.txt . && pip check
+
+FROM ${BASE}
+# tini: reaps what Ray and Prefect leave behind and passes signals on; wget: KubeRay's probes and our health checks
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends tini wget \
+ && rm -rf /var/lib/apt/lists/*
+RUN groupadd --gid 1000 pipeline \
+ && useradd --uid 1000 --gid 1000 --create-home pipeline \
+ # a named volume takes over the owner of the folder that it is mounted on
+ && install --directory --owner pipeline --group pipeline /data /sources
+COPY --from=packages /opt/venv /opt/venv
+COPY --chmod=755 infra/prefect-worker.sh infra/make-bucket.py /opt/infra/
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    RESNET_PIPELINE_ROOT=/data \
+    RAY_USAGE_STATS_ENABLED=0 \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    # the image has no git, and MLflow is told the commit by the program
+    GIT_PYTHON_REFRESH=quiet \
+    # read by the NVIDIA Container Toolkit; without it they mean nothing
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 1000:1000
+WORKDIR /home/pipeline
+# No HEALTHCHECK here: what is healthy depends on the command; infra/compose.yaml and infra/kuberay say it per service.
+ENTRYPOINT ["tini", "--"]
+CMD ["resnet-pipeline", "--help"]

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# A Prefect worker that is also a node of the Ray cluster.
+#
+# Flows run in this container (a process work pool) and call ray.init(address=RAY_ADDRESS). That attaches to a Ray node
+# on the same host: a driver maps the node's shared memory and talks to its sockets, so a container that only reaches
+# the head's port cannot be one. The node offers no CPUs and no GPUs, so Ray places no training worker here.
+#
+# Both end together: a worker without its Ray node would accept flows only to fail them. The container's restart policy
+# starts a new pair.
+set -uo pipefail
+# job control: without it bash starts background commands with SIGINT ignored, and SIGINT is what stops a worker
+set -m
+
+: "${RAY_ADDRESS:?set RAY_ADDRESS to the host:port of the Ray head}"
+: "${PREFECT_API_URL:?set PREFECT_API_URL to the API of the Prefect server}"
+
+ray start --address="$RAY_ADDRESS" --num-cpus=0 --num-gpus=0 --block &
+ray_node=$!
+
+worker=
+stop() {
+  # the worker first: it ends its flow runs, and their training workers, while the Ray node still answers
+  if [[ -n $worker ]]; then
+    kill -INT "$worker" 2>/dev/null
+    wait "$worker"
+  fi
+  kill -TERM "$ray_node" 2>/dev/null
+  wait "$ray_node"
+}
+trap 'stop; exit 0' TERM INT
+
+# the flow's process needs the node from its first second
+until ray status --address="$RAY_ADDRESS" >/dev/null 2>&1; do
+  kill -0 "$ray_node" 2>/dev/null || { echo "the Ray node ended before it joined $RAY_ADDRESS" >&2; exit 1; }
+  sleep 1
+done
+
+prefect worker start --pool "${RESNET_PIPELINE_POOL:-local}" --type process --with-healthcheck &
+worker=$!
+
+wait -n "$ray_node" "$worker"
+status=$?
+echo "the Ray node or the Prefect worker ended with status $status; ending the other" >&2
+stop
+exit 1

@@ -1,0 +1,38 @@
+"""Small image folders in the layout that staging takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.images import jpeg
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes ``{name: bytes}`` below a new folder."""
+
+    def make(files: dict[str, bytes], name: str = "source") -> Path:
+        for relative, data in files.items():
+            path = tmp_path / name / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def photos(make_folder: Callable[..., Path]) -> Path:
+    """Return a folder of 24 training and 10 validation images of many sizes in two classes."""
+    rng = np.random.default_rng(5)
+    files = {}
+    for split, count in (("train", 12), ("val", 5)):
+        for label in ("cat", "dog"):
+            for i in range(count):
+                h, w = rng.integers(200, 500, 2)
+                files[f"{split}/{label}/{i:02d}.JPEG"] = jpeg(int(h), int(w), seed=len(files))
+    return make_folder(files)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from resnet_pipeline.config import AugmentConfig
+from resnet_pipeline.data.augment import plan_crops
+from resnet_pipeline.data.loaders import train_batches, view_batches
+from resnet_pipeline.data.shards import stage
+from resnet_pipeline.errors import UserError
+
+SCALE = AugmentConfig(kind="scale-crop", crop=96, shorter_side=(110, 200), color=0.1)
+RESIZED = AugmentConfig(kind="random-resized-crop", crop=96)
+PAD = AugmentConfig(kind="pad-crop", crop=24, pad=4)
+
+
+@pytest.fixture
+def photo_set(photos, tmp_path):
+    return stage(photos, tmp_path / "datasets" / "photos", name="photos", workers=1)
+
+
+def batches(dataset, augment, **options):
+    with train_batches(
+        dataset, **{"augment": augment, "seed": 3, "batch": 8, "micro_batch": 4, "steps": 4, **options}
+    ) as found:
+        return list(found)
+
+
+def difference(a, b):
+    return (a.int() - b.int()).abs().float()
+
+
+@pytest.mark.parametrize("augment", [SCALE, RESIZED])
+def test_dali_and_torchvision_make_the_same_crops(photo_set, augment):
+    for ours, slow in zip(
+        batches(photo_set, augment, backend="dali"), batches(photo_set, augment, backend="torch"), strict=True
+    ):
+        assert torch.equal(ours.labels, slow.labels) and torch.equal(ours.index, slow.index)
+        assert torch.equal(ours.color, slow.color)
+        # two antialiased triangle filters in fixed and floating point, two JPEG decoders
+        assert difference(ours.images, slow.images).mean() < 0.5
+        assert difference(ours.images, slow.images).max() <= 8
+
+
+def test_pad_crop_is_torchvision_s_pad_and_crop_to_the_bit(digits):
+    # images of the crop's own size are not resized, so nothing may differ
+    fill = [int(v) for v in np.rint(digits.statistics.mean_rgb)]
+    train = digits.splits["train"]
+    for backend in ("dali", "torch"):
+        for batch in batches(digits, PAD, backend=backend):
+            positions = np.arange(8)
+            assert batch.images.shape[1:] == (24, 24, 3)
+        first = batches(digits, PAD, backend=backend)[0]
+        plan = plan_crops(
+            PAD, seed=3, positions=positions[:4], index=first.index.numpy(), width=train.width[first.index],
+            height=train.height[first.index], color_basis=np.zeros((3, 3)),
+        )  # fmt: skip
+        for image, index, window, flip in zip(first.images, first.index, plan.window, plan.flip, strict=True):
+            original = torch.from_numpy(np.array(Image.open(io.BytesIO(train.encoded(int(index)).tobytes())))).permute(
+                2, 0, 1
+            )
+            padded = v2.functional.pad(original, [4, 4, 4, 4], fill=fill)
+            y, x = window[0] + 4, window[1] + 4
+            expected = padded[:, y : y + 24, x : x + 24]
+            assert torch.equal(image, (expected.flip(2) if flip else expected).permute(1, 2, 0))
+
+
+def test_every_sample_once_per_epoch_over_uneven_batches(digits):
+    count = len(digits.splits["train"])
+    seen = torch.cat([b.index for b in batches(digits, PAD, batch=64, micro_batch=64, steps=2 * count // 64 + 1)])
+    assert sorted(seen[:count].tolist()) == sorted(seen[count : 2 * count].tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_bytes_do_not_depend_on_workers_threads_prefetch_or_where_one_starts(photo_set, backend):
+    whole = batches(photo_set, SCALE, backend=backend)
+    others = {
+        "threads": batches(photo_set, SCALE, backend=backend, threads=2, prefetch=3),
+        "resumed": whole[:4] + batches(photo_set, SCALE, backend=backend, start_step=2, steps=2),
+    }
+    ranks = [batches(photo_set, SCALE, backend=backend, rank=r, world=2) for r in range(2)]
+    others["world"] = [batch for pair in zip(*ranks, strict=True) for batch in pair]
+    for what, found in others.items():
+        assert len(found) == len(whole)
+        for a, b in zip(found, whole, strict=True):
+            assert torch.equal(a.images, b.images) and torch.equal(a.color, b.color), what
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("views", ["center", "10-crop", "whole"])
+def test_evaluation_neither_pads_nor_drops(photo_set, backend, world, views):
+    seen = []
+    for rank in range(world):
+        with view_batches(
+            photo_set,
+            split="val",
+            views=views,
+            resize=110,
+            crop=96,
+            batch_size=4,
+            rank=rank,
+            world=world,
+            backend=backend,
+        ) as found:
+            for batch in found:
+                assert len(batch.images) == len(batch.labels) == len(batch.index) <= 4
+                assert torch.equal(batch.labels, torch.from_numpy(photo_set.splits["val"].labels)[batch.index])
+                seen += batch.index.tolist()
+    assert sorted(seen) == list(range(len(photo_set.splits["val"])))
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_views_are_those_of_pillow_and_torchvision(photo_set, backend):
+    split = photo_set.splits["val"]
+    with view_batches(
+        photo_set, split="val", views="10-crop", resize=128, crop=112, batch_size=10, backend=backend
+    ) as found:
+        (batch,) = found
+    transform = v2.Compose([v2.Resize(128), v2.FiveCrop(112)])
+    for views, index in zip(batch.images, batch.index, strict=True):
+        image = Image.open(io.BytesIO(split.encoded(int(index)).tobytes()))
+        expected = torch.stack([torch.from_numpy(np.array(crop)) for crop in transform(image)])
+        # Pillow's antialiased bilinear resize rounds to 8 bits between its two passes
+        assert difference(views, expected).mean() < 0.6
+        assert difference(views, expected).max() <= 6
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_sample_that_changed_after_staging_is_named(photo_set, backend):
+    sample = 5
+    split = photo_set.splits["train"]
+    view = split.encoded(sample)
+    offset = view.__array_interface__["data"][0] - np.asarray(split._maps[0]).__array_interface__["data"][0]
+    shard = photo_set.path / "shards" / split.shard_of(sample)
+    with shard.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\0" * len(view))
+    with pytest.raises(UserError) as error:
+        batches(photo_set, SCALE, steps=6, backend=backend)
+    assert split.keys[sample] in str(error.value) and shard.name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loader_can_be_closed_early_and_asked_for_nothing(photo_set):
+    loader = train_batches(photo_set, augment=SCALE, seed=0, batch=4, micro_batch=4, steps=100)
+    next(loader)
+    loader.close()
+    assert list(loader) == []
+    assert batches(photo_set, SCALE, steps=0) == []
