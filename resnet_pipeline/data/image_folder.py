@@ -15,10 +15,11 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from resnet_pipeline.errors import UserError
 
@@ -174,8 +175,8 @@ class _Zip(Source):
 def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar file as a stream; the decompressors raise at a cut, which tarfile's own stream mode overlooks."""
     name = path.name.lower()
-    openers = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    opener = next((o for suffix, o in openers.items() if name.endswith(suffix)), open)
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    opener: Callable[..., Any] = next((o for suffix, o in openers.items() if name.endswith(suffix)), open)
     with opener(path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
         yield tar
 

@@ -107,7 +107,7 @@ class Trainer:
                 if self._at(config.eval_every) and self.step < config.steps:
                     self._validate()
                 stopping = self._at(config.log_every) and self._asked_to_stop()
-                if (self._at(config.checkpoint_every) and self.step < config.steps) or stopping:
+                if self._at(config.checkpoint_every) or stopping:
                     self._save()
                 if stopping and self.step < config.steps:
                     if self.writer:

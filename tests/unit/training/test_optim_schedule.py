@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resnet_pipeline.config import OptimConfig, ScheduleConfig
+from resnet_pipeline.training.optim import build_optimizer, set_lr
+from resnet_pipeline.training.schedule import Schedule, ScheduleState
+from resnet_pipeline.training.step import FiniteGuard
+
+
+def test_sgd_is_caffe_s_also_when_the_rate_changes():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 3).double()
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-2))
+    weights = [p.detach().clone() for p in model.parameters()]
+    velocity = [torch.zeros_like(w) for w in weights]
+    for step, lr in enumerate([0.1, 0.1, 0.1, 0.01, 0.01, 0.05]):
+        gradients = [torch.randn_like(w) for w in weights]
+        for p, g in zip(model.parameters(), gradients, strict=True):
+            p.grad = g.clone()
+        set_lr(optimizer, lr)
+        optimizer.step()
+        for i, g in enumerate(gradients):  # Caffe's SGDSolver, written out
+            velocity[i] = 0.9 * velocity[i] + lr * (g + 1e-2 * weights[i])
+            weights[i] = weights[i] - velocity[i]
+        for p, w in zip(model.parameters(), weights, strict=True):
+            torch.testing.assert_close(p, w, rtol=1e-12, atol=1e-12), step
+
+
+def test_updates_stop_at_the_first_bad_gradient():
+    model = torch.nn.Linear(2, 1)
+    optimizer = build_optimizer(model, OptimConfig())
+    guard = FiniteGuard(optimizer, torch.device("cpu"))
+    before = model.weight.detach().clone()
+    for step, norm in enumerate([float("nan"), 1.0, float("inf")]):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        guard.observe(step + 5, torch.tensor(norm))
+        optimizer.step()
+    assert guard.bad_step() == 5
+    assert torch.equal(model.weight, before)
+
+
+def test_step_schedule_drops_at_the_paper_s_iterations():
+    schedule = Schedule(ScheduleConfig(kind="step", boundaries=(32_000, 48_000)), lr=0.1, steps=64_000)
+    rates = {step: schedule.lr(step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)}
+    assert list(rates.values()) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_resnet_110_starts_low_until_the_training_error_is_below_80_percent():
+    schedule = Schedule(ScheduleConfig(warmup_lr=0.01, warmup_until=80), lr=0.1, steps=10)
+    schedule.observe_training(85.0)
+    assert schedule.lr(300) == 0.01
+    schedule.observe_training(79.0)
+    schedule.observe_training(90.0)
+    assert schedule.lr(400) == 0.1
+
+
+def test_plateau_drops_after_patience_evaluations_without_improvement():
+    schedule = Schedule(ScheduleConfig(kind="plateau", patience=2, threshold=0.5), lr=1.0, steps=10)
+    rates = []
+    for error in (50, 40, 39.8, 39.7, 30, 30, 30, 30, 30):
+        schedule.observe_validation(error)
+        rates.append(round(schedule.lr(0), 6))
+    assert rates == [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001]
+
+
+def test_cosine_ends_at_zero_after_a_linear_start():
+    schedule = Schedule(ScheduleConfig(kind="cosine", warmup=4), lr=0.8, steps=104)
+    assert [schedule.lr(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert schedule.lr(54) == pytest.approx(0.4)
+    assert schedule.lr(104) == pytest.approx(0, abs=1e-12)
+
+
+def test_state_survives_json():
+    schedule = Schedule(ScheduleConfig(kind="plateau", patience=1), lr=1.0, steps=10)
+    for error in (50, 60, 45):
+        schedule.observe_validation(error)
+    again = Schedule(schedule.config, lr=1.0, steps=10, state=ScheduleState(**schedule.state.to_dict()))
+    assert again.lr(5) == schedule.lr(5) == pytest.approx(0.1)
