@@ -11,7 +11,7 @@ from prefect import flow
 from rich.console import Console
 
 from flows.evaluate import ensemble_evaluate
-from flows.parameters import ProtocolName
+from flows.parameters import Protocol
 from flows.stage import stage_dataset
 from flows.train import DigitsNetwork, digits_train
 from resnet_pipeline.adapters.ray_train import keeping_ray
@@ -20,7 +20,7 @@ from resnet_pipeline.jobs.stage import DIGITS
 from resnet_pipeline.workspace import Workspace
 
 DATASET = "digits"
-PROTOCOLS: list[ProtocolName] = ["center", "10-crop"]
+PROTOCOLS: list[Protocol] = ["center", "10-crop"]
 _NETWORKS: tuple[DigitsNetwork, ...] = get_args(DigitsNetwork)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import DatasetName, EvaluationImages, ModelReference, ProtocolName
+from flows.parameters import DatasetName, EvaluationImages, ModelReference, ProtocolName, documented
 from flows.shell import say, table
 from resnet_pipeline.evaluation.published import ENSEMBLE_SOURCE, ENSEMBLE_TOP5
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
@@ -27,6 +27,7 @@ Members = Annotated[list[ModelReference], Field(min_length=1, description="The n
 
 
 @flow(name="evaluate")
+@documented
 def evaluate(
     models: Members,
     dataset: DatasetName = "ilsvrc2012",
@@ -41,6 +42,7 @@ def evaluate(
 
 
 @flow(name="ensemble-evaluate")
+@documented
 def ensemble_evaluate(
     members: Members = ILSVRC2015_MEMBERS,
     dataset: DatasetName = "ilsvrc2012",

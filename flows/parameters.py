@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def documented(function: Callable[P, R]) -> Callable[P, R]:
+    """Append the parameters' descriptions to the docstring, from where Prefect takes them for its form.
+
+    Prefect (3.8) overwrites the descriptions that pydantic's ``Field`` gives with those of the docstring.
+    """
+    lines = [inspect.cleandoc(function.__doc__ or ""), "", "Args:"]
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        fields = [field for field in get_args(hint)[1:] if isinstance(field, FieldInfo)]
+        lines += [f"    {name}: {field.description}" for field in fields if field.description]
+    function.__doc__ = "\n".join(lines) + "\n"
+    return function
+
 
 DatasetName = Annotated[str, Field(description="Name of a staged dataset (the flow stage-dataset makes one).")]
 Steps = Annotated[
@@ -19,8 +39,12 @@ Overrides = Annotated[
     dict[str, Any],
     Field(description='Fields of the recipe to change, by dotted name: {"batch": 8, "optim.lr": 0.01}.'),
 ]
-ProtocolName = Literal["center", "10-crop", "multi-scale"]
-Protocols = Annotated[list[ProtocolName], Field(description="How the finished network is tested.")]
+Protocol = Literal["center", "10-crop", "multi-scale"]
+ProtocolName = Annotated[
+    Protocol,
+    Field(description="One centre crop; corners and centre, mirrored too; or whole images at several sizes."),
+]
+Protocols = Annotated[list[Protocol], Field(description="How the finished network is tested.")]
 EvaluationImages = Annotated[
     int | None, Field(ge=1, description="Test on this many evenly spaced images only; empty for all.")
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from flows.parameters import documented
 from flows.shell import say, table
 from resnet_pipeline.jobs.stage import stage_dataset as stage_job
 from resnet_pipeline.jobs.stage import summary
@@ -14,6 +15,7 @@ from resnet_pipeline.workspace import Workspace
 
 
 @flow(name="stage-dataset")
+@documented
 def stage_dataset(
     source: Annotated[
         str,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, task
+from pydantic import Field
 
 from flows.parameters import (
     DatasetName,
@@ -16,6 +17,7 @@ from flows.parameters import (
     Seed,
     Steps,
     Workers,
+    documented,
 )
 from flows.shell import say, table
 from resnet_pipeline.config import RunConfig, with_overrides
@@ -35,8 +37,9 @@ DigitsNetwork = Literal["resnet8", "resnet14", "resnet20"]
 
 
 @flow(name="imagenet-train")
+@documented
 def imagenet_train(
-    network: ImageNetNetwork = "resnet50",
+    network: Annotated[ImageNetNetwork, Field(description="A network of Tables 2 and 3.")] = "resnet50",
     dataset: DatasetName = "ilsvrc2012",
     steps: Steps = None,
     workers: Workers = None,
@@ -55,8 +58,9 @@ def imagenet_train(
 
 
 @flow(name="cifar10-train")
+@documented
 def cifar10_train(
-    network: Cifar10Network = "resnet20",
+    network: Annotated[Cifar10Network, Field(description="A network of Table 6, or its plain twin.")] = "resnet20",
     dataset: DatasetName = "cifar10",
     steps: Steps = None,
     workers: Workers = None,
@@ -75,8 +79,9 @@ def cifar10_train(
 
 
 @flow(name="digits-train")
+@documented
 def digits_train(
-    network: DigitsNetwork = "resnet20",
+    network: Annotated[DigitsNetwork, Field(description="A small network of the CIFAR-10 family.")] = "resnet20",
     dataset: DatasetName = "digits",
     steps: Steps = None,
     workers: Workers = 2,

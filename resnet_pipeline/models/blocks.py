@@ -6,7 +6,6 @@ after each convolution and before the activation (section 3.4); convolutions hav
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -25,16 +24,22 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: x subsampled by ``stride``, zeros for the ``outputs − inputs`` new channels; no parameters."""
+    """Option A: x subsampled by ``stride``, zeros for the ``outputs − inputs`` new channels; no parameters.
+
+    The paper does not say where the zeros stand. Half of them stand before x and half after it, as in the public
+    CIFAR-10 networks, whose weights give their published errors only so. For training it makes no difference: any
+    other place is a permutation of the channels, and the initial weights are identically distributed.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.new_channels = outputs - inputs
+        self.before = (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
         self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, inputs, H, W] to [N, outputs, ceil(H / stride), ceil(W / stride)]."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
 def make_shortcut(option: Shortcut, inputs: int, outputs: int, stride: int) -> nn.Module | None:
@@ -51,7 +56,6 @@ class BasicBlock(nn.Module):
     """relu(F(x) + shortcut(x)), F two 3×3 convolutions (figure 5, left); relu(F(x)) in a plain network."""
 
     expansion = 1
-    layers = 2
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: Shortcut, placement: Stride = "v1") -> None:
         super().__init__()
@@ -76,7 +80,6 @@ class Bottleneck(nn.Module):
     """relu(F(x) + shortcut(x)), F a 1×1, a 3×3 and a 1×1 convolution to four times the width (figure 5, right)."""
 
     expansion = 4
-    layers = 3
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: Shortcut, placement: Stride = "v1") -> None:
         super().__init__()
@@ -102,4 +105,5 @@ class Bottleneck(nn.Module):
         return F.relu(out if self.downsample is None else out + self.downsample(x))
 
 
-Block = Callable[..., nn.Module]
+Block = type[BasicBlock] | type[Bottleneck]
+"""The class of a network's blocks."""

@@ -13,27 +13,20 @@ from torch.nn import functional as F
 from resnet_pipeline.models.blocks import BasicBlock, Shortcut, Stride
 
 
+GATE_BIAS = -2.0
+"""What a gate's bias starts at: sigmoid(−2) = 0.12, so that at first a block mostly carries its input.
+
+Srivastava et al., section 2.2: "a simple scheme" is a negative value, "e.g. −1, −3 etc.", independent of the other
+weights' initialisation; without it deep highway networks do not start to learn.
+"""
+
+
 class HighwayBlock(BasicBlock):
-    """relu(F(x)·T(x) + shortcut(x)·(1 − T(x))), T = sigmoid of a 3×3 convolution of x with a bias.
+    """relu(F(x)·T(x) + shortcut(x)·(1 − T(x))), T = sigmoid of a 3×3 convolution of x with a bias."""
 
-    The gate's bias starts negative, so that at first the block carries its input: Srivastava et al., section 2.2,
-    propose −1, −3 and so on, more negative for deeper networks. Without it deep highway networks do not start to
-    learn.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        stride: int,
-        shortcut: Shortcut,
-        placement: Stride = "v1",
-        *,
-        gate_bias: float = -2.0,
-    ) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: Shortcut, placement: Stride = "v1") -> None:
         super().__init__(inputs, width, stride, shortcut, placement)
         self.gate = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=True)
-        self.gate_bias = gate_bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, inputs, H, W] to [N, width, H / stride, W / stride]."""

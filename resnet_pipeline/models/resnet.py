@@ -11,7 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_pipeline.models.blocks import Block, Shortcut, Stride, conv
-from resnet_pipeline.models.highway import HighwayBlock
+from resnet_pipeline.models.checkpointing import Stage
+from resnet_pipeline.models.highway import GATE_BIAS, HighwayBlock
+
+Pooling = Literal["pytorch", "caffe"]
+"""The first max-pooling, 3×3 with stride 2: ``pytorch`` pads by one, ``caffe`` pads nothing and rounds sizes up.
+
+From a map of even size both make half of it, but their windows lie one pixel apart; the authors' release has Caffe's.
+"""
 
 
 @dataclass(frozen=True)
@@ -23,17 +30,18 @@ class Architecture:
     stages: Sequence[tuple[int, int]]
     shortcut: Shortcut
     stride: Stride = "v1"
-    pooling: Literal["pytorch", "caffe"] = "pytorch"
+    pooling: Pooling = "pytorch"
+    gate_bias: float = GATE_BIAS
 
 
 class ResNet(nn.Module):
     """A network of the paper: logits float [N, num_classes] for images float [N, 3, H, W].
 
-    Initialised as He et al., 2015 ("Delving Deep into Rectifiers"), from PyTorch's global generator. ``pooling`` is
-    that of the ImageNet stem: ``pytorch`` pads by one, ``caffe`` pads nothing and rounds up, as the authors' release.
+    Initialised as He et al., 2015 ("Delving Deep into Rectifiers"), from PyTorch's global generator. With
+    ``checkpointing`` > 0 training keeps the activations of every so many blocks only (``models.checkpointing``).
     """
 
-    def __init__(self, architecture: Architecture, *, num_classes: int) -> None:
+    def __init__(self, architecture: Architecture, *, num_classes: int, checkpointing: int = 0) -> None:
         super().__init__()
         self.architecture = architecture
         first = architecture.stages[0][1]
@@ -47,14 +55,13 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(first)
         channels = first
         self.stage_names = [f"layer{i}" for i in range(1, len(architecture.stages) + 1)]
-        for i, (name, (blocks, width)) in enumerate(zip(self.stage_names, architecture.stages, strict=True)):
-            stage = []
-            for j in range(blocks):
+        for i, (name, (count, width)) in enumerate(zip(self.stage_names, architecture.stages, strict=True)):
+            blocks = []
+            for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
-                block = architecture.block(channels, width, stride, architecture.shortcut, architecture.stride)
-                stage.append(block)
-                channels = width * int(block.expansion)  # type: ignore[arg-type]
-            self.add_module(name, nn.Sequential(*stage))
+                blocks.append(architecture.block(channels, width, stride, architecture.shortcut, architecture.stride))
+                channels = width * architecture.block.expansion
+            self.add_module(name, Stage(*blocks, segment=checkpointing))
         self.fc = nn.Linear(channels, num_classes)
         self._initialise()
 
@@ -76,6 +83,6 @@ class ResNet(nn.Module):
                 # fan_in is the derivation's forward case; the authors' Caffe "msra" filler defaults to it too
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if isinstance(module, HighwayBlock) and module.gate.bias is not None:
-                nn.init.constant_(module.gate.bias, module.gate_bias)
+                nn.init.constant_(module.gate.bias, self.architecture.gate_bias)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)

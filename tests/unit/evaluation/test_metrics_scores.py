@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.ensemble import average, errors_of
+from resnet_pipeline.evaluation.metrics import TopErrors, label_ranks
+from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path, write_scores
+
+
+def make_scores(seed=0, samples=200, classes=20, **changes):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(samples, classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    values = {
+        "model": f"model{seed}",
+        "weights_sha256": f"{seed:064x}",
+        "dataset_fingerprint": "d" * 64,
+        "split": "val",
+        "protocol": "center",
+        "seconds": 4.0,
+        "keys": [f"val/{i % classes}/{i}.JPEG" for i in range(samples)],
+        "labels": np.random.default_rng(99).integers(0, classes, samples),
+        "probabilities": probabilities.astype(np.float32),
+    }
+    return Scores(**{**values, **changes})
+
+
+def test_top_k_errors_are_scikit_learn_s_added_in_any_batches():
+    scores = make_scores(samples=500)
+    counts = TopErrors()
+    for part in np.array_split(np.arange(500), 7):
+        counts.add(torch.tensor(scores.probabilities[part]), torch.tensor(scores.labels[part]))
+    errors = counts.errors()
+    for k in (1, 5):
+        accuracy = top_k_accuracy_score(scores.labels, scores.probabilities, k=k, labels=np.arange(20))
+        assert errors[f"top{k}"] == pytest.approx(100 * (1 - accuracy))
+    assert errors["images"] == 500
+
+
+def test_of_equal_scores_the_lower_class_stands_first_and_nan_last():
+    scores = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [1.0, 2.0, 3.0], [1.0, float("nan"), 0.0]])
+    assert label_ranks(scores, torch.tensor([0, 1, 0, 1])).tolist() == [0, 1, 2, 3]
+
+
+def test_score_files_are_parquet_and_come_back_as_they_were(tmp_path):
+    scores = make_scores()
+    path = score_path(tmp_path, dataset_fingerprint="d" * 64, split="val", protocol="center", weights_sha256="a" * 64)
+    write_scores(scores, path)
+    again = read_scores(path)
+    for field in dataclasses.fields(Scores):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(scores, field.name))
+    table = pq.read_table(path)
+    assert table.column_names == ["key", "label", "scores"]
+    assert table.column("scores")[3].as_py() == pytest.approx(scores.probabilities[3].tolist())
+
+
+def test_unreadable_score_files_are_named(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"x")
+    pq.write_table(pq.read_table(_written(tmp_path)).replace_schema_metadata({}), tmp_path / "other.parquet")
+    for name in ("missing.parquet", "bad.parquet", "other.parquet"):
+        with pytest.raises(UserError, match=name):
+            read_scores(tmp_path / name)
+
+
+def _written(tmp_path):
+    write_scores(make_scores(), tmp_path / "good.parquet")
+    return tmp_path / "good.parquet"
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+    members = [make_scores(seed) for seed in range(3)]
+    mean = np.mean([m.probabilities.astype(np.float64) for m in members], axis=0)
+    np.testing.assert_allclose(average(members).probabilities, mean, rtol=1e-6)
+    expected = 100 * np.mean(mean.argmax(1) != members[0].labels)
+    assert errors_of(average(members))["top1"] == pytest.approx(expected)
+    # three times the same network is that network
+    same = average([members[0]] * 3)
+    assert errors_of(same) == errors_of(members[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset_fingerprint": "e" * 64}, "dataset fingerprint"),
+        ({"split": "test"}, "split"),
+        ({"keys": [f"x{i}" for i in range(200)]}, "keys"),
+        ({"probabilities": np.ones((200, 7), np.float32)}, "classes"),
+    ],
+)
+def test_scores_of_different_things_cannot_be_averaged(change, said):
+    with pytest.raises(UserError, match=said) as error:
+        average([make_scores(0), make_scores(1, **change)])
+    assert "model1" in str(error.value)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from prefect import Flow
+
+from flows.train import Cifar10Network, DigitsNetwork, ImageNetNetwork
+from resnet_pipeline.recipes import cifar10, digits, imagenet, recipe_names
+
+ROOT = Path(__file__).parents[3]
+DEPLOYMENTS = yaml.safe_load((ROOT / "flows" / "prefect.yaml").read_text())["deployments"]
+
+
+def flow_of(deployment: dict[str, object]) -> Flow:  # type: ignore[type-arg]
+    module, name = str(deployment["entrypoint"]).rsplit(".", 1)
+    found = getattr(import_module(module), name)
+    assert isinstance(found, Flow)
+    return found
+
+
+def test_the_networks_of_the_forms_are_the_recipes():
+    assert get_args(ImageNetNetwork) == imagenet.NETWORKS
+    assert get_args(Cifar10Network) == cifar10.NETWORKS
+    assert get_args(DigitsNetwork) == digits.NETWORKS
+
+
+def test_the_top_level_file_is_the_package_s():
+    assert (ROOT / "prefect.yaml").samefile(ROOT / "flows" / "prefect.yaml")
+
+
+def test_there_is_one_deployment_per_recipe_and_job():
+    names = [f"{flow_of(d).name}/{d['name']}" for d in DEPLOYMENTS]
+    assert len(set(names)) == len(names)
+    expected = {name.replace("/", "-train/", 1) for name in recipe_names()}
+    assert expected <= set(names)
+    assert set(names) - expected == {
+        "stage-dataset/images", "stage-dataset/digits", "evaluate/center", "evaluate/10-crop", "evaluate/multi-scale",
+        "ensemble-evaluate/ilsvrc2015",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: f"{d['entrypoint']}/{d['name']}")
+def test_parameters_are_valid_and_every_one_is_described(deployment):
+    flow = flow_of(deployment)
+    properties = flow.parameters.properties
+    given = deployment.get("parameters", {})
+    assert set(given) <= set(properties)
+    for name, schema in properties.items():
+        assert len(schema.get("description", "")) > 20, name
+    required = set(flow.parameters.required or [])
+    filled = {"source": "x", "name": "x", "models": ["x"], "dataset": "x"}
+    flow.validate_parameters({**{k: v for k, v in filled.items() if k in required}, **given})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("network", "resnet51"),
+        ("workers", -1),
+        ("seed", -1),
+        ("protocols", ["11-crop"]),
+        ("evaluation_images", 0),
+    ],
+)
+def test_a_bad_parameter_is_named(name, value):
+    flow = import_module("flows.train").imagenet_train
+    with pytest.raises(Exception, match=name):
+        flow.validate_parameters({name: value})

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from resnet_pipeline import cli
+from resnet_pipeline.models import build_model
+from resnet_pipeline.recipes import recipe_names
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["resnet-pipeline", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+            raise SystemExit(0)
+        out = capsys.readouterr()
+        return int(exit_.value.code or 0), out.out, out.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "up", "down", "deploy", "stage", "train", "evaluate", "ensemble", "report", "recipes", "doctor"]
+)
+def test_every_command_has_help(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0 and "Usage" in out and len(out.splitlines()) > 5
+
+
+def test_recipes_lists_depth_parameters_cost_and_the_paper_s_error(run, tmp_path):
+    code, _, _ = run("recipes", "--json", str(tmp_path / "r.json"))
+    rows = {row["recipe"]: row for row in json.loads((tmp_path / "r.json").read_text())}
+    assert code == 0 and set(rows) == set(recipe_names())
+    row = rows["imagenet/resnet152"]
+    assert (row["depth"], row["top1"], row["top5"]) == (152, 21.43, 5.71)
+    assert row["parameters"] == pytest.approx(60.19e6, rel=1e-3)
+    assert row["multiply_adds"] == pytest.approx(11.28e9, rel=1e-3)
+
+
+def test_doctor_says_what_is_here(run, tmp_path):
+    code, out, _ = run("doctor", "--json", str(tmp_path / "d.json"))
+    assert code == 0 and f"{os.cpu_count()} cores" in out
+    found = {f["what"]: f for f in json.loads((tmp_path / "d.json").read_text())}
+    assert {"processor", "GPUs", "decoder", "disk", "datasets", "Ray", "MLflow", "Prefect"} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["stage", "--source", "/nowhere", "--name", "x"], "/nowhere"),
+        (["stage", "--source", "builtin:digits", "--name", "../x"], "../x"),
+        (["train", "digits/resnet21", "--dataset", "digits"], "digits/resnet20"),
+        (["train", "digits/resnet20", "--dataset", "missing"], "missing"),
+        (["train", "digits/resnet20", "--dataset", "digits", "--set", "optim.lr=x"], "optim.lr"),
+        (["evaluate", "x", "--dataset", "missing"], "missing"),
+        (["report", "--dataset", "missing"], "missing"),
+        (["deploy"], "PREFECT_API_URL"),
+        (["recipes", "--json", "/dev/null/r.json"], "/dev/null/r.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, arguments, named, tmp_path):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("resnet-pipeline: ") and len(err.strip().splitlines()) == 1
+    assert named in err
+    assert not (tmp_path / "work" / "runs").exists()
+
+
+def test_staging_evaluation_and_ensemble_write_json(run, tmp_path):
+    code, out, err = run(
+        "stage", "--source", "builtin:digits", "--name", "digits", "--json", str(tmp_path / "s.json"), "--workers", "1"
+    )
+    assert code == 0, err
+    staged = json.loads((tmp_path / "s.json").read_text())
+    assert staged["samples"] == {"train": 1433, "val": 364} and staged["refused"] == []
+    code, out, _ = run("stage", "--source", "builtin:digits", "--name", "digits")
+    assert code == 0 and "staged before" in out
+    for depth in (8, 14):
+        torch.manual_seed(depth)
+        torch.save(build_model(f"cifar-resnet{depth}").state_dict(), tmp_path / f"{depth}.pth")
+    models = [f"cifar-resnet{depth}={tmp_path / f'{depth}.pth'}" for depth in (8, 14)]
+    code, out, err = run(
+        "ensemble", *models, "--dataset", "digits", "--protocol", "center", "--json", str(tmp_path / "e.json")
+    )
+    assert code == 0, err
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert [m["images"] for m in result["models"]] == [364, 364] and result["ensemble"]["images"] == 364
+    assert not any(m["reused"] for m in result["models"])
+    code, out, _ = run("evaluate", models[0], "--dataset", "digits", "--json", str(tmp_path / "v.json"))
+    again = json.loads((tmp_path / "v.json").read_text())["models"][0]
+    assert again["reused"] and again["top1"] == result["models"][0]["top1"]
+
+
+def test_help_answers_without_importing_torch():
+    code = "import sys, resnet_pipeline.cli; sys.exit('torch' in sys.modules or 'prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
