@@ -55,17 +55,17 @@ def _run_checkpointed(blocks: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _without_counting(blocks: list[nn.Module]) -> Iterator[None]:
-    """Inside, batch norm normalises by the batch's statistics as before, and leaves its running ones alone."""
-    layers = [
-        m
-        for block in blocks
-        for m in block.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    """Inside, batch norm normalises by the batch's statistics as before, and leaves its running ones as they are.
+
+    They are still passed to the operator, with the weight 0 for the batch's: without them it would save fewer tensors
+    for the backward pass than the first computation did, which ``checkpoint`` takes for an error.
+    """
+    layers = [m for block in blocks for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    saved = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        layer.track_running_stats = False
+        layer.momentum, layer.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, momentum, batches in saved:
+            layer.momentum, layer.num_batches_tracked = momentum, batches

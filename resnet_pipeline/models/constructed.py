@@ -18,7 +18,7 @@ from resnet_pipeline.models.highway import HighwayBlock
 from resnet_pipeline.models.resnet import ResNet
 
 
-def deepen(shallow: ResNet, blocks: Sequence[int]) -> ResNet:
+def deepen(shallow: ResNet, blocks: Sequence[int], *, checkpointing: int = 0) -> ResNet:
     """Return a network with ``blocks[i]`` blocks in stage i, whose outputs in evaluation equal the shallow one's.
 
     The shallow network's blocks come first in each stage, copies of their own; the added ones compute the identity. In
@@ -32,7 +32,8 @@ def deepen(shallow: ResNet, blocks: Sequence[int]) -> ResNet:
     if len(blocks) != len(counts) or any(new < old for new, old in zip(blocks, counts, strict=True)):
         raise UserError(f"a deeper network than one of {counts} blocks per stage must have no fewer, not {[*blocks]}")
     stages = [(new, width) for new, (_, width) in zip(blocks, shallow.architecture.stages, strict=True)]
-    deep = ResNet(replace(shallow.architecture, stages=stages), num_classes=shallow.fc.out_features)
+    architecture = replace(shallow.architecture, stages=stages)
+    deep = ResNet(architecture, num_classes=shallow.fc.out_features, checkpointing=checkpointing)
     deep.load_state_dict(shallow.state_dict(), strict=False)  # the added blocks' tensors are missing there
     for name, count in zip(deep.stage_names, counts, strict=True):
         for block in list(deep.get_submodule(name).children())[count:]:
@@ -55,8 +56,8 @@ def _make_identity(block: nn.Module) -> None:
     else:
         raise UserError("a plain bottleneck can't compute the identity: its first 1×1 drops three of four channels")
     if isinstance(block.downsample, nn.Sequential):  # option C
-        for layer in block.downsample:
-            _carry(layer)
+        for projection in block.downsample:
+            _carry(projection)
 
 
 def _carry(layer: nn.Module) -> None:

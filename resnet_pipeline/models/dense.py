@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.models.normalize import Classifier
 from resnet_pipeline.models.resnet import ResNet
 
@@ -23,10 +24,14 @@ class FullyConvolutional(nn.Module):
             raise TypeError(f"no fully convolutional form of {type(classifier.network).__name__}")
         self.normalize = classifier.normalize
         self.network = classifier.network
+        self.crop = crop
         self.window = _feature_size(self.network, crop)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the map of logits for images uint8 [N, H, W, 3], H and W at least the crop's size."""
+        """Return the map of logits for images uint8 [N, H, W, 3]; UserError where H or W is less than the crop's."""
+        height, width = images.shape[1:3]
+        if min(height, width) < self.crop:
+            raise UserError(f"images of {height} × {width} pixels are smaller than the crops of training, {self.crop}")
         features = self.network.features(self.normalize(images))
         pooled = F.avg_pool2d(features, self.window, stride=1)
         return F.conv2d(pooled, self.network.fc.weight[:, :, None, None], self.network.fc.bias)
@@ -38,9 +43,11 @@ def fully_convolutional(classifier: Classifier, *, crop: int) -> FullyConvolutio
 
 
 def _feature_size(network: ResNet, crop: int) -> int:
-    """Return the side of the last map for a crop: each halving rounds up."""
-    halvings = len(network.architecture.stages) - 1 + (2 if network.architecture.stem == "imagenet" else 0)
+    """Return the side of the last map for a crop."""
     size = crop
-    for _ in range(halvings):
+    if network.architecture.stem == "imagenet":
+        size = (size + 1) // 2  # the first convolution rounds up
+        size = size // 2 if network.architecture.pooling == "caffe" else (size + 1) // 2
+    for _ in network.architecture.stages[1:]:
         size = (size + 1) // 2
     return size

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from resnet_pipeline.models.blocks import BasicBlock, Shortcut, Stride
 
-
 GATE_BIAS = -2.0
 """What a gate's bias starts at: sigmoid(−2) = 0.12, so that at first a block mostly carries its input.
 

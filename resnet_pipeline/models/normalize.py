@@ -12,10 +12,17 @@ class Normalize(nn.Module):
     ``mean`` is a colour [3] or a mean image [H, W, 3], RGB. For images of another size than the mean image its mean
     colour is subtracted. Without ``std`` nothing is divided, as in the paper: the first convolution is followed by
     batch norm, which takes any scale of the input out again. The result is channels-last in memory, as the input is.
+    Raises ValueError for other shapes and for a std that is not positive.
     """
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor | None = None) -> None:
         super().__init__()
+        if mean.shape != (3,) and (mean.dim() != 3 or mean.shape[2] != 3):
+            raise ValueError(f"mean must have shape [3] or [H, W, 3], not {list(mean.shape)}")
+        if std is not None and std.shape != (3,):
+            raise ValueError(f"std must have shape [3], not {list(std.shape)}")
+        if std is not None and not (std > 0).all():
+            raise ValueError(f"std must be positive, not {std.tolist()}")
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", None if std is None else std.detach().clone().float())
 
