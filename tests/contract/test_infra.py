@@ -1,0 +1,385 @@
+"""infra/ and the Dockerfile against published schemas, and against themselves: what is referred to exists."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+KUBERAY = INFRA / "kuberay"
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+GPU = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SECRETS = {
+    "POSTGRES_PASSWORD",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "PREFECT_API_AUTH_STRING",
+    "RAY_AUTH_TOKEN",
+}
+
+# The RayCluster's own fields that we use, with their JSON types, from KubeRay's API reference (ray.io/v1, KubeRay 1.5).
+# The CRD itself is in no package registry; the pod templates are checked as pods, against Kubernetes' schema.
+_TEMPLATE = {
+    "type": "object",
+    "required": ["spec"],
+    "properties": {"metadata": {}, "spec": {}},
+    "additionalProperties": False,
+}
+_PARAMS = {"type": "object", "additionalProperties": {"type": "string"}}
+_COUNT = {"type": "integer", "minimum": 0}
+RAY_CLUSTER = {
+    "type": "object",
+    "required": ["headGroupSpec"],
+    "additionalProperties": False,
+    "properties": {
+        "rayVersion": {"type": "string"},
+        "headGroupSpec": {
+            "type": "object",
+            "required": ["template"],
+            "additionalProperties": False,
+            "properties": {"rayStartParams": _PARAMS, "template": _TEMPLATE},
+        },
+        "workerGroupSpecs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["groupName", "minReplicas", "maxReplicas", "template"],
+                "additionalProperties": False,
+                "properties": {
+                    "groupName": {"type": "string"},
+                    "replicas": _COUNT,
+                    "minReplicas": _COUNT,
+                    "maxReplicas": _COUNT,
+                    "rayStartParams": _PARAMS,
+                    "template": _TEMPLATE,
+                },
+            },
+        },
+    },
+}
+
+
+def manifests() -> list[dict[str, Any]]:
+    names = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())["resources"]
+    return [doc for name in names for doc in yaml.safe_load_all((KUBERAY / name).read_text())]
+
+
+MANIFESTS = manifests()
+
+
+def of_kind(*kinds: str) -> list[dict[str, Any]]:
+    return [doc for doc in MANIFESTS if doc["kind"] in kinds]
+
+
+def pod_templates() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every pod template with the name of its group; volumes of a StatefulSet's claims are added to it."""
+    for doc in of_kind("Deployment", "StatefulSet"):
+        template = copy.deepcopy(doc["spec"]["template"])
+        for claim in doc["spec"].get("volumeClaimTemplates", []):
+            template["spec"].setdefault("volumes", []).append({"name": claim["metadata"]["name"], "emptyDir": {}})
+        yield doc["metadata"]["name"], template
+    for doc in of_kind("RayCluster"):
+        yield "ray-head", doc["spec"]["headGroupSpec"]["template"]
+        for group in doc["spec"]["workerGroupSpecs"]:
+            yield f"ray-{group['groupName']}", group["template"]
+
+
+PODS = dict(pod_templates())
+
+
+def containers() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, template in PODS.items():
+        for container in [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]:
+            yield f"{name}/{container['name']}", container
+
+
+def example(path: Path) -> dict[str, str]:
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def hosts(text: str) -> list[str]:
+    """Return the host names of a URL, of ``host:port`` or ``--address=host:port``; IP addresses and buckets are none."""
+    text = re.sub(r"\$\{[^}]*\}", "variable", text)
+    found = re.findall(r"(?<!s3)://(?:[^@/]*@)?([a-z][a-z0-9-]*)", text)
+    return found + re.findall(r"^(?:--address=)?([a-z][a-z0-9-]*):\d+$", text)
+
+
+# --- Compose ---
+
+
+def compose_errors(value: Any) -> list[str]:
+    pytest.importorskip("check_jsonschema")
+    file = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    validator = jsonschema.Draft202012Validator(json.loads(file.read_text()))
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_follow_the_compose_specification(name: str) -> None:
+    assert compose_errors(yaml.safe_load((INFRA / name).read_text())) == []
+
+
+def test_the_compose_check_notices_a_misspelt_field() -> None:
+    broken = copy.deepcopy(COMPOSE)
+    broken["services"]["mlflow"]["healtcheck"] = broken["services"]["mlflow"].pop("healthcheck")
+    assert any("healtcheck" in error for error in compose_errors(broken))
+
+
+def test_what_compose_services_refer_to_exists() -> None:
+    volumes, networks, used = set(COMPOSE["volumes"]), set(COMPOSE["networks"]), set()
+    for name, service in SERVICES.items():
+        assert set(service["networks"]) <= networks, name
+        for mount in service.get("volumes", []):
+            source = re.sub(r"\$\{[^}]*\}", "./variable", mount).split(":")[0]
+            if source.startswith("."):
+                assert source == "./variable" or (INFRA / source).exists(), f"{name}: {mount}"
+            else:
+                assert source in volumes, f"{name}: {mount}"
+                used.add(source)
+        for other, options in service.get("depends_on", {}).items():
+            one_shot = SERVICES[other].get("restart") == "no"
+            wanted = "service_completed_successfully" if one_shot else "service_healthy"
+            assert options["condition"] == wanted, f"{name} waits for {other}"
+    assert used == volumes
+    assert set(GPU["services"]) <= set(SERVICES)
+
+
+def test_hosts_in_compose_urls_are_services_on_a_shared_network() -> None:
+    for name, service in SERVICES.items():
+        texts = [*map(str, service.get("environment", {}).values()), *map(str, service.get("command", []))]
+        for host in {host for text in texts for host in hosts(text)}:
+            assert host in SERVICES, f"{name}: {host}"
+            assert set(service["networks"]) & set(SERVICES[host]["networks"]), f"{name} cannot reach {host}"
+
+
+def test_servers_restart_and_say_when_they_are_healthy() -> None:
+    for name, service in SERVICES.items():
+        if service["restart"] == "no":
+            assert "healthcheck" not in service, name
+            continue
+        assert service["restart"] == "unless-stopped", name
+        test = service["healthcheck"]["test"]
+        assert test[0] == "CMD", name
+        published = {port.split(":")[-1] for port in service.get("ports", [])}
+        asked = set(re.findall(r"127\.0\.0\.1:(\d+)/", " ".join(test)))
+        assert not published or asked == published, f"{name}: the check asks another port than the one published"
+
+
+def test_ports_are_bound_to_loopback() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert ports and all(port.startswith("127.0.0.1:") for port in ports), ports
+
+
+def test_variables_of_compose_are_in_the_example_and_secrets_are_required() -> None:
+    text = (INFRA / "compose.yaml").read_text() + (INFRA / "compose.gpu.yaml").read_text()
+    found = re.findall(r"\$\{([A-Z0-9_]+)(:?[?-])?([^}]*)\}", text)
+    values = example(INFRA / "example.env")
+    assert {name for name, _, _ in found} == set(values)
+    for name, operator, default in found:
+        if name in SECRETS:
+            assert operator == ":?", f"{name} must be required"
+            assert values[name] == "", f"{name}: the example holds no secret"
+        else:
+            assert (operator, default) == (":-", values[name]), f"{name}: default and example differ"
+    assert {name for name in values if values[name] == ""} == SECRETS
+
+
+def test_every_ray_node_of_compose_has_the_token_and_shared_memory() -> None:
+    nodes = {name: service for name, service in SERVICES.items() if "RAY_AUTH_TOKEN" in service.get("environment", {})}
+    assert set(nodes) == {"ray-head", "ray-worker", "prefect-worker"}
+    for name, service in nodes.items():
+        assert service["environment"]["RAY_AUTH_MODE"] == "token", name
+        assert service["environment"]["RAY_USAGE_STATS_ENABLED"] == "0", name
+        assert "shm_size" in service and "root:/data" in service["volumes"], name
+
+
+# --- the image ---
+
+
+def all_images() -> set[str]:
+    compose = {re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", service["image"]) for service in SERVICES.values()}
+    return compose | {container["image"] for _, container in containers()}
+
+
+def test_one_image_of_ours_with_the_packages_version_and_no_moving_tags() -> None:
+    images = all_images()
+    assert {image for image in images if image.startswith("resnet-pipeline")} == {f"resnet-pipeline:{VERSION}"}
+    for image in images:
+        tag = image.partition(":")[2]
+        assert re.search(r"\d+\.\d+", tag), f"{image}: name a version"
+    kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
+    assert [image["newTag"] for image in kustomization["images"]] == [VERSION]
+
+
+def test_the_dockerfile_copies_what_exists_and_dockerignore_lets_through() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+)$", DOCKERFILE, re.MULTILINE)
+        for source in line.split()[:-1]
+    }
+    assert copied == allowed
+    missing = {source for source in copied if not (ROOT / source).exists()}
+    assert not missing, f"the Dockerfile copies {missing}"
+
+
+def test_the_image_is_pinned_and_runs_as_an_ordinary_user() -> None:
+    assert re.search(r"^ARG BASE=python:3\.11\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE}"}
+    assert re.search(r"^USER 1000:1000$", DOCKERFILE.rpartition("FROM ")[2], re.MULTILINE)
+
+
+def test_scripts_that_commands_name_are_in_the_image() -> None:
+    commands = [service.get("command", []) for service in SERVICES.values()]
+    commands += [container.get("args", []) for _, container in containers()]
+    scripts = {Path(command[0]).name for command in commands if command and str(command[0]).startswith("/opt/infra/")}
+    assert scripts == {path.name for path in INFRA.iterdir() if path.suffix in {".sh", ".py"}}
+    for script in scripts:
+        assert f"infra/{script}" in DOCKERFILE
+        assert (INFRA / script).stat().st_mode & 0o111, f"{script} is not executable"
+    done = subprocess.run(["bash", "-n", INFRA / "prefect-worker.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- Kubernetes ---
+
+
+def kubernetes_errors(doc: dict[str, Any], version: str) -> str:
+    validate = pytest.importorskip("kubernetes_validate")
+    try:
+        validate.validate(doc, version, strict=True)
+    except validate.ValidationError as error:
+        return f"{'.'.join(map(str, error.path))}: {error.message}"
+    return ""
+
+
+@pytest.mark.parametrize("version", ["1.33", "1.37"])
+def test_manifests_follow_kubernetes_schemas(version: str) -> None:
+    docs = [doc for doc in MANIFESTS if doc["kind"] != "RayCluster"]
+    docs += [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": template["spec"]}
+        for name, template in PODS.items()
+    ]
+    for doc in docs:
+        assert kubernetes_errors(doc, version) == "", f"{doc['kind']} {doc['metadata']['name']}"
+
+
+def test_the_kubernetes_check_notices_a_misspelt_field() -> None:
+    (broken,) = (copy.deepcopy(doc) for doc in of_kind("Deployment") if doc["metadata"]["name"] == "mlflow")
+    broken["spec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    assert "imagePullPolice" in kubernetes_errors(broken, "1.37")
+
+
+def test_the_raycluster_has_fields_that_kuberay_knows_and_the_rays_version() -> None:
+    (cluster,) = of_kind("RayCluster")
+    jsonschema.Draft202012Validator(RAY_CLUSTER).validate(cluster["spec"])
+    assert cluster["apiVersion"] == "ray.io/v1"
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned and cluster["spec"]["rayVersion"] == pinned[1]
+
+
+def test_what_pods_refer_to_exists() -> None:
+    claims = {doc["metadata"]["name"] for doc in of_kind("PersistentVolumeClaim")}
+    config_maps = {doc["metadata"]["name"] for doc in of_kind("ConfigMap")}
+    kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
+    (generator,) = kustomization["secretGenerator"]
+    assert generator["envs"] == ["secrets.env"]
+    keys = set(example(KUBERAY / "example.env"))
+    assert keys == SECRETS and not any(example(KUBERAY / "example.env").values())
+    for name, template in PODS.items():
+        volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
+        for volume in volumes.values():
+            assert volume.get("persistentVolumeClaim", {}).get("claimName", "root") in claims, name
+            assert volume.get("configMap", {}).get("name", "postgres-init") in config_maps, name
+        mounted = {
+            mount["name"] for _, c in containers() if _.startswith(f"{name}/") for mount in c.get("volumeMounts", [])
+        }
+        assert mounted == set(volumes), name
+    for name, container in containers():
+        defined: set[str] = set()
+        for variable in container.get("env", []):
+            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+            assert reference is None or (reference["name"] == generator["name"] and reference["key"] in keys), name
+            assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= defined, f"{name}: order of env"
+            defined.add(variable["name"])
+        ports = {port["name"] for port in container.get("ports", [])}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            get = container.get(probe, {}).get("httpGet")
+            assert get is None or get["port"] in ports, f"{name}: {probe}"
+
+
+def test_services_select_pods_and_hosts_in_urls_are_services() -> None:
+    labels = {name: template["metadata"]["labels"] for name, template in PODS.items()}
+    names = {"ray-head-svc"}  # KubeRay makes it: <cluster>-head-svc
+    for service in of_kind("Service"):
+        names.add(service["metadata"]["name"])
+        chosen = [name for name, have in labels.items() if service["spec"]["selector"].items() <= have.items()]
+        assert len(chosen) == 1, service["metadata"]["name"]
+        ports = {port["name"] for c in PODS[chosen[0]]["spec"]["containers"] for port in c["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports, service["metadata"]["name"]
+    for doc in of_kind("Deployment", "StatefulSet"):
+        wanted = doc["spec"]["selector"]["matchLabels"].items()
+        assert wanted <= doc["spec"]["template"]["metadata"]["labels"].items(), doc["metadata"]["name"]
+    for name, container in containers():
+        for variable in container.get("env", []):
+            assert set(hosts(variable.get("value", ""))) <= names, f"{name}: {variable}"
+    known = {have["app.kubernetes.io/name"] for have in labels.values()}
+    policies = json.dumps(of_kind("NetworkPolicy"))
+    assert set(re.findall(r'"app.kubernetes.io/name": "([\w-]+)"', policies)) <= known
+    for values in re.findall(r'"values": (\[[^]]*\])', policies):
+        assert set(json.loads(values)) <= known
+
+
+def test_containers_are_bounded_and_ours_are_unprivileged() -> None:
+    for name, container in containers():
+        assert "memory" in container["resources"]["limits"], name
+        if container["image"].startswith("resnet-pipeline"):
+            assert PODS[name.split("/")[0]]["spec"]["securityContext"]["runAsNonRoot"], name
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
+
+
+def test_compose_and_kubernetes_run_the_same_commands() -> None:
+    """The two ways differ in the machine, not in what runs; Ray's nodes are started by KubeRay."""
+    kubernetes = {name.split("/")[1]: container.get("args") for name, container in containers()}
+    pairs = [("s3", "seaweedfs"), ("s3-bucket", "bucket"), ("deployments", "deploy"), ("prefect-server",) * 2]
+    for service, container in [*pairs, ("prefect-worker", "prefect-worker")]:
+        assert SERVICES[service]["command"] == kubernetes[container], service
+
+
+def test_every_manifest_is_listed() -> None:
+    kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
+    listed = {*kustomization["resources"], *kustomization["configurations"], "kustomization.yaml"}
+    assert listed == {path.name for path in KUBERAY.glob("*.yaml")}
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+def test_kustomize_renders_and_renames_every_image(tmp_path: Path) -> None:
+    folder = tmp_path / "kuberay"
+    shutil.copytree(KUBERAY, folder)
+    (folder / "secrets.env").write_text("".join(f"{name}=x\n" for name in sorted(SECRETS)))
+    file = folder / "kustomization.yaml"
+    file.write_text(file.read_text().replace("newName: resnet-pipeline", "newName: registry.example/resnet-pipeline"))
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    docs = list(yaml.safe_load_all(done.stdout))
+    assert len(docs) == len(MANIFESTS) + 1  # and the secret
+    assert {doc["metadata"].get("namespace", "resnet-pipeline") for doc in docs} == {"resnet-pipeline"}
+    assert not re.search(r"image: resnet-pipeline", done.stdout)
