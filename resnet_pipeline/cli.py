@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace, write_json
 
 app = typer.Typer(
@@ -61,6 +61,9 @@ def main() -> None:
     """Run the command line; what the user can mend is one line and exit status 2, never a traceback."""
     try:
         app()
+    except StoppedError as error:
+        print(f"resnet-pipeline: {error}", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"resnet-pipeline: {error}", file=sys.stderr)
         sys.exit(2)

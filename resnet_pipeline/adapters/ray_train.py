@@ -21,11 +21,22 @@ from resnet_pipeline.training.run_directory import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the cluster has in all, whether free or not."""
+    """What the cluster has in all, whether free or not: the CPUs of each node, and GPUs."""
 
-    cpus: int
+    node_cpus: tuple[int, ...]
     gpus: int
-    nodes: int
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes."""
+        return sum(self.node_cpus)
+
+    def cpus_per_worker(self, workers: int) -> int:
+        """Return the most CPUs that each of ``workers`` can have at once, a worker staying on one node; at least 1."""
+        for cpus in range(max(self.node_cpus, default=1), 1, -1):
+            if sum(node // cpus for node in self.node_cpus) >= workers:
+                return cpus
+        return 1
 
 
 @contextlib.contextmanager
@@ -57,8 +68,8 @@ def ray_cluster() -> Iterator[Resources]:
             raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
     try:
         totals = ray.cluster_resources()
-        alive = sum(node["Alive"] for node in ray.nodes())
-        yield Resources(cpus=int(totals.get("CPU", 0)), gpus=int(totals.get("GPU", 0)), nodes=alive)
+        cpus = tuple(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        yield Resources(node_cpus=cpus, gpus=int(totals.get("GPU", 0)))
     finally:
         if own and not _keepers:
             ray.shutdown()
@@ -86,8 +97,8 @@ def check_workers(workers: int, resources: Resources) -> None:
     kind, most = ("GPUs", resources.gpus) if resources.gpus else ("CPUs", resources.cpus)
     if workers > most:
         raise UserError(
-            f"workers={workers}, but the Ray cluster has {most} {kind} on {resources.nodes} node(s): at most {most} "
-            f"workers; name fewer with --workers, or set RAY_ADDRESS to a larger cluster"
+            f"workers={workers}, but the Ray cluster has {most} {kind} on {len(resources.node_cpus)} node(s), so at most "
+            f"{most} workers; name fewer with --workers, or set RAY_ADDRESS to a larger cluster"
         )
 
 
@@ -102,7 +113,7 @@ def fit(run: RunDirectory, dataset: Path, *, workers: int, resources: Resources,
 
     check_workers(workers, resources)
     use_gpu = resources.gpus > 0
-    cpus = max(1, resources.cpus // workers) if not use_gpu else 1
+    cpus = resources.cpus_per_worker(workers)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": str(run.path), "dataset": str(dataset), "threads": cpus},

@@ -24,7 +24,7 @@ from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray_train import check_workers, fit, ray_cluster
 from resnet_pipeline.config import RunConfig, to_dict
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.progress import TrainingProgress
 from resnet_pipeline.training.checkpoint import newest_checkpoint
@@ -46,10 +46,6 @@ class TrainedRun:
     reused: bool
 
 
-class TrainingStoppedError(UserError):
-    """The run was asked to stop; its state is saved, and starting it again goes on."""
-
-
 def train_run(
     workspace: Workspace,
     config: RunConfig,
@@ -62,7 +58,7 @@ def train_run(
     """Train a config on a staged dataset; go on where an earlier start stopped.
 
     ``workers`` None takes every GPU of the cluster, or one worker where there is none, as far as the batch divides.
-    Raises UserError for what the user can mend, TrainingStoppedError after Ctrl-C.
+    Raises UserError for what the user can mend, StoppedError after Ctrl-C.
     """
     dataset = Dataset.open(workspace.dataset(dataset_name))
     tracking = Tracking(workspace)
@@ -74,9 +70,7 @@ def train_run(
         _train(workspace, config, dataset, workers, tracking, quiet=quiet, say=say)
     result = run.result()
     if result is None:
-        raise TrainingStoppedError(
-            f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there"
-        )
+        raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there")
     _record(tracking, run, config, dataset, result)
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
 

@@ -1,0 +1,53 @@
+"""The GPU's paths: the same code with another device. They have only been written, unless docs/RESULTS.md says else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resnet_pipeline.data.loaders import train_batches, view_batches
+from resnet_pipeline.evaluation.evaluate import evaluate
+from resnet_pipeline.evaluation.views import protocol_of
+from resnet_pipeline.models import Classifier, Normalize, build_model
+from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.loop import train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+CUDA = torch.device("cuda", 0)
+
+
+def test_mixed_decoding_gives_nearly_the_cpu_s_batches(digits):
+    recipe = get_recipe("digits/resnet8")
+    options = {"augment": recipe.augment, "seed": 0, "batch": 64, "micro_batch": 32, "steps": 3}
+    with train_batches(digits, device=CUDA, **options) as gpu, train_batches(digits, **options) as cpu:
+        for a, b in zip(gpu, cpu, strict=True):
+            assert a.images.device == CUDA
+            assert torch.equal(a.index, b.index)
+            assert (a.images.cpu().int() - b.images.int()).abs().float().mean() < 2
+
+
+def test_views_are_nearly_the_cpu_s(digits):
+    options = {"split": "val", "views": "10-crop", "resize": 18, "crop": 16, "batch_size": 64}
+    with view_batches(digits, device=CUDA, **options) as gpu, view_batches(digits, **options) as cpu:
+        for a, b in zip(gpu, cpu, strict=True):
+            assert (a.images.cpu().int() - b.images.int()).abs().float().mean() < 2
+
+
+def test_a_run_on_the_gpu_learns_and_resumes(make_run, digits):
+    run = make_run("steps=60")
+    steps = iter(range(10))
+    assert not train(run, digits, LocalContext(device=CUDA, stop=lambda: next(steps, None) is None))
+    assert train(run, digits, LocalContext(device=CUDA))
+    assert run.result()["device"] == "cuda:0"
+    assert run.result()["train_error"] < 60
+
+
+def test_scores_are_nearly_the_cpu_s(digits):
+    recipe = get_recipe("digits/resnet8")
+    torch.manual_seed(0)
+    model = Classifier(Normalize(torch.full((3,), 90.0)), build_model("cifar-resnet8"))
+    protocol = protocol_of("10-crop", recipe.views)
+    gpu = evaluate({"a": model}, digits, protocol, device=CUDA)["a"].probabilities
+    cpu = evaluate({"a": model.cpu()}, digits, protocol)["a"].probabilities
+    assert abs(gpu - cpu).max() < 0.05

@@ -1,0 +1,174 @@
+"""`up`, the deployments, and `down`, against the real servers."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+import tarfile
+from pathlib import PurePath
+
+import psutil
+import pytest
+
+from tests.images import jpeg
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory, run_program):
+    """Start Prefect, a worker and MLflow as a user does; yield (folder, environment for clients, output of up)."""
+    folder = tmp_path_factory.mktemp("services")
+    prefect, mlflow = free_port(), free_port()
+    up = run_program(
+        "resnet-pipeline", "up", "--detach", "--prefect-port", str(prefect), "--mlflow-port", str(mlflow), cwd=folder
+    )
+    assert up.returncode == 0, up.stdout
+    environment = {
+        "PREFECT_API_URL": f"http://127.0.0.1:{prefect}/api",
+        "PREFECT_HOME": str(folder / "client"),
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+        "RESNET_PIPELINE_ROOT": str(folder / "work"),
+    }
+    yield folder, environment, up.stdout
+    down = run_program("resnet-pipeline", "down", cwd=folder)
+    assert down.returncode == 0 and down.stdout.count("stopped") in (0, 3), down.stdout
+
+
+def sample_folder(tmp_path, archive, images=24):
+    """Write a few files of the ImageNet sample as train/<wnid>/* and val/<wnid>/*."""
+    with tarfile.open(archive) as tar:
+        for number, member in enumerate(m for m in tar if m.isfile()):
+            if number == images:
+                break
+            name = PurePath(member.name).name
+            data = tar.extractfile(member).read()
+            for split in ("train", "val"):
+                path = tmp_path / "images" / split / name.split("_")[0] / name
+                path.parent.mkdir(parents=True)
+                path.write_bytes(data)
+    return tmp_path / "images"
+
+
+def test_up_prints_the_urls_and_what_to_type(services):
+    _, environment, out = services
+    assert environment["PREFECT_API_URL"].removesuffix("/api") in out and environment["MLFLOW_TRACKING_URI"] in out
+    assert "prefect deployment run imagenet-train/resnet152" in out
+    assert "30 deployments" in out
+
+
+def test_everything_listens_on_this_machine_alone(services):
+    folder, _, _ = services
+    entries = json.loads((folder / "work" / "services" / "processes.json").read_text())
+    assert set(entries) == {"prefect-server", "mlflow-server", "prefect-worker"}
+    for entry in entries.values():
+        process = psutil.Process(entry["pid"])
+        for one in (process, *process.children(recursive=True)):
+            for connection in one.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    assert connection.laddr.ip in ("127.0.0.1", "::1"), connection
+
+
+def test_a_second_up_and_a_port_in_use_are_refused(services, run_program, tmp_path):
+    folder, environment, _ = services
+    again = run_program("resnet-pipeline", "up", "--detach", cwd=folder)
+    assert again.returncode == 2 and "already up" in again.stdout
+    port = re.search(r":(\d+)/api", environment["PREFECT_API_URL"])[1]
+    taken = run_program("resnet-pipeline", "up", "--detach", "--prefect-port", port, cwd=tmp_path)
+    assert taken.returncode == 2 and f"port {port} for Prefect is in use" in taken.stdout
+    assert len(taken.stdout.strip().splitlines()) == 1
+
+
+def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
+    services, run_program, imagenet_sample, tmp_path, monkeypatch
+):
+    folder, environment, _ = services
+    images = sample_folder(tmp_path, imagenet_sample)
+    staged = run_program(
+        "prefect", "deployment", "run", "stage-dataset/images", "--watch",
+        "--param", f"source={images}", "--param", "name=sample", cwd=folder, env=environment,
+    )  # fmt: skip
+    assert staged.returncode == 0, staged.stdout
+    trained = run_program(
+        "prefect", "deployment", "run", "imagenet-train/resnet152", "--watch",
+        "--param", "dataset=sample", "--param", "steps=2", "--param", "evaluation_images=6",
+        "--param", 'overrides={"batch": 8, "micro_batch": 4, "bn_images": 8}', cwd=folder, env=environment,
+    )  # fmt: skip
+    worker = (folder / "work" / "services" / "prefect-worker.log").read_text()
+    assert trained.returncode == 0, trained.stdout + worker
+    from mlflow import MlflowClient
+
+    client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    version = client.get_model_version_by_alias("imagenet-resnet152", "candidate")
+    assert "10-crop-224-of-256-mirrored_top5_error" in version.tags
+    run = client.get_run(version.run_id)
+    assert run.data.params["model.name"] == "resnet152" and run.data.params["augment.crop"] == "224"
+    assert run.info.status == "FINISHED"
+    (weights,) = (folder / "work" / "runs").glob("imagenet-resnet152-*/weights.safetensors")
+    assert weights.stat().st_size > 4 * 60e6  # 60.2 million float32 parameters, and statistics
+    # the registered version is a MODEL for the command line
+    evaluated = run_program(
+        "resnet-pipeline", "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
+        "--protocol", "10-crop", "--images", "6", "--json", str(tmp_path / "e.json"), cwd=folder, env=environment,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stdout
+    result = json.loads((tmp_path / "e.json").read_text())["models"][0]
+    assert result["reused"] and result["images"] == 6
+
+
+def test_a_bad_parameter_is_refused_with_its_name(services, run_program):
+    folder, environment, _ = services
+    done = run_program(
+        "prefect", "deployment", "run", "imagenet-train/resnet152", "--param", "steps=0", cwd=folder, env=environment
+    )
+    assert done.returncode == 1 and "'steps'" in done.stdout
+
+
+def test_a_failing_flow_run_ends_with_one_clear_message(services, run_program):
+    folder, environment, _ = services
+    done = run_program(
+        "prefect", "deployment", "run", "cifar10-train/resnet20", "--watch", "--param", "dataset=missing",
+        cwd=folder, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no dataset 'missing'" in (folder / "work" / "services" / "prefect-worker.log").read_text()
+
+
+def test_an_archive_can_be_staged_by_its_deployment(services, run_program, tmp_path):
+    folder, environment, _ = services
+    with tarfile.open(tmp_path / "tiny.tar", "w") as tar:
+        for split in ("train", "val"):
+            for label in ("a", "b"):
+                info = tarfile.TarInfo(f"{split}/{label}/0.jpg")
+                data = jpeg(40, 50)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    done = run_program(
+        "prefect", "deployment", "run", "stage-dataset/images", "--watch",
+        "--param", f"source={tmp_path / 'tiny.tar'}", "--param", "name=tiny", cwd=folder, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert (folder / "work" / "datasets" / "tiny" / "manifest.json").exists()
+
+
+def test_down_stops_exactly_what_up_started(services, run_program):
+    folder, _, _ = services
+    entries = json.loads((folder / "work" / "services" / "processes.json").read_text())
+    others = {p.pid for p in psutil.process_iter()} - {e["pid"] for e in entries.values()}
+    tree = [c for e in entries.values() for c in psutil.Process(e["pid"]).children(recursive=True)]
+    done = run_program("resnet-pipeline", "down", cwd=folder)
+    assert done.returncode == 0 and done.stdout.count("stopped") == 3
+    for entry in entries.values():
+        assert not psutil.pid_exists(entry["pid"]) or psutil.Process(entry["pid"]).status() == "zombie"
+    assert not [c for c in tree if c.is_running() and c.status() != "zombie"]
+    assert psutil.Process().pid in others  # this very process lives
+    again = run_program("resnet-pipeline", "down", cwd=folder)
+    assert again.returncode == 0 and "nothing is up" in again.stdout
