@@ -19,10 +19,21 @@ ray_node=$!
 
 worker=
 stop() {
-  # the worker first: it ends its flow runs, and their training workers, while the Ray node still answers
+  # The worker first, so that it starts no more flows; it leaves the running ones to themselves. SIGINT is what asks a
+  # training flow to save a checkpoint and end; it needs the Ray node for that. 75 s here and 30 s for the node to drain
+  # fit into the 2 minutes that compose.yaml and prefect.yaml grant.
   if [[ -n $worker ]]; then
+    local flows=() flow
+    read -r -a flows <"/proc/$worker/task/$worker/children" 2>/dev/null
     kill -INT "$worker" 2>/dev/null
     wait "$worker"
+    for flow in "${flows[@]}"; do kill -INT "$flow" 2>/dev/null; done
+    for ((second = 0; second < 75; second++)); do
+      local left=0
+      for flow in "${flows[@]}"; do kill -0 "$flow" 2>/dev/null && left=1; done
+      ((left)) || break
+      sleep 1
+    done
   fi
   kill -TERM "$ray_node" 2>/dev/null
   wait "$ray_node"

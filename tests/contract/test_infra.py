@@ -115,7 +115,7 @@ def example(path: Path) -> dict[str, str]:
 
 
 def hosts(text: str) -> list[str]:
-    """Return the host names of a URL, of ``host:port`` or ``--address=host:port``; IP addresses and buckets are none."""
+    """Return the host names of a URL, of ``host:port`` or ``--address=host:port``; no IP address, no bucket."""
     text = re.sub(r"\$\{[^}]*\}", "variable", text)
     found = re.findall(r"(?<!s3)://(?:[^@/]*@)?([a-z][a-z0-9-]*)", text)
     return found + re.findall(r"^(?:--address=)?([a-z][a-z0-9-]*):\d+$", text)
