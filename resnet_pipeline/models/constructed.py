@@ -52,16 +52,16 @@ def _make_identity(block: nn.Module) -> None:
         nn.init.zeros_(last.bias)
     elif isinstance(block, BasicBlock):  # F(x) = x; a highway's gate then mixes x with x
         for layer in (block.conv1, block.conv2, block.bn1, block.bn2):
-            _carry(layer)
+            carry(layer)
     else:
         raise UserError("a plain bottleneck can't compute the identity: its first 1×1 drops three of four channels")
     if isinstance(block.downsample, nn.Sequential):  # option C
         for projection in block.downsample:
-            _carry(projection)
+            carry(projection)
 
 
-def _carry(layer: nn.Module) -> None:
-    """Set one layer to the identity."""
+def carry(layer: nn.Module) -> None:
+    """Set one convolution or batch norm (in evaluation) to the identity."""
     with torch.no_grad():
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight)

@@ -1,22 +1,31 @@
-"""Weights in and out of files. Loading never unpickles objects: safetensors, or PyTorch's ``weights_only``."""
+"""Weights in and out of files. Loading never unpickles objects: safetensors, Caffe's format, or ``weights_only``."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import pickle
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.models.blocks import Bottleneck
+from resnet_pipeline.models.caffe_weights import read_caffe_weights
 from resnet_pipeline.models.normalize import Classifier
+from resnet_pipeline.models.registry import architecture_of, build_model
+from resnet_pipeline.models.resnet import Architecture, ResNet
+from resnet_pipeline.models.state_dicts import StateDict, check_fit, plain_names
 from resnet_pipeline.workspace import replacing
 
 _PYTORCH = (".pth", ".pt", ".th")
+_SUFFIXES = (".safetensors", *_PYTORCH, ".caffemodel")
+_ARCHITECTURE = "architecture"  # the key of the metadata
 
 
 def weights_sha256(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
@@ -29,68 +38,149 @@ def weights_sha256(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a model's parameters and buffers as safetensors with string metadata, atomically."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Write a model's parameters and buffers as safetensors with string metadata, atomically.
+
+    For this program's networks the metadata's ``architecture`` says what the tensors' shapes don't: shortcut, stride,
+    pooling.
+    """
+    network = model.network if isinstance(model, Classifier) else model
+    described = {_ARCHITECTURE: _describe(network.architecture)} if isinstance(network, ResNet) else {}
+    write_safetensors(model.state_dict(), path, {**described, **metadata})
+
+
+def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors with string metadata, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata=dict(metadata))
+        save_file(tensors, temporary, metadata=dict(metadata))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return a safetensors file's metadata; UserError where the file is unreadable."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:
+        raise _unreadable(path, error) from None
 
 
 def load_weights(model: nn.Module, path: Path | str) -> None:
-    """Load a ``.safetensors``, ``.pth``, ``.pt`` or ``.th`` file into a network or a Classifier.
+    """Load a ``.safetensors``, ``.pth``, ``.pt``, ``.th`` or ``.caffemodel`` file into a network or a Classifier.
 
-    Names are torchvision's or the public CIFAR-10 ResNets' (``linear`` for the classifier), with or without a
-    ``module.`` prefix, alone or under ``state_dict``. Raises UserError where the file is unreadable, holds anything
-    but tensors, or its tensors are not the network's: the first ones are named.
+    Names are torchvision's and timm's or the public CIFAR-10 ResNets' (``linear`` for the classifier), with or without
+    a ``module.`` prefix, alone or under ``state_dict`` or ``model``; in a ``.caffemodel`` those of the authors'
+    release, whose networks have ``stride="v1"`` and ``pooling="caffe"``. A Classifier's file fills a bare network too.
+    Raises UserError where the file is unreadable, holds anything but tensors, its tensors are not the network's (the
+    first ones are named), or it was saved from a network that computes something else with the same tensors.
     """
     path = Path(path)
-    state = _plain_names(_read(path))
-    target: nn.Module = model
-    if isinstance(model, Classifier) and not any(name.startswith("network.") for name in state):
-        target = model.network
+    _load(model, path, *_read(path))
+
+
+def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = None) -> ResNet:
+    """Build the network ``name`` with the options that a file's weights were trained with, and load them.
+
+    A file of this program says them itself. The authors' ``.caffemodel`` has stride v1 and Caffe's pooling; others are
+    taken for torchvision's or timm's, whose stride is v1.5. Projections in the file mean option B, none option A.
+    ``num_classes`` defaults to the file's. Raises UserError as `load_weights` and `build_model` do.
+    """
+    path = Path(path)
+    state, saved = _read(path)
+    options: dict[str, Any] = {key: saved[key] for key in ("shortcut", "stride", "pooling") if key in saved}
+    if not saved:
+        caffe = path.suffix == ".caffemodel"
+        options = {"stride": "v1" if caffe else "v1.5", "pooling": "caffe" if caffe else "pytorch"}
+    if "shortcut" not in options and any(".downsample." in key for key in state):
+        options["shortcut"] = "B"
+    if architecture_of(name).shortcut == "none":
+        options.pop("shortcut", None)
+    classifier = state.get("fc.weight", state.get("network.fc.weight"))
+    if num_classes is None and classifier is not None:
+        num_classes = len(classifier)
+    network = build_model(name, num_classes=num_classes, **options)
+    _load(network, path, state, saved)
+    return network
+
+
+def _load(model: nn.Module, path: Path, state: StateDict, saved: Mapping[str, Any]) -> None:
+    network = model.network if isinstance(model, Classifier) else model
+    of_classifier = any(name.startswith("network.") for name in state)
+    target = model if of_classifier else network
+    if of_classifier and not isinstance(model, Classifier):
+        state = {n.removeprefix("network."): t for n, t in state.items() if not n.startswith("normalize.")}
     wanted = target.state_dict()
-    # BatchNorm counts its batches since PyTorch 0.4.1; older files lack the counts, and nothing depends on them
+    # BatchNorm counts its batches since PyTorch 0.4.1; older files and Caffe's lack the counts, nothing depends on them
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, tensor)
-    _check(path, state, wanted)
+    check_fit(path, state, wanted)
+    if isinstance(network, ResNet):
+        _check_architecture(path, saved, network.architecture)
     target.load_state_dict(state)
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _check_architecture(path: Path, saved: Mapping[str, Any], architecture: Architecture) -> None:
+    """Raise UserError where equal tensors would compute something else."""
+    options = ["shortcut", "pooling"] + (["stride"] if architecture.block is Bottleneck else [])
+    for option in options:
+        own = getattr(architecture, option)
+        if saved.get(option, own) != own:
+            raise UserError(
+                f"{path} holds the weights of a network with {option} {saved[option]}, this one has {own}: "
+                f"build it with {option}={saved[option]!r}"
+            )
+    if path.suffix == ".caffemodel" and architecture.stride != "v1":
+        raise UserError(f"{path}: the authors' networks have stride v1, this one has v1.5: build it with stride='v1'")
+
+
+def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+    """Return a file's tensors under torchvision's names, and its metadata's architecture, empty where it has none."""
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
+    if path.suffix not in _SUFFIXES:
+        raise UserError(f"{path}: weights files end in {', '.join(_SUFFIXES)}")
+    if path.suffix == ".caffemodel":
+        return read_caffe_weights(path), {}
+    if path.suffix in _PYTORCH:
+        return plain_names(_read_pickle(path)), {}
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        if path.suffix in _PYTORCH:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise UserError(f"{path}: weights files end in .safetensors, {', '.join(_PYTORCH)}")
-    except (SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is not loaded: {reason[:200]}") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        state = load_file(path)
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    return plain_names(state), _saved_architecture(path)
+
+
+def _read_pickle(path: Path) -> StateDict:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file from anywhere can fail anywhere in the reader
+        raise _unreadable(path, error) from None
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"{path} holds no state dict of tensors")
-    return dict(state)
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise UserError(f"{path} holds no state dict of tensors: {name!r} is a {type(value).__name__}")
+    return dict(loaded)
 
 
-def _plain_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    plain = {}
-    for name, tensor in state.items():
-        short = name.removeprefix("module.")
-        plain[f"fc.{short.removeprefix('linear.')}" if short.startswith("linear.") else short] = tensor
-    return plain
+def _saved_architecture(path: Path) -> Mapping[str, Any]:
+    text = read_metadata(path).get(_ARCHITECTURE)
+    try:
+        saved = json.loads(text) if text else {}
+    except json.JSONDecodeError:
+        saved = None
+    if not isinstance(saved, dict):
+        raise UserError(f"{path}: its metadata's {_ARCHITECTURE} is no JSON object")
+    return saved
 
 
-def _check(path: Path, state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is not the network's" for name in state if name not in wanted]
-    problems += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{path} does not fit the network: {'; '.join(problems[:3])}{more}")
+def _describe(architecture: Architecture) -> str:
+    return json.dumps({**dataclasses.asdict(architecture), "block": architecture.block.__name__})
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    return UserError(f"{path} is not loaded: {reason[:200]}")

@@ -4,12 +4,15 @@ import os
 import pickle
 
 import pytest
+import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import Classifier, Normalize, build_model
-from resnet_pipeline.models.weights import load_weights, save_weights, weights_sha256
+from resnet_pipeline.models.weights import build_for_weights, load_weights, read_metadata, save_weights, weights_sha256
 
 
 def test_safetensors_round_trip_with_the_mean(tmp_path):
@@ -23,25 +26,106 @@ def test_safetensors_round_trip_with_the_mean(tmp_path):
     )
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".th"])
-def test_torchvision_s_state_dict_loads(tmp_path, suffix):
-    theirs = torchvision.models.resnet18(weights=None)
-    torch.save(theirs.state_dict(), tmp_path / f"w{suffix}")
-    ours = build_model("resnet18", shortcut="B", stride="v1.5")
-    load_weights(ours, tmp_path / f"w{suffix}")
+@pytest.mark.parametrize("make", [torchvision.models.resnet50, timm.models.resnet.resnet50])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".safetensors"])
+def test_published_weights_build_the_network_that_they_are_of(tmp_path, suffix, make):
+    torch.manual_seed(0)
+    theirs, path = make(num_classes=7).eval(), tmp_path / f"w{suffix}"
+    if suffix == ".safetensors":
+        save_file(theirs.state_dict(), path)
+    else:
+        torch.save({"model": theirs.state_dict(), "epoch": 3} if suffix == ".pt" else theirs.state_dict(), path)
+    ours = build_for_weights("resnet50", path).eval()
     assert weights_sha256(ours) == weights_sha256(theirs)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
 
 
-def test_public_cifar_names_load(tmp_path):
+def test_projections_in_the_file_mean_option_b(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "b.pth")
+    assert build_for_weights("resnet18", tmp_path / "b.pth").architecture.shortcut == "B"
+    torch.save(build_model("resnet18").state_dict(), tmp_path / "a.pth")
+    assert build_for_weights("resnet18", tmp_path / "a.pth").architecture.shortcut == "A"
+
+
+def public_cifar_forward(state, images):
+    """Compute a public CIFAR-10 ResNet from its state dict alone: option A with zeros on both sides of x."""
+
+    def norm(x, name):
+        return F.batch_norm(x, *(state[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")))
+
+    x = norm(F.conv2d(images, state["conv1.weight"], padding=1), "bn1").relu()
+    for stage in (1, 2, 3):
+        for block in range(3):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            around = x
+            if stride == 2:
+                quarter = x.shape[1] // 2
+                around = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, quarter, quarter))
+            out = norm(F.conv2d(x, state[f"{name}.conv1.weight"], stride=stride, padding=1), f"{name}.bn1").relu()
+            x = (norm(F.conv2d(out, state[f"{name}.conv2.weight"], padding=1), f"{name}.bn2") + around).relu()
+    return F.linear(x.mean(dim=(2, 3)), state["linear.weight"], state["linear.bias"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_public_cifar_weights_compute_here_what_they_do_there(tmp_path, prefix, new_format):
+    torch.manual_seed(0)
+    state = {}
+    for key, value in build_model("cifar-resnet20").state_dict().items():
+        if "num_batches" not in key:  # saved before PyTorch 0.4.1
+            state[key.replace("fc.", "linear.")] = torch.rand_like(value) + 0.5 if "bn" in key else value
+    saved = {"state_dict": {prefix + key: value for key, value in state.items()}, "best_prec1": 91.7}
+    torch.save(saved, tmp_path / "w.th", _use_new_zipfile_serialization=new_format)
     network = build_model("cifar-resnet20")
-    state = {
-        f"module.{k.replace('fc.', 'linear.')}": v for k, v in network.state_dict().items() if "num_batches" not in k
-    }
-    torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "w.th")
-    other = build_model("cifar-resnet20")
-    load_weights(other, tmp_path / "w.th")
-    assert torch.equal(other.fc.weight, network.fc.weight)
-    assert torch.equal(other.layer3[2].bn2.weight, network.layer3[2].bn2.weight)
+    load_weights(network, tmp_path / "w.th")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.eval()(images), public_cifar_forward(state, images), rtol=1e-5, atol=1e-4)
+
+
+def test_projections_of_public_cifar_networks_load(tmp_path):
+    network = build_model("cifar-resnet20", shortcut="B")
+    save_file(
+        {k.replace("downsample", "shortcut"): v for k, v in network.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    built = build_for_weights("cifar-resnet20", tmp_path / "w.safetensors")
+    assert built.architecture.shortcut == "B" and weights_sha256(built) == weights_sha256(network)
+
+
+@pytest.mark.parametrize("options", [{"shortcut": "C", "stride": "v1.5"}, {"pooling": "caffe"}, {}])
+def test_a_file_of_this_program_says_which_network_it_is_of(tmp_path, options):
+    network = build_model("resnet50", num_classes=3, **options)
+    save_weights(Classifier(Normalize(torch.zeros(3)), network), tmp_path / "w.safetensors", {"recipe": "x"})
+    assert read_metadata(tmp_path / "w.safetensors")["recipe"] == "x"
+    built = build_for_weights("resnet50", tmp_path / "w.safetensors")
+    assert built.architecture == network.architecture
+    assert weights_sha256(built) == weights_sha256(network)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "said"),
+    [
+        (("resnet50", {}), ("resnet50", {"stride": "v1.5"}), "build it with stride='v1'"),
+        (("resnet50", {"pooling": "caffe"}), ("resnet50", {}), "build it with pooling='caffe'"),
+        (("plain18", {}), ("resnet18", {}), "shortcut none, this one has A"),
+        (("cifar-resnet8", {}), ("cifar-plain8", {}), "shortcut A, this one has none"),
+    ],
+)
+def test_equal_tensors_of_a_network_that_computes_something_else_are_refused(tmp_path, saved, loaded, said):
+    save_weights(build_model(saved[0], **saved[1]), tmp_path / "w.safetensors", {})
+    with pytest.raises(UserError, match=said):
+        load_weights(build_model(loaded[0], **loaded[1]), tmp_path / "w.safetensors")
+
+
+def test_weights_go_into_a_classifier_and_leave_its_mean(tmp_path):
+    network = build_model("cifar-resnet8")
+    save_weights(network, tmp_path / "w.safetensors", {})
+    classifier = Classifier(Normalize(torch.ones(3)), build_model("cifar-resnet8"))
+    load_weights(classifier, tmp_path / "w.safetensors")
+    assert weights_sha256(classifier.network) == weights_sha256(network)
+    assert classifier.normalize.mean.tolist() == [1, 1, 1]
 
 
 def test_the_hash_is_of_the_values_in_name_order():
@@ -64,23 +148,53 @@ def test_a_misfit_names_the_first_tensors_and_what_was_expected(tmp_path):
         assert part in str(error.value)
 
 
-def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path):
+@pytest.mark.parametrize("new_format", [True, False, None])
+def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, new_format):
     class Hostile:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    (tmp_path / "w.pth").write_bytes(pickle.dumps({"conv1.weight": Hostile()}, protocol=2))
-    torch.save({"conv1.weight": Hostile()}, tmp_path / "v.pth")
-    for name in ("w.pth", "v.pth"):
-        with pytest.raises(UserError, match=name):
-            load_weights(build_model("cifar-resnet8"), tmp_path / name)
+    path = tmp_path / "w.pth"
+    state = {**build_model("cifar-resnet8").state_dict(), "conv1.weight": Hostile()}
+    if new_format is None:
+        path.write_bytes(pickle.dumps({"conv1.weight": Hostile()}, protocol=2))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=new_format)
+    network = build_model("cifar-resnet8")
+    before = weights_sha256(network)
+    for load in (lambda: load_weights(network, path), lambda: build_for_weights("cifar-resnet8", path)):
+        with pytest.raises(UserError, match=r"w\.pth") as error:
+            load()
+        assert "\n" not in str(error.value)
     assert not (tmp_path / "owned").exists()
+    assert weights_sha256(network) == before
 
 
 def test_unreadable_files_are_named(tmp_path):
+    good = tmp_path / "good.safetensors"
+    save_weights(build_model("cifar-resnet8"), good, {})
     (tmp_path / "w.safetensors").write_bytes(b"no")
+    (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-5])
     (tmp_path / "w.bin").write_bytes(b"no")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "html.pth").write_bytes(b"<!DOCTYPE html>\n<html>not found</html>\n" * 20)
+    torch.save(build_model("cifar-resnet8").state_dict(), tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:5000])
     torch.save([1, 2], tmp_path / "list.pt")
-    for name in ("w.safetensors", "w.bin", "missing.pth", "list.pt"):
-        with pytest.raises(UserError, match=name):
+    torch.save({"conv1.weight": [1.0]}, tmp_path / "lists.pt")
+    names = ["w.safetensors", "cut.safetensors", "w.bin", "empty.pth", "html.pth", "cut.pth", "list.pt", "lists.pt"]
+    for name in [*names, "missing.pth"]:
+        with pytest.raises(UserError, match=name) as error:
             load_weights(build_model("cifar-resnet8"), tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_nothing_half_written_stays(tmp_path, monkeypatch):
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("resnet_pipeline.models.weights.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights(build_model("cifar-resnet8"), tmp_path / "w.safetensors", {})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,92 @@
+"""State dicts between the naming schemes, and whether one fits a network. torchvision's names are this program's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.models.blocks import Bottleneck, ZeroPadShortcut
+from resnet_pipeline.models.constructed import carry
+from resnet_pipeline.models.resnet import ResNet
+
+StateDict = dict[str, torch.Tensor]
+
+
+def plain_names(state: Mapping[str, torch.Tensor]) -> StateDict:
+    """Return the tensors under torchvision's names.
+
+    Known others: a ``module.`` prefix (a network saved inside DataParallel), ``linear`` for the classifier and
+    ``shortcut`` for the projections (the public CIFAR-10 networks).
+    """
+    plain = {}
+    for name, tensor in state.items():
+        short = name.removeprefix("module.")
+        short = re.sub(r"^linear\.", "fc.", short)
+        plain[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", short)] = tensor
+    return plain
+
+
+def check_fit(path: Path, state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError, naming the first three tensors and what was expected, unless names and shapes are the same."""
+    problems = [
+        f"{name} is missing, expected with shape {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name not in state
+    ]
+    problems += [f"{name} is not the network's" for name in state if name not in wanted]
+    problems += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} has dtype {state[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    if problems:
+        # one of each kind first: a file of another network lacks many tensors and has many that don't belong
+        kinds = ("is missing", "is not the network's", "has shape", "has dtype")
+        first = [p for kind in kinds for p in [q for q in problems if kind in q][:1]]
+        first += [p for p in problems if p not in first][: 3 - len(first)]
+        more = f" and {len(problems) - len(first)} more" if len(problems) > len(first) else ""
+        raise UserError(f"{path} does not fit the network: {'; '.join(first)}{more}")
+
+
+def torchvision_state_dict(network: ResNet) -> StateDict:
+    """Return the state dict that torchvision's (and timm's) ResNet of the same depth loads, outputs unchanged.
+
+    Their projections (option B) stand in for option A's zero-padding: a 1×1 convolution that copies each channel and a
+    batch norm that does nothing. Raises UserError for a network that has no equal there: plain, highway and CIFAR
+    networks, option C, bottlenecks with stride v1, Caffe's pooling.
+    """
+    architecture = network.architecture
+    reasons = {
+        f"its first layers are {architecture.stem}'s": architecture.stem != "imagenet",
+        "it has no shortcuts": architecture.shortcut == "none",
+        "its shortcut is option C": architecture.shortcut == "C",
+        "its stride is v1, theirs v1.5": architecture.block is Bottleneck and architecture.stride != "v1.5",
+        "its pooling is Caffe's": architecture.pooling != "pytorch",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"torchvision has no such network: {reason}; save it as .safetensors instead")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    for name, module in network.named_modules():
+        if isinstance(module, ZeroPadShortcut):
+            state |= _as_projection(name, module)
+    return state
+
+
+def _as_projection(name: str, shortcut: ZeroPadShortcut) -> StateDict:
+    """Return the tensors of the 1×1 convolution and batch norm that compute a zero-padding shortcut."""
+    norm = nn.BatchNorm2d(shortcut.before + shortcut.inputs + shortcut.after)
+    carry(norm)
+    weight = torch.zeros(norm.num_features, shortcut.inputs, 1, 1)
+    weight[shortcut.before : shortcut.before + shortcut.inputs, :, 0, 0] = torch.eye(shortcut.inputs)
+    return {f"{name}.0.weight": weight, **{f"{name}.1.{key}": t for key, t in norm.state_dict().items()}}
