@@ -67,7 +67,7 @@ def up(
         with _environ(environment):
             count = deploy(POOL)
         _start(workspace, "prefect-worker", environment, "-m", "prefect", "worker", "start", "--pool", POOL,
-               "--type", "process", "--name", "this-machine", "--with-healthcheck")  # fmt: skip
+               "--type", "process", "--name", "this-machine")  # fmt: skip
         _wait_for_worker(workspace, api)
         say(_what_next(workspace, api, mlflow, count))
     except BaseException:
