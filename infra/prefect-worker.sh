@@ -19,21 +19,22 @@ ray_node=$!
 
 worker=
 stop() {
-  # The worker first, so that it starts no more flows; it leaves the running ones to themselves. SIGINT is what asks a
-  # training flow to save a checkpoint and end; it needs the Ray node for that. 75 s here and 30 s for the node to drain
-  # fit into the 2 minutes that compose.yaml and prefect.yaml grant.
+  # The flows first: SIGINT asks a training flow to save a checkpoint and end, which needs the Ray node, and a worker
+  # that ends takes its flows with it at once. 75 s here and 30 s for the node to drain fit into the 2 minutes that
+  # compose.yaml and prefect.yaml grant.
   if [[ -n $worker ]]; then
-    local flows=() flow
-    read -r -a flows <"/proc/$worker/task/$worker/children" 2>/dev/null
-    kill -INT "$worker" 2>/dev/null
-    wait "$worker"
+    local flows=() flow second left
+    # each thread of the worker lists the processes that it started itself
+    read -r -a flows <<<"$(cat "/proc/$worker/task/"*/children 2>/dev/null | tr '\n' ' ')"
     for flow in "${flows[@]}"; do kill -INT "$flow" 2>/dev/null; done
     for ((second = 0; second < 75; second++)); do
-      local left=0
+      left=0
       for flow in "${flows[@]}"; do kill -0 "$flow" 2>/dev/null && left=1; done
       ((left)) || break
       sleep 1
     done
+    kill -INT "$worker" 2>/dev/null
+    wait "$worker"
   fi
   kill -TERM "$ray_node" 2>/dev/null
   wait "$ray_node"
