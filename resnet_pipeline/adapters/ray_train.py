@@ -21,22 +21,23 @@ from resnet_pipeline.training.run_directory import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the cluster has in all, whether free or not: the CPUs of each node, and GPUs."""
+    """What the cluster has, whether free or not: (CPUs, GPUs) of each node."""
 
-    node_cpus: tuple[int, ...]
-    gpus: int
+    nodes: tuple[tuple[int, int], ...]
 
     @property
-    def cpus(self) -> int:
-        """CPUs of all nodes."""
-        return sum(self.node_cpus)
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    def most_workers(self, cpus: int = 1) -> int:
+        """Return how many workers fit at once: each on one node, with ``cpus`` CPUs, and a GPU where there are any."""
+        return sum(min(c // cpus, g) if self.gpus else c // cpus for c, g in self.nodes)
 
     def cpus_per_worker(self, workers: int) -> int:
-        """Return the most CPUs that each of ``workers`` can have at once, a worker staying on one node; at least 1."""
-        for cpus in range(max(self.node_cpus, default=1), 1, -1):
-            if sum(node // cpus for node in self.node_cpus) >= workers:
-                return cpus
-        return 1
+        """Return the most CPUs that each of ``workers`` workers can have at once, at least 1."""
+        counts = range(max((cpus for cpus, _ in self.nodes), default=1), 1, -1)
+        return next((cpus for cpus in counts if self.most_workers(cpus) >= workers), 1)
 
 
 @contextlib.contextmanager
@@ -67,9 +68,8 @@ def ray_cluster() -> Iterator[Resources]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
     try:
-        totals = ray.cluster_resources()
-        cpus = tuple(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-        yield Resources(node_cpus=cpus, gpus=int(totals.get("GPU", 0)))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
     finally:
         if own and not _keepers:
             ray.shutdown()
@@ -94,10 +94,11 @@ _keepers: list[int] = []
 
 def check_workers(workers: int, resources: Resources) -> None:
     """Raise UserError when the cluster can never have this many workers: a GPU each where it has any, else a CPU."""
-    kind, most = ("GPUs", resources.gpus) if resources.gpus else ("CPUs", resources.cpus)
+    kind, most = ("GPUs" if resources.gpus else "CPUs"), resources.most_workers()
     if workers > most:
+        have = resources.gpus or sum(cpus for cpus, _ in resources.nodes)
         raise UserError(
-            f"workers={workers}, but the Ray cluster has {most} {kind} on {len(resources.node_cpus)} node(s), so at most "
+            f"workers={workers}, but the Ray cluster has {have} {kind} on {len(resources.nodes)} node(s), so at most "
             f"{most} workers; name fewer with --workers, or set RAY_ADDRESS to a larger cluster"
         )
 

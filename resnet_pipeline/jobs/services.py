@@ -82,8 +82,13 @@ def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
     alive = _alive(workspace)
     if not alive:
         say("nothing is up")
-    # the worker first: it ends its flow runs while the server still answers
+    # the worker first, and before it the flow runs: the worker would end them at once, without a checkpoint
     for name, process in reversed(alive):
+        if name == "prefect-worker" and (flows := process.children()):
+            say(f"{len(flows)} flow run(s) saving and stopping")
+            for flow in flows:
+                _signal(flow, signal.SIGINT)
+            psutil.wait_procs(flows, timeout=60)
         tree = [process, *_children(process)]
         _signal(process, signal.SIGINT if name == "prefect-worker" else signal.SIGTERM)
         _, left = psutil.wait_procs(tree, timeout=15)
