@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from resnet_pipeline.errors import UserError
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -29,7 +31,12 @@ class Complexity:
 
 
 def complexity(network: nn.Module, size: int) -> Complexity:
-    """Count a network at inputs of ``size`` × ``size`` pixels; on the meta device nothing is computed."""
+    """Count a network at inputs of ``size`` × ``size`` pixels; on the meta device nothing is computed.
+
+    Raises UserError for a size below 1.
+    """
+    if size < 1:
+        raise UserError(f"the size of an image must be at least 1 pixel, not {size}")
     counts: dict[str, int] = {}
     handles = [
         module.register_forward_hook(_counter(name, counts))

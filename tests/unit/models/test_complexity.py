@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import build_model, model_names
 from resnet_pipeline.models.complexity import complexity
 
@@ -78,6 +79,11 @@ def test_a_layer_that_is_used_twice_counts_twice_and_groups_divide():
     layer = nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False)
     network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), layer, layer)
     assert complexity(network, 5).multiply_adds == 25 * 4 * 3 + 2 * 25 * 4 * 9 * 2
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(UserError, match="at least 1 pixel, not 0"):
+        complexity(build_model("cifar-resnet8"), 0)
 
 
 def test_counting_leaves_the_network_as_it_was():

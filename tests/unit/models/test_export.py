@@ -33,7 +33,7 @@ def images_of(size, number=4):
 CASES = [
     ("cifar-resnet8", 32, torch.rand(32, 32, 3) * 255, None, {}),
     ("cifar-highway8", 32, torch.rand(3) * 255, torch.rand(3) * 50 + 20, {}),
-    ("resnet50", 70, torch.rand(3) * 255, None, {"pooling": "caffe"}),
+    pytest.param("resnet18", 70, torch.rand(3) * 255, None, {"pooling": "caffe"}, marks=pytest.mark.slow),
 ]
 
 
