@@ -15,8 +15,8 @@ from resnet_pipeline.models.blocks import BasicBlock, Shortcut, Stride
 GATE_BIAS = -2.0
 """What a gate's bias starts at: sigmoid(−2) = 0.12, so that at first a block mostly carries its input.
 
-Srivastava et al., section 2.2, advise a negative value such as −1 or −3, whatever initialises the other weights; without
-it deep highway networks do not start to learn.
+Srivastava et al., section 2.2, advise a negative value such as −1 or −3, whatever initialises the other weights;
+without it deep highway networks do not start to learn.
 """
 
 
