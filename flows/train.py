@@ -31,7 +31,7 @@ ImageNetNetwork = Literal[
 ]
 Cifar10Network = Literal[
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202",
-    "plain20", "plain32", "plain44", "plain56", "highway20", "highway32",
+    "plain20", "plain32", "plain44", "plain56", "highway20", "highway32", "highway44", "highway56", "highway110",
 ]  # fmt: skip
 DigitsNetwork = Literal["resnet8", "resnet14", "resnet20"]
 

@@ -270,6 +270,7 @@ def report(
 def recipes(json_file: Json = None) -> None:
     """List every recipe with its depth, parameters, multiply-adds and the paper's error."""
     from resnet_pipeline.jobs.recipes import recipe_rows
+    from resnet_pipeline.models.complexity_table import depth_against_vgg
 
     rows = recipe_rows()
     table = Table(title="Recipes: a name for `resnet-pipeline train`; errors in percent, from the paper")
@@ -300,7 +301,27 @@ def recipes(json_file: Json = None) -> None:
             row["source"] or "",
         )
     Console().print(table)
+    print(depth_against_vgg())
     _write(json_file, rows)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for evaluate.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(help="The file: NAME.safetensors, NAME.onnx or NAME.pt2.", show_default=False)
+    ],
+    root: Root = None,
+) -> None:
+    """Write a network for other programs; the kind is the file's ending.
+
+    .safetensors: torchvision's names. .onnx and .pt2 (torch.export): with the preprocessing, for images uint8
+    [N, H, W, 3]; the file's outputs are compared with the network's before it gets its name.
+    """
+    from resnet_pipeline.jobs.export import export_model
+
+    export_model(Workspace.of(root), model, output)
+    print(output)
 
 
 @app.command()

@@ -35,12 +35,17 @@ class ModelConfig:
 
     ``shortcut`` None is the network's own (the paper: option B from 50 layers on, A on CIFAR-10).
     ``mean`` says what the first module subtracts: the dataset's mean image (the paper) or its mean colour.
+    ``checkpointing`` k keeps only every k-th block's input for the backward pass, for memory; 0 keeps all.
     """
 
     name: str
     shortcut: Literal["A", "B", "C"] | None = None
     stride: Literal["v1", "v1.5"] = "v1"
     mean: Literal["image", "channel"] = "image"
+    checkpointing: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.checkpointing >= 0, f"model.checkpointing must be at least 0, not {self.checkpointing}")
 
 
 @dataclass(frozen=True, kw_only=True)

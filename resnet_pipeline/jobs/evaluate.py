@@ -34,7 +34,7 @@ class Evaluation:
     reused: bool
 
 
-def load_member(workspace: Workspace, reference: str, dataset: Dataset) -> Member:
+def load_member(workspace: Workspace, reference: str) -> Member:
     """Load the network of a MODEL reference.
 
     A reference is a run directory (a path, or its name under runs/), ``models:/…`` or ``runs:/…`` of MLflow, or
@@ -47,7 +47,7 @@ def load_member(workspace: Workspace, reference: str, dataset: Dataset) -> Membe
             return load_folder(folder)
     network, separator, file = reference.partition("=")
     if separator:
-        return load_file(network, Path(file).expanduser(), num_classes=len(dataset.classes))
+        return load_file(network, Path(file).expanduser())
     raise UserError(
         f"no model at {reference!r}: name a run directory, models:/NAME@ALIAS, runs:/ID or NETWORK=WEIGHTS-FILE"
     )
@@ -74,7 +74,7 @@ def evaluate_models(
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     if images is not None and images < 1:
         raise UserError(f"images must be at least 1, not {images}")
-    members = {reference: load_member(workspace, reference, dataset) for reference in dict.fromkeys(references)}
+    members = {reference: load_member(workspace, reference) for reference in dict.fromkeys(references)}
     paths, kept = {}, {}
     missing: dict[Protocol, dict[str, Member]] = {}
     for reference, member in members.items():

@@ -12,7 +12,13 @@ from resnet_pipeline.models import Classifier, Normalize, build_model
 def build_classifier(config: ModelConfig, dataset: Dataset, *, seed: int) -> Classifier:
     """Build a freshly initialised classifier for the dataset's classes and mean; the seed decides the weights."""
     torch.manual_seed(seed)
-    network = build_model(config.name, num_classes=len(dataset.classes), shortcut=config.shortcut, stride=config.stride)
+    network = build_model(
+        config.name,
+        num_classes=len(dataset.classes),
+        shortcut=config.shortcut,
+        stride=config.stride,
+        checkpointing=config.checkpointing,
+    )
     statistics = dataset.statistics
     mean = statistics.mean_image if config.mean == "image" else statistics.mean_rgb
     return Classifier(Normalize(torch.as_tensor(mean, dtype=torch.float32)), network)

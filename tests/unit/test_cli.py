@@ -29,7 +29,8 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "up", "down", "deploy", "stage", "train", "evaluate", "ensemble", "report", "recipes", "doctor"]
+    "command",
+    ["demo", "up", "down", "deploy", "stage", "train", "evaluate", "ensemble", "report", "recipes", "export", "doctor"],
 )
 def test_every_command_has_help(run, command):
     code, out, _ = run(command, "--help")
@@ -37,9 +38,10 @@ def test_every_command_has_help(run, command):
 
 
 def test_recipes_lists_depth_parameters_cost_and_the_paper_s_error(run, tmp_path):
-    code, _, _ = run("recipes", "--json", str(tmp_path / "r.json"))
+    code, out, _ = run("recipes", "--json", str(tmp_path / "r.json"))
     rows = {row["recipe"]: row for row in json.loads((tmp_path / "r.json").read_text())}
     assert code == 0 and set(rows) == set(recipe_names())
+    assert "7.8 times VGG-19's" in " ".join(out.split()) or "8.0 times" in out, "the paper's claim, computed"
     row = rows["imagenet/resnet152"]
     assert (row["depth"], row["top1"], row["top5"]) == (152, 21.43, 5.71)
     assert row["parameters"] == pytest.approx(60.19e6, rel=1e-3)
@@ -98,6 +100,25 @@ def test_staging_evaluation_and_ensemble_write_json(run, tmp_path):
     code, out, _ = run("evaluate", models[0], "--dataset", "digits", "--json", str(tmp_path / "v.json"))
     again = json.loads((tmp_path / "v.json").read_text())["models"][0]
     assert again["reused"] and again["top1"] == result["models"][0]["top1"]
+
+
+def test_published_weights_are_tested_and_exported(run, tmp_path):
+    import torchvision
+    from safetensors.torch import load_file
+
+    theirs = torchvision.models.resnet18(weights=None, num_classes=10)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    run("stage", "--source", "builtin:digits", "--name", "digits", "--workers", "1")
+    model = f"resnet18={tmp_path / 'w.pth'}"
+    code, _, err = run("evaluate", model, "--dataset", "digits", "--images", "4", "--json", str(tmp_path / "e.json"))
+    assert code == 0, err
+    assert json.loads((tmp_path / "e.json").read_text())["models"][0]["images"] == 4
+    code, _, err = run("export", model, str(tmp_path / "x.safetensors"))
+    assert code == 0, err
+    exported, state = load_file(tmp_path / "x.safetensors"), theirs.state_dict()
+    assert all(torch.equal(exported[name], state[name]) for name in state if "num_batches" not in name)
+    code, _, err = run("export", model, str(tmp_path / "x.bin"))
+    assert code == 2 and ".onnx" in err and not (tmp_path / "x.bin").exists()
 
 
 def test_help_answers_without_importing_torch():
