@@ -64,9 +64,14 @@ def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
 
 def mlflow_command(workspace: Workspace) -> str:
     """Return the command that opens MLflow's page on the workspace's runs."""
-    return f"mlflow server --backend-store-uri sqlite:///{workspace.mlflow / 'mlflow.db'} --port 5000"
+    return f"{_program('mlflow')} server --backend-store-uri sqlite:///{workspace.mlflow / 'mlflow.db'} --port 5000"
 
 
 def prefect_command(workspace: Workspace) -> str:
     """Return the command that opens Prefect's page on the workspace's flow runs."""
-    return f"PREFECT_HOME={workspace.prefect} prefect server start"
+    return f"PREFECT_HOME={workspace.prefect} {_program('prefect')} server start"
+
+
+def _program(name: str) -> Path:
+    """Return a program of this environment by its path: the reader's shell may not have it on its own."""
+    return Path(sys.executable).with_name(name)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resnet_pipeline.adapters.mlflow_registry import fetch_model
 from resnet_pipeline.adapters.mlflow_tracking import Tracking
@@ -18,6 +15,7 @@ from resnet_pipeline.evaluation.evaluate import chosen_samples, evaluate
 from resnet_pipeline.evaluation.members import Member, load_file, load_folder
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.views import Protocol, protocol_of
+from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.training.context import local_device
 from resnet_pipeline.workspace import Workspace
 
@@ -97,7 +95,8 @@ def evaluate_models(
             missing.setdefault(protocol, {})[reference] = member
     fresh: dict[str, Scores] = {}
     for protocol, group in missing.items():
-        with _bar(f"{protocol_name}: {', '.join(m.name for m in group.values())}", quiet) as update:
+        title = f"{protocol_name}: {', '.join(m.name for m in group.values())}"
+        with counting(title, quiet=quiet, say=say) as update:
             fresh |= evaluate(
                 {reference: member.classifier for reference, member in group.items()},
                 dataset,
@@ -127,21 +126,3 @@ def evaluate_models(
 def ensemble_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     """Return the errors of the members' averaged probabilities, from their kept scores."""
     return errors_of(average([e.scores for e in evaluations]))
-
-
-class _bar:  # noqa: N801
-    """A progress bar over images, on a terminal; silent elsewhere."""
-
-    def __init__(self, title: str, quiet: bool) -> None:
-        shown = sys.stdout.isatty() and not quiet
-        self._progress = Progress(
-            TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not shown
-        )
-        self._task = self._progress.add_task(title)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._progress.start()
-        return lambda done, total: self._progress.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()

@@ -1,11 +1,12 @@
-"""Progress of a training run, read from its metrics file: the workers may be on other machines."""
+"""Progress on a terminal as bars, elsewhere as a line every few seconds."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,8 +17,41 @@ from resnet_pipeline.training.run_directory import RunDirectory
 _SECONDS_BETWEEN_LINES = 5.0
 
 
+@contextmanager
+def counting(title: str, *, quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[..., None]]:
+    """Yield a function to call with (done, in all, a remark); it shows a bar, or lines, with rate and time left."""
+    start = last = time.monotonic()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[remark]}"),
+        TimeRemainingColumn(),
+        disable=quiet or not sys.stdout.isatty(),
+    ) as bar:
+        task = bar.add_task(title, total=None, remark="")
+
+        def update(done: int, total: int, remark: str = "") -> None:
+            nonlocal last
+            now = time.monotonic()
+            rate = done / max(now - start, 1e-9)
+            bar.update(task, completed=done, total=total, remark=f"{rate:,.0f} images/s  {remark}")
+            if bar.disable and not quiet and now - last > _SECONDS_BETWEEN_LINES:
+                last = now
+                left = (total - done) / max(rate, 1e-9)
+                say(
+                    f"{title}  {done:,}/{total:,} images  {rate:,.0f} images/s  {remark}  "
+                    f"{int(left // 60)}:{int(left % 60):02d} left"
+                )
+
+        yield update
+
+
 class TrainingProgress:
-    """A bar on a terminal, else a line every few seconds: epoch, step, loss, error, images/s, time left."""
+    """Epoch, step, loss, error, images/s and time left of a run, from its metrics file.
+
+    The workers that write it may be on other machines.
+    """
 
     def __init__(self, run: RunDirectory, config: RunConfig, *, quiet: bool, say: Callable[[str], None]) -> None:
         self._run, self._config, self._say = run, config, say

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.digits import write_digits
 from resnet_pipeline.data.shards import source_fingerprint, stage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.workspace import Workspace
 
 DIGITS = "builtin:digits"
@@ -55,15 +53,7 @@ def stage_dataset(
             raise UserError(
                 f"dataset {name!r} exists and was staged from other files; choose another --name, or --replace it"
             )
-    with Progress(
-        TextColumn(f"staging {name}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[refused]} refused"),
-        TimeRemainingColumn(),
-        disable=quiet or not sys.stdout.isatty(),
-    ) as bar:
-        task = bar.add_task(name, total=None, refused=0)
+    with counting(f"staging {name}", quiet=quiet, say=say) as update:
         dataset = stage(
             path,
             destination,
@@ -71,7 +61,7 @@ def stage_dataset(
             workers=workers,
             max_refused=max_refused,
             replace=replace,
-            progress=lambda done, total, refused: bar.update(task, completed=done, total=total, refused=refused),
+            progress=lambda done, total, refused: update(done, total, f"{refused} refused"),
         )
     say(describe(dataset))
     return StagedDataset(dataset=dataset, reused=False)
