@@ -17,6 +17,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.training.context import local_device
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,5 +163,6 @@ def _work(arguments: dict[str, Any]) -> None:
         train(run, Dataset.open(Path(arguments["dataset"])), RayContext(run))
     except UserError as error:
         # The driver watches for this file: what the user has to mend is not retried.
-        run.error_file.write_text(str(error))
+        with replacing(run.error_file) as temporary:
+            temporary.write_text(str(error))
         raise

@@ -15,8 +15,8 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.published import PUBLISHED
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
+from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
-from resnet_pipeline.jobs.train import environment
 from resnet_pipeline.models import depth_of
 from resnet_pipeline.report import Curve, Ensemble, Member, ReportData, render_table, write_report
 from resnet_pipeline.training.run_directory import RunDirectory, read_metrics

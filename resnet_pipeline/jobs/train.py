@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
-from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow_registry import ModelVersion, register
 from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray_train import check_workers, fit, ray_cluster
@@ -27,6 +20,7 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.progress import TrainingProgress
+from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.workspace import Workspace, write_json
@@ -224,36 +218,6 @@ def _tags(run: RunDirectory, dataset: Dataset, result: dict[str, Any]) -> dict[s
         "workers": str(result["workers"]),
         **environment(),
     }
-
-
-def environment() -> dict[str, str]:
-    """Return the versions and hardware that a result depends on."""
-    from importlib.metadata import version
-
-    names = ("torch", "torchvision", "ray", "mlflow", "prefect")
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "resnet_pipeline": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        "hardware": f"{hardware}, {os.cpu_count()} CPU cores",
-    }
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, ``-dirty`` where it has changes, or None."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

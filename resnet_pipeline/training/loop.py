@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import config_hash
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.loaders import Backend, Batch, train_batches, view_batches
+from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, view_batches
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models.weights import save_weights, weights_sha256
@@ -85,20 +85,8 @@ class Trainer:
 
     def run_to_end(self) -> bool:
         """Run the remaining steps and write the result; False when asked to stop before the end."""
-        config, context = self.config, self.context
-        with train_batches(
-            self.dataset,
-            augment=config.augment,
-            seed=config.seed,
-            batch=config.batch,
-            micro_batch=config.micro_batch,
-            rank=context.rank,
-            world=context.world_size,
-            start_step=self.step,
-            steps=config.steps - self.step,
-            device=context.device,
-            backend=self.backend,
-        ) as batches:
+        config = self.config
+        with self._batches(self.step, config.steps - self.step) as batches:
             self.model.train()
             while self.step < config.steps:
                 self._one_step(iter(batches))
@@ -124,6 +112,22 @@ class Trainer:
         finally:
             if self.log:
                 self.log.close()
+
+    def _batches(self, start_step: int, steps: int) -> Loader[Batch]:
+        config, context = self.config, self.context
+        return train_batches(
+            self.dataset,
+            augment=config.augment,
+            seed=config.seed,
+            batch=config.batch,
+            micro_batch=config.micro_batch,
+            rank=context.rank,
+            world=context.world_size,
+            start_step=start_step,
+            steps=steps,
+            device=context.device,
+            backend=self.backend,
+        )
 
     def _at(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -249,19 +253,7 @@ class Trainer:
         if steps:
             with (
                 self.throughput.paused(),
-                train_batches(
-                    self.dataset,
-                    augment=config.augment,
-                    seed=config.seed,
-                    batch=config.batch,
-                    micro_batch=config.micro_batch,
-                    rank=context.rank,
-                    world=context.world_size,
-                    start_step=config.steps,
-                    steps=steps,
-                    device=context.device,
-                    backend=self.backend,
-                ) as batches,
+                self._batches(config.steps, steps) as batches,
             ):
                 recompute_statistics(self.classifier, batches, context.device)
         else:
