@@ -58,8 +58,10 @@ def up(
                "--port", str(prefect_port))  # fmt: skip
         _start(workspace, "mlflow-server", environment, "-m", "mlflow", "server", "--host", "127.0.0.1",
                "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri",
-               f"sqlite:///{workspace.mlflow / 'mlflow.db'}", "--artifacts-destination",
-               str(workspace.mlflow / "artifacts"))  # fmt: skip
+               f"sqlite:///{workspace.mlflow / 'mlflow.db'}",
+               # clients write artifacts themselves, so that `demo` and `train` can use the store without a server
+               "--no-serve-artifacts", "--default-artifact-root",
+               (workspace.mlflow / "artifacts").as_uri())  # fmt: skip
         _wait(workspace, "mlflow-server", f"{mlflow}/health")
         say(f"MLflow answers at {mlflow}")
         _wait(workspace, "prefect-server", f"{api}/health")

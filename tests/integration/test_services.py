@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import tarfile
 from pathlib import PurePath
 
@@ -172,3 +176,40 @@ def test_down_stops_exactly_what_up_started(services, run_program):
     assert psutil.Process().pid in others  # this very process lives
     again = run_program("resnet-pipeline", "down", cwd=folder)
     assert again.returncode == 0 and "nothing is up" in again.stdout
+
+
+def test_what_the_servers_kept_is_usable_without_them(services, run_program, digits):
+    # after `down`: the same root, SQLite opened directly, a run added to the same MLflow experiment
+    folder, _, _ = services
+    (folder / "work" / "datasets" / "digits").symlink_to(digits.path)
+    small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2"]
+    done = run_program("resnet-pipeline", "train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
+    assert done.returncode == 0 and "registered as digits-resnet8 version 1" in done.stdout, done.stdout
+    listed = run_program(
+        "resnet-pipeline", "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
+        "--protocol", "10-crop", "--images", "6", cwd=folder,
+    )  # fmt: skip
+    # without the ImageNet sample no ResNet-152 was registered above
+    assert listed.returncode == (0 if "RESNET_PIPELINE_IMAGENET_SAMPLE" in os.environ else 2), listed.stdout
+
+
+def test_ctrl_c_stops_a_foreground_up(run_program, tmp_path):
+    ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "resnet_pipeline.cli", "up", *ports, "--root", str(tmp_path / "work")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Ctrl-C stops all three" in line:
+            break
+    entries = json.loads((tmp_path / "work" / "services" / "processes.json").read_text())
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, "".join(lines) + out
+    assert out.count("stopped") == 3
+    assert not any(psutil.pid_exists(e["pid"]) for e in entries.values())
