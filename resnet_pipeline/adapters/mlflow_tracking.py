@@ -131,7 +131,7 @@ class Tracking:
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
-        return mlflow.MlflowClient(self.uri)
+        return mlflow.MlflowClient(self.uri, self.uri)
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)

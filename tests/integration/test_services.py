@@ -110,7 +110,8 @@ def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
     assert trained.returncode == 0, trained.stdout + worker
     from mlflow import MlflowClient
 
-    client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    # the registry by name: an earlier test may have set MLflow's global one
+    client = MlflowClient(environment["MLFLOW_TRACKING_URI"], environment["MLFLOW_TRACKING_URI"])
     version = client.get_model_version_by_alias("imagenet-resnet152", "candidate")
     assert "10-crop-224-of-256-mirrored_top5_error" in version.tags
     run = client.get_run(version.run_id)
