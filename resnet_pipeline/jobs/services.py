@@ -52,6 +52,8 @@ def up(
     environment = _environment(workspace, api, mlflow)
     for folder in (workspace.services, workspace.prefect, workspace.mlflow):
         folder.mkdir(parents=True, exist_ok=True)
+    up_and_running = False
+    _stopping(workspace).unlink(missing_ok=True)  # of a `down` that was killed
     try:
         say(f"starting Prefect and MLflow (logs in {workspace.services})")
         _start(workspace, "prefect-server", environment, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
@@ -72,11 +74,18 @@ def up(
                "--type", "process", "--name", "this-machine")  # fmt: skip
         _wait_for_worker(workspace, api)
         say(_what_next(workspace, api, mlflow, count))
+        if not detach:
+            up_and_running = True
+            say("Ctrl-C stops all three.")
+            _stay(workspace)
+    except KeyboardInterrupt:
+        say("")
+        down(workspace, say=say)
+        if not up_and_running:
+            raise
     except BaseException:
         down(workspace, say=lambda text: None)
         raise
-    if not detach:
-        _stay(workspace, say)
 
 
 def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
@@ -84,6 +93,8 @@ def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
     alive = _alive(workspace)
     if not alive:
         say("nothing is up")
+        return
+    _stopping(workspace).touch()
     # the worker first, and before it the flow runs: the worker would end them at once, without a checkpoint
     for name, process in reversed(alive):
         if name == "prefect-worker" and (flows := process.children()):
@@ -99,6 +110,7 @@ def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
         psutil.wait_procs(left, timeout=5)
         say(f"stopped {name}")
     _pid_file(workspace).unlink(missing_ok=True)
+    _stopping(workspace).unlink(missing_ok=True)
 
 
 def deploy(pool: str) -> int:
@@ -182,6 +194,11 @@ def _pid_file(workspace: Workspace) -> Path:
     return workspace.services / "processes.json"
 
 
+def _stopping(workspace: Workspace) -> Path:
+    """Return the file that says, while it is there, that `down` is at work: an `up` elsewhere is not to wonder."""
+    return workspace.services / "stopping"
+
+
 def _entries(workspace: Workspace) -> dict[str, Any]:
     try:
         entries: dict[str, Any] = json.loads(_pid_file(workspace).read_text())
@@ -260,25 +277,16 @@ In another terminal:
 """
 
 
-def _stay(workspace: Workspace, say: Callable[[str], None]) -> None:
-    say("Ctrl-C stops all three.")
+def _stay(workspace: Workspace) -> None:
+    """Return when all were stopped from elsewhere; KeyboardInterrupt on Ctrl-C or SIGTERM, UserError if one ended."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
     started = {name for name, _ in _alive(workspace)}
-    try:
-        while True:
-            time.sleep(1)
-            left = {name for name, _ in _alive(workspace)}
-            if not left:
-                say("stopped from elsewhere")
-                return
-            if started - left:
-                name = sorted(started - left)[0]
-                raise UserError(f"{name} ended by itself; its log: {workspace.services / name}.log")
-    except KeyboardInterrupt:
-        say("")
-    finally:
-        down(workspace, say=say)
+    while left := {name for name, _ in _alive(workspace)}:
+        if started - left and not _stopping(workspace).exists():
+            name = sorted(started - left)[0]
+            raise UserError(f"{name} ended by itself; its log: {workspace.services / name}.log")
+        time.sleep(1)
