@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -63,12 +64,16 @@ def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
 
 
 def mlflow_command(workspace: Workspace) -> str:
-    """Return the command that opens MLflow's page on the workspace's runs."""
+    """Return the command that opens MLflow's page on the runs, or its address where a server is set."""
+    if server := os.environ.get("MLFLOW_TRACKING_URI"):
+        return server
     return f"{_program('mlflow')} server --backend-store-uri sqlite:///{workspace.mlflow / 'mlflow.db'} --port 5000"
 
 
 def prefect_command(workspace: Workspace) -> str:
-    """Return the command that opens Prefect's page on the workspace's flow runs."""
+    """Return the command that opens Prefect's page on the flow runs, or its address where a server is set."""
+    if server := os.environ.get("PREFECT_API_URL"):
+        return server.removesuffix("/api")
     return f"PREFECT_HOME={workspace.prefect} {_program('prefect')} server start"
 
 
