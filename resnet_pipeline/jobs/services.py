@@ -53,6 +53,8 @@ def up(
     for folder in (workspace.services, workspace.prefect, workspace.mlflow):
         folder.mkdir(parents=True, exist_ok=True)
     up_and_running = False
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background job of a script starts with it ignored
+        signal.signal(number, _interrupt)
     _stopping(workspace).unlink(missing_ok=True)  # of a `down` that was killed
     try:
         say(f"starting Prefect and MLflow (logs in {workspace.services})")
@@ -277,13 +279,13 @@ In another terminal:
 """
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _stay(workspace: Workspace) -> None:
     """Return when all were stopped from elsewhere; KeyboardInterrupt on Ctrl-C or SIGTERM, UserError if one ended."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
     started = {name for name, _ in _alive(workspace)}
     while left := {name for name, _ in _alive(workspace)}:
         if started - left and not _stopping(workspace).exists():

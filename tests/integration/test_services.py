@@ -204,13 +204,17 @@ def test_ctrl_c_stops_a_foreground_up(run_program, tmp_path):
     )
     assert process.stdout is not None
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "Ctrl-C stops all three" in line:
-            break
-    entries = json.loads((tmp_path / "work" / "services" / "processes.json").read_text())
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=90)
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C stops all three" in line:
+                break
+        entries = json.loads((tmp_path / "work" / "services" / "processes.json").read_text())
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        run_program("resnet-pipeline", "down", "--root", str(tmp_path / "work"), cwd=tmp_path)
     assert process.returncode == 0, "".join(lines) + out
     assert out.count("stopped") == 3
     assert not any(psutil.pid_exists(e["pid"]) for e in entries.values())
