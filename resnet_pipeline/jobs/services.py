@@ -285,7 +285,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _stay(workspace: Workspace) -> None:
     """Return when all were stopped from elsewhere; KeyboardInterrupt on Ctrl-C or SIGTERM, UserError if one ended."""
-
     started = {name for name, _ in _alive(workspace)}
     while left := {name for name, _ in _alive(workspace)}:
         if started - left and not _stopping(workspace).exists():

@@ -182,6 +182,7 @@ def test_down_stops_exactly_what_up_started(services, run_program):
 def test_what_the_servers_kept_is_usable_without_them(services, run_program, digits):
     # after `down`: the same root, SQLite opened directly, a run added to the same MLflow experiment
     folder, _, _ = services
+    (folder / "work" / "datasets").mkdir(parents=True, exist_ok=True)
     (folder / "work" / "datasets" / "digits").symlink_to(digits.path)
     small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2"]
     done = run_program("resnet-pipeline", "train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
