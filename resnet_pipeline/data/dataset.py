@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from resnet_pipeline.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, INDEX, SOURCE, MEAN_IMAGE = "manifest.json", "index.parquet", "source.json", "mean_image.npy"
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.shards import source_fingerprint, stage
+from resnet_pipeline.data.shards import Options, Source, source_fingerprint, stage
 from resnet_pipeline.errors import UserError
 
 
@@ -24,8 +24,8 @@ def pixels(split, index):
 
 
 def test_the_result_is_the_same_for_any_number_of_workers(photos, tmp_path):
-    one = stage(photos, tmp_path / "one", name="photos", workers=1, shard_bytes=100_000)
-    three = stage(photos, tmp_path / "three", name="other", workers=3, shard_bytes=100_000)
+    one = stage(photos, tmp_path / "one", name="photos", workers=1, options=Options(shard_bytes=100_000))
+    three = stage(photos, tmp_path / "three", name="other", workers=3, options=Options(shard_bytes=100_000))
     assert one.fingerprint == three.fingerprint
     names = sorted(p.name for p in (one.path / "shards").iterdir())
     assert len(names) > 3  # several shards a split
@@ -34,7 +34,7 @@ def test_the_result_is_the_same_for_any_number_of_workers(photos, tmp_path):
 
 
 def test_shards_are_tar_files_of_the_original_bytes(photos, tmp_path):
-    dataset = stage(photos, tmp_path / "x", name="x", workers=1, shard_bytes=100_000)
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1, options=Options(shard_bytes=100_000))
     seen = set()
     for name, split in dataset.manifest["splits"].items():
         for shard in split["shards"]:
@@ -116,10 +116,10 @@ def test_a_missing_dataset_says_how_to_make_it(tmp_path):
 
 
 def test_a_source_that_changed_looks_different(photos):
-    before = source_fingerprint(photos)
-    assert source_fingerprint(photos) == before
+    before = source_fingerprint(Source.at(photos))
+    assert source_fingerprint(Source.at(photos)) == before
     (photos / "train/cat/new.JPEG").write_bytes(b"x")
-    assert source_fingerprint(photos) != before
+    assert source_fingerprint(Source.at(photos)) != before
 
 
 def test_a_killed_staging_leaves_no_dataset_and_can_be_started_again(photos, tmp_path):
