@@ -21,8 +21,8 @@ def stage_dataset(
     source: Annotated[
         str,
         Field(
-            description="A folder with the ILSVRC-2012 archives, Kaggle's ILSVRC folder or archive, CIFAR-10's archive, a "
-            "folder or archive of train/<class>/* and val/<class>/*, or builtin:digits."
+            description="A folder of the ILSVRC-2012 archives, Kaggle's ILSVRC folder or archive, CIFAR-10's archive, "
+            "a folder or archive of train/<class>/* and val/<class>/*, or builtin:digits."
         ),
     ],
     name: Annotated[str, Field(description="The name under which training and evaluation find the dataset.")],

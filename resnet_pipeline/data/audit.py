@@ -69,14 +69,14 @@ class PixelSums:
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the sums as arrays for a file."""
         numbers = np.array([*self.side, self.images, self.pixels, self.whole], dtype=np.int64)
-        image = np.zeros(0, dtype=np.int64) if self.image is None else self.image
+        image = np.zeros(0, np.int32) if self.image is None else self.image.astype(np.int32)  # of 10,000 images at most
         return {"numbers": numbers, "rgb": self.rgb, "outer": self.outer, "image": image}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> PixelSums:
         """Return the sums of ``to_arrays``."""
         height, width, images, pixels, whole = arrays["numbers"].tolist()
-        image = arrays["image"] if arrays["image"].size else None
+        image = arrays["image"].astype(np.int64) if arrays["image"].size else None
         return cls((height, width), images, pixels, arrays["rgb"], arrays["outer"], image, bool(whole))
 
     def merge(self, other: PixelSums) -> None:

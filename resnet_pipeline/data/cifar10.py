@@ -28,25 +28,24 @@ WANTED = f"CIFAR-10's {PYTHON} or {BINARY}"
 MD5 = {PYTHON: "c58f30108f718f92721af3b95e74349a", BINARY: "c32a1d4ab5d03f1284b67883e8d87530"}
 """As the dataset's page has them."""
 
-_FOLDERS = {"cifar-10-batches-py": PYTHON, "cifar-10-batches-bin": BINARY}
+_META = {"batches.meta": PYTHON, "batches.meta.txt": BINARY}
 _BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 _SIDE, _BYTES = 32, 3 * 32 * 32
 
 
 def cifar10(container: Container, members: list[Member], *, check: bool = True) -> Catalogue | None:
-    """Return the catalogue, None where there is no folder of CIFAR-10's batches.
+    """Return the catalogue, None where there is no ``batches.meta`` or ``batches.meta.txt``.
 
     ``check`` compares a .tar.gz with the published MD5. Raises RefusedError for a missing or damaged batch.
     """
-    folders = {parts[-2] for m in members if len(parts := PurePosixPath(m.name).parts) > 1} & set(_FOLDERS)
-    if not folders:
+    meta = next((m for m in members if PurePosixPath(m.name).name in _META), None)
+    if meta is None:
         return None
-    folder = min(folders)
-    published = _FOLDERS[folder]
+    folder, published = PurePosixPath(meta.name).parent, _META[PurePosixPath(meta.name).name]
     md5 = {}
     if check and container.in_sequence:
         md5[published] = _checked_md5(container.storage, members[0].file, container.address, published)
-    inside = [m for m in members if PurePosixPath(m.name).parent.name == folder]
+    inside = [m for m in members if PurePosixPath(m.name).parent == folder]
     contents = {PurePosixPath(m.name).name: data for m, data in zip(inside, container.read(inside), strict=True)}
     parse, names = (_python, _python_names) if published == PYTHON else (_binary, _binary_names)
     classes = names(contents, container.address)
