@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from resnet_pipeline.data.archives import Member, RefusedError, read_member
+from resnet_pipeline.data.archives import Member, read_member
 from resnet_pipeline.data.storage import Storage
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import RefusedError, UserError
 
 UNLABELLED = ""
 """The class of images whose class is not known (ILSVRC's test images); their label is -1."""

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from resnet_pipeline.data.archives import Container, Member, RefusedError
+from resnet_pipeline.data.archives import Container, Member
 from resnet_pipeline.data.catalogue import Catalogue, Entry
-from resnet_pipeline.data.checksums import HashingReader, check_md5
+from resnet_pipeline.data.readers import HashingReader, check_md5
 from resnet_pipeline.data.storage import Storage
+from resnet_pipeline.errors import RefusedError
 
 PYTHON, BINARY = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"
 WANTED = f"CIFAR-10's {PYTHON} or {BINARY}"

@@ -18,10 +18,11 @@ from typing import BinaryIO, cast
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from resnet_pipeline.data.archives import RefusedError, Tar, Window, address_of, list_tar, walk_tar
+from resnet_pipeline.data.archives import Tar, address_of, list_tar, walk_tar
 from resnet_pipeline.data.catalogue import UNLABELLED, Catalogue, Entry
-from resnet_pipeline.data.checksums import HashingReader, Heard, check_md5
-from resnet_pipeline.data.storage import Storage
+from resnet_pipeline.data.readers import HashingReader, Heard, Window, check_md5
+from resnet_pipeline.data.storage import LocalStorage, Storage
+from resnet_pipeline.errors import RefusedError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT, TEST = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_test_v10102019.tar"
@@ -80,16 +81,17 @@ def ilsvrc(storage: Storage, *, check: bool = True, heard: Heard | None = None) 
 @contextmanager
 def _reading(storage: Storage, name: str, md5: dict[str, str] | None, heard: Heard | None) -> Iterator[BinaryIO]:
     """Yield an archive as a file; with ``md5``, all of it is hashed, and its MD5 noted there if it is right."""
+    stored = storage.stat(name)
+    size = stored.size if stored else 0
     with storage.open(name) as raw:
-        if md5 is None:
+        if md5 is None and isinstance(storage, LocalStorage):
             yield raw
             return
-        stored = storage.stat(name)
-        size = stored.size if stored else 0
         file = HashingReader(raw, (lambda done: heard(name, done, size)) if heard else None)
         yield cast(BinaryIO, file)
-        check_md5(address_of(storage, name), file.hexdigest(), MD5[name])
-        md5[name] = MD5[name]
+        if md5 is not None:
+            check_md5(address_of(storage, name), file.hexdigest(), MD5[name])
+            md5[name] = MD5[name]
 
 
 def _training(file: BinaryIO, address: str) -> list[Entry]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from resnet_pipeline.data.archives import Container, Member, RefusedError
+from resnet_pipeline.data.archives import Container, Member
 from resnet_pipeline.data.catalogue import Catalogue, Entry
+from resnet_pipeline.errors import RefusedError
 
 WANTED = "images in train/<class>/* and val/<class>/*"
 

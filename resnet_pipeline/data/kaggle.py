@@ -10,8 +10,9 @@ import csv
 import io
 from pathlib import PurePosixPath
 
-from resnet_pipeline.data.archives import Container, Member, RefusedError
+from resnet_pipeline.data.archives import Container, Member
 from resnet_pipeline.data.catalogue import UNLABELLED, Catalogue, Entry
+from resnet_pipeline.errors import RefusedError
 
 WANTED = "Kaggle's ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
 

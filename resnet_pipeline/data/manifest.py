@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resnet_pipeline.data.archives import RefusedError
 from resnet_pipeline.data.audit import QUALITY, PixelSums
 from resnet_pipeline.data.catalogue import UNLABELLED, Catalogue
 from resnet_pipeline.data.dataset import FORMAT, INDEX, MANIFEST, MEAN_IMAGE, fingerprint
 from resnet_pipeline.data.packing import Record, Remark
 from resnet_pipeline.data.plan import Shard
 from resnet_pipeline.data.storage import Storage
+from resnet_pipeline.errors import RefusedError
 
 _TYPES = {"split": pa.string(), "key": pa.string(), "offset": pa.int64(), "length": pa.int64()}
 _COLUMNS = ("split", "shard", "offset", "length", "width", "height", "label", "key")

@@ -17,20 +17,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.data.archives import RefusedError
 from resnet_pipeline.data.audit import SMALL, image_size
 from resnet_pipeline.data.catalogue import Catalogue, with_holdout
-from resnet_pipeline.data.checksums import Heard
 from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
 from resnet_pipeline.data.manifest import labels_of, write_manifest
 from resnet_pipeline.data.packing import RECORDS, Outcome, Record, Remark, Task, record_name
 from resnet_pipeline.data.plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
+from resnet_pipeline.data.readers import Heard
 from resnet_pipeline.data.sources import read_catalogue, source_files
 from resnet_pipeline.data.spool import spooled
 from resnet_pipeline.data.staging_area import StagingArea, staging_area
 from resnet_pipeline.data.storage import LocalStorage, Storage
 from resnet_pipeline.data.workers import Processes, Workers
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import RefusedError, UserError
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _LOOKED_AT = 64  # training images whose headers may be broken before the statistics take centre crops

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from resnet_pipeline.data import cifar10, ilsvrc, image_folder, kaggle
-from resnet_pipeline.data.archives import RefusedError, address_of, open_container
+from resnet_pipeline.data.archives import address_of, open_container
 from resnet_pipeline.data.catalogue import Catalogue, checked
-from resnet_pipeline.data.checksums import Heard
+from resnet_pipeline.data.readers import Heard
 from resnet_pipeline.data.storage import Storage
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import RefusedError, UserError
 
 LAYOUTS = (ilsvrc.WANTED, kaggle.WANTED, cifar10.WANTED, image_folder.WANTED)
 

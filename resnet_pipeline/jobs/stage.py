@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.data.checksums import Heard
+from resnet_pipeline.adapters.s3 import storage_at
+from resnet_pipeline.data.archives import ARCHIVES
 from resnet_pipeline.data.dataset import MANIFEST, SOURCE
 from resnet_pipeline.data.digits import write_digits
+from resnet_pipeline.data.readers import Heard
 from resnet_pipeline.data.shards import Options, Progress, Source, pack, source_fingerprint
-from resnet_pipeline.data.storage import LocalStorage, Storage
+from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.workspace import Workspace
@@ -50,7 +52,7 @@ def stage_dataset(
     A dataset that was staged from the same source with the same options is reused. Another one of that name is an error
     unless ``replace``. What was broken off goes on where it was. Raises UserError for whatever is wrong.
     """
-    destination: Storage = LocalStorage(workspace.dataset(name))
+    destination = storage_at(str(workspace.dataset(name)))
     place = _place(workspace, source)
     if destination.stat(MANIFEST) is not None:
         if _json(destination, SOURCE).get("fingerprint") == source_fingerprint(place, options):
@@ -144,6 +146,9 @@ def _place(workspace: Workspace, source: str) -> Source:
         folder = workspace.root / "sources" / "digits"
         write_digits(folder)
         return Source.at(folder)
-    if source.startswith("s3://"):
-        raise UserError(f"{source}: sources in S3 are not read yet; copy the folder or archive to this machine first")
-    return Source.at(Path(source).expanduser().resolve())
+    if not source.startswith("s3://"):
+        return Source.at(Path(source).expanduser().resolve())
+    if source.lower().endswith(ARCHIVES):
+        prefix, _, archive = source.rpartition("/")
+        return Source(storage_at(prefix), archive)
+    return Source(storage_at(source))

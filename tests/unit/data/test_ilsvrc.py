@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from resnet_pipeline.data import checksums, ilsvrc
+from resnet_pipeline.data import ilsvrc, readers
 from resnet_pipeline.data.shards import Options, stage
 from resnet_pipeline.data.sources import read_catalogue
 from resnet_pipeline.data.storage import LocalStorage
@@ -97,7 +97,7 @@ def test_large_archives_are_hashed_and_listed_in_one_forward_pass(images, tmp_pa
     plain = read_catalogue(LocalStorage(folder), check_md5=False)
     monkeypatch.setattr(ilsvrc, "MD5", {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in folder.iterdir()})
     for block in (700, 1024, 5000):
-        monkeypatch.setattr(checksums, "_BLOCK", block)
+        monkeypatch.setattr(readers, "_BLOCK", block)
         assert read_catalogue(LocalStorage(folder)).entries == plain.entries
 
 

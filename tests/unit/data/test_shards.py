@@ -18,11 +18,14 @@ import psutil
 import pytest
 from PIL import Image
 
+from resnet_pipeline.adapters.s3 import storage_at
 from resnet_pipeline.data import shards
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.shards import Options, Source, pack, source_fingerprint, stage
 from resnet_pipeline.data.storage import LocalStorage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.stage import _place
+from resnet_pipeline.workspace import Workspace
 
 
 def pixels(split, index):
@@ -368,3 +371,26 @@ class Bucket:
         self.inner.write(name, content)
         with Path(self.log).open("a") as file:
             file.write(name + "\n")
+
+
+def test_from_bucket_to_bucket(photos, tmp_path, bucket, monkeypatch):
+    """The same dataset as from folder to folder, from an archive and from loose files, by a real server."""
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
+    archive = tmp_path / "photos.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos, arcname="photos")
+    source = storage_at(f"s3://{bucket}/raw")
+    source.write("photos.tar", archive)
+    for path in photos.rglob("*.JPEG"):
+        source.write(f"photos/{path.relative_to(photos)}", path)
+    options = Options(shard_bytes=100_000)
+    whole = stage(photos, tmp_path / "whole", name="x", workers=1, options=options)
+    for number, name in enumerate(("photos.tar", "photos")):
+        place = _place(Workspace.of(), f"s3://{bucket}/raw/{name}")
+        target = storage_at(f"s3://{bucket}/datasets/{number}")
+        pack(place, target, name="x", workers=2, options=options)
+        names = [stored.name for stored in target.files() if stored.name != "source.json"]
+        assert {name: target.read(name) for name in names} == contents(whole.path)
+    with pytest.raises(UserError, match=f"s3://{bucket}/raw/none.tar does not exist"):
+        place = _place(Workspace.of(), f"s3://{bucket}/raw/none.tar")
+        pack(place, target, name="x", replace=True)

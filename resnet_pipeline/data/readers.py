@@ -1,4 +1,4 @@
-"""Published MD5s, checked while an archive is being listed: every byte passes once, also those that are skipped."""
+"""Files over files: one that is hashed as it is read, and a part of one as a file of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from typing import BinaryIO
 
-from resnet_pipeline.data.archives import RefusedError
+from resnet_pipeline.errors import RefusedError
 
 _BLOCK = 4 * 2**20
 _KEPT = 64 * 2**10  # of the block before: how far back a reader may seek
@@ -17,7 +17,7 @@ Heard = Callable[[str, int, int], None]
 
 
 class HashingReader(io.RawIOBase):
-    """Reads a file forwards in large blocks and hashes all of it; seeks forwards, and a little back."""
+    """Reads a file forwards in large blocks and hashes all of it, also what is skipped; seeks forwards."""
 
     def __init__(self, file: BinaryIO, heard: Callable[[int], None] | None = None) -> None:
         self._file, self._heard = file, heard
@@ -72,6 +72,38 @@ class HashingReader(io.RawIOBase):
         if self._heard:
             self._heard(self._start + len(self._buffer))
         return bool(block)
+
+
+class Window(io.RawIOBase):
+    """A part of a file as a file: a tar file within a tar file."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True, as far as the file is."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in the window."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move from the window's beginning."""
+        self._at = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes of the window."""
+        left = max(0, self._size - self._at)
+        self._file.seek(self._start + self._at)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(data)
+        return data
 
 
 def check_md5(address: str, found: str, published: str) -> None:
