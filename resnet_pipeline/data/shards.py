@@ -114,7 +114,9 @@ def pack(
             limit = _Limit(catalogue, max_refused, [r for found in finished.values() for r in found.refused])
             before = sum(len(shard.entries) for shard in shards if shard.file in finished)
             tasks = _tasks(area, catalogue, todo, options, limit)
-            with _workers(workers) as pool:
+            # what was laid out for a bucket lies on this machine alone
+            here = catalogue.stream is not None and not isinstance(destination, LocalStorage)
+            with _workers(None if here and callable(workers) else workers) as pool:
                 _run(tasks, pool, limit, _reporting(progress, before))
             records = ((shard, _record(area.storage, shard)) for shard in shards)
             about = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"

@@ -20,7 +20,7 @@ from resnet_pipeline.data.storage import LocalStorage, Storage
 from resnet_pipeline.errors import UserError
 
 _STAGING = "staging"
-_ABOUT = f"{_STAGING}/about.json"
+ABOUT = f"{_STAGING}/about.json"
 
 
 class StagingArea:
@@ -32,12 +32,12 @@ class StagingArea:
 
     def begin(self, about: bytes) -> None:
         """Keep what a staging of the same source and options left; remove any other's, and an old dataset."""
-        if self.storage.stat(_ABOUT) is not None and self.storage.read(_ABOUT) == about:
+        if self.storage.stat(ABOUT) is not None and self.storage.read(ABOUT) == about:
             for stored in self.storage.files(f"{SHARDS}/."):  # half-written, by a process that was killed
                 self.storage.delete(stored.name)
         else:
             self.drop()
-            self.storage.write(_ABOUT, about)
+            self.storage.write(ABOUT, about)
 
     def finish(self, shards: set[str]) -> None:
         """Remove what is not of the finished dataset."""

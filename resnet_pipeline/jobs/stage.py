@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from resnet_pipeline.data.digits import write_digits
 from resnet_pipeline.data.readers import Heard
 from resnet_pipeline.data.shards import Options, Progress, Source, pack, source_fingerprint
 from resnet_pipeline.data.storage import Storage
+from resnet_pipeline.data.workers import Workers
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.workspace import Workspace
@@ -64,13 +67,16 @@ def stage_dataset(
                 f"dataset {name!r} exists and was staged from other files or with other options; choose another "
                 "--name, or --replace it"
             )
-    with counting(f"staging {name}", quiet=quiet, say=say) as update:
+    with (
+        counting(f"staging {name}", quiet=quiet, say=say) as update,
+        _makers(workers) as makers,
+    ):
         pack(
             place,
             destination,
             name=name,
             options=options,
-            workers=workers,
+            workers=makers,
             max_refused=max_refused,
             replace=replace,
             progress=_showing(update),
@@ -109,6 +115,19 @@ def summary(staged: StagedDataset) -> dict[str, Any]:
         "resized": manifest["resized"]["images"],
         "reused": staged.reused,
     }
+
+
+@contextmanager
+def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]:
+    """Yield who makes the shards: the tasks of the cluster that RAY_ADDRESS names, else processes of this machine."""
+    if not os.environ.get("RAY_ADDRESS"):
+        yield workers
+        return
+    from resnet_pipeline.adapters.ray_tasks import RayTasks
+    from resnet_pipeline.adapters.ray_train import ray_cluster
+
+    with ray_cluster() as resources:
+        yield lambda: RayTasks(resources, workers)
 
 
 def _showing(update: Callable[..., None]) -> Callable[[Progress], None]:
