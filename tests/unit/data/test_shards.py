@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from resnet_pipeline.adapters.s3 import storage_at
-from resnet_pipeline.data import shards
+from resnet_pipeline.data import packing, shards
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.shards import Options, Source, pack, source_fingerprint, stage
 from resnet_pipeline.data.storage import LocalStorage
@@ -394,3 +394,10 @@ def test_from_bucket_to_bucket(photos, tmp_path, bucket, monkeypatch):
     with pytest.raises(UserError, match=f"s3://{bucket}/raw/none.tar does not exist"):
         place = _place(Workspace.of(), f"s3://{bucket}/raw/none.tar")
         pack(place, target, name="x", replace=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 130_000, 8 * 2**30 - 1])
+def test_headers_are_those_of_tarfile(size):
+    info = tarfile.TarInfo("00000012.jpg")
+    info.size, info.mode = size, 0o644
+    assert packing._header("00000012.jpg", size) == info.tobuf(tarfile.USTAR_FORMAT)
