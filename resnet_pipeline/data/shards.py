@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_pipeline.data import listing
 from resnet_pipeline.data.audit import SMALL, image_size
 from resnet_pipeline.data.catalogue import Catalogue, with_holdout
 from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
@@ -26,7 +27,7 @@ from resnet_pipeline.data.plan import SHARD_BYTES, Shard, averaged_entries, pack
 from resnet_pipeline.data.readers import Heard
 from resnet_pipeline.data.sources import read_catalogue, source_files
 from resnet_pipeline.data.spool import spooled
-from resnet_pipeline.data.staging_area import StagingArea, staging_area
+from resnet_pipeline.data.staging_area import LISTING, StagingArea, staging_area
 from resnet_pipeline.data.storage import LocalStorage, Storage
 from resnet_pipeline.data.workers import Processes, Workers
 from resnet_pipeline.errors import RefusedError, UserError
@@ -102,16 +103,15 @@ def pack(
     if destination.stat(MANIFEST) is not None and not replace:
         raise UserError(f"{destination.url} exists; choose another name or replace it")
     looks = source_fingerprint(source, options)
+    about = json.dumps({"source": looks, "format": FORMAT, "md5": options.check_md5}).encode()
     with staging_area(destination) as area:
-        catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
-        catalogue = with_holdout(catalogue, options.holdout)
+        catalogue = _catalogue(area, about, source, options, heard)
         shards = plan_shards(catalogue.entries, options.shard_bytes)
-        area.begin(json.dumps({"source": looks, "format": FORMAT}).encode())
         try:
             finished = _finished(area.storage, shards)
             todo = [shard for shard in shards if shard.file not in finished]
             _check_disk(area, catalogue, todo)
-            limit = _Limit(catalogue, max_refused, [r for found in finished.values() for r in found.refused])
+            limit = _Limit(catalogue, max_refused, [remark for refused in finished.values() for remark in refused])
             before = sum(len(shard.entries) for shard in shards if shard.file in finished)
             tasks = _tasks(area, catalogue, todo, options, limit)
             # what was laid out for a bucket lies on this machine alone
@@ -119,12 +119,13 @@ def pack(
             with _workers(None if here and callable(workers) else workers) as pool:
                 _run(tasks, pool, limit, _reporting(progress, before))
             records = ((shard, _record(area.storage, shard)) for shard in shards)
-            about = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
-            area.storage.write(SOURCE, about.encode())
+            origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
+            area.storage.write(SOURCE, origin.encode())
             files = write_manifest(area.storage, name, catalogue, records, max_shorter_side=options.max_shorter_side)
         except BaseException as error:
             with suppress(UserError):  # the connection may be gone
-                if isinstance(error, RefusedError) or not area.storage.files(f"{RECORDS}/"):
+                worthless = not catalogue.md5 and not area.storage.files(f"{RECORDS}/")
+                if isinstance(error, RefusedError) or worthless:
                     area.drop()
             raise
         area.finish(files)
@@ -135,6 +136,19 @@ def source_fingerprint(source: Source, options: Options = Options()) -> str:
     chosen = {key: value for key, value in asdict(options).items() if key != "check_md5"}
     looks = source_files(source.storage, source.name)
     return hashlib.sha256(f"{looks}\n{json.dumps(chosen, sort_keys=True)}".encode()).hexdigest()
+
+
+def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options, heard: Heard | None) -> Catalogue:
+    """Return what the source holds: as an earlier staging found it, else by reading it now."""
+    if area.keeps(about) and area.storage.stat(LISTING) is not None:
+        area.begin(about)
+        return listing.from_bytes(area.storage.read(LISTING), source.storage)
+    catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
+    catalogue = with_holdout(catalogue, options.holdout)
+    area.begin(about)
+    if catalogue.stream is None:
+        area.storage.write(LISTING, listing.to_bytes(catalogue))
+    return catalogue
 
 
 class _Limit:
@@ -225,10 +239,10 @@ def _workers(wanted: int | Callable[[], Workers] | None) -> Iterator[Workers]:
         pool.close()
 
 
-def _finished(storage: Storage, shards: list[Shard]) -> dict[str, Record]:
-    """Return the records of the shards that are finished."""
+def _finished(storage: Storage, shards: list[Shard]) -> dict[str, list[Remark]]:
+    """Return the shards that are finished, with what was refused in them."""
     names = {stored.name for stored in storage.files(f"{RECORDS}/")}
-    return {s.file: _record(storage, s) for s in shards if record_name(s.file) in names}
+    return {s.file: _record(storage, s).refused for s in shards if record_name(s.file) in names}
 
 
 def _record(storage: Storage, shard: Shard) -> Record:

@@ -20,6 +20,7 @@ from resnet_pipeline.data.storage import LocalStorage, Storage
 from resnet_pipeline.errors import UserError
 
 _STAGING = "staging"
+LISTING = f"{_STAGING}/listing.parquet"
 ABOUT = f"{_STAGING}/about.json"
 
 
@@ -30,9 +31,13 @@ class StagingArea:
         self.destination = self.storage = destination
         self.scratch = Path(tempfile.gettempdir()) / f"resnet-pipeline-{PurePosixPath(destination.url).name}"
 
+    def keeps(self, about: bytes) -> bool:
+        """Return whether a staging of the same source and options left something."""
+        return self.storage.stat(ABOUT) is not None and self.storage.read(ABOUT) == about
+
     def begin(self, about: bytes) -> None:
         """Keep what a staging of the same source and options left; remove any other's, and an old dataset."""
-        if self.storage.stat(ABOUT) is not None and self.storage.read(ABOUT) == about:
+        if self.keeps(about):
             for stored in self.storage.files(f"{SHARDS}/."):  # half-written, by a process that was killed
                 self.storage.delete(stored.name)
         else:
@@ -44,7 +49,6 @@ class StagingArea:
         for stored in [*self.storage.files(f"{_STAGING}/"), *self.storage.files(f"{SHARDS}/")]:
             if stored.name.removeprefix(f"{SHARDS}/") not in shards:
                 self.storage.delete(stored.name)
-        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def check_disk(self, needed: int) -> None:
         """Do nothing: a bucket has no end."""
@@ -76,6 +80,7 @@ class LocalStagingArea(StagingArea):
         """Remove what is not of the finished dataset, and give it its name."""
         super().finish(shards)
         shutil.rmtree(self._folder / _STAGING)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self._old, ignore_errors=True)
         if self._final.exists():
             self._final.rename(self._old)
@@ -100,7 +105,8 @@ class LocalStagingArea(StagingArea):
 def staging_area(destination: Storage) -> Iterator[StagingArea]:
     """Yield the destination's staging area; on this machine no other process can have it at the same time."""
     if not isinstance(destination, LocalStorage):
-        yield StagingArea(destination)
+        with _emptied(StagingArea(destination)) as area:
+            yield area
         return
     root = destination.root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +117,15 @@ def staging_area(destination: Storage) -> Iterator[StagingArea]:
         except OSError:
             raise UserError(f"another process is staging {root.name!r} now; wait for it") from None
         try:
-            yield LocalStagingArea(destination)
+            with _emptied(LocalStagingArea(destination)) as area:
+                yield area
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _emptied(area: StagingArea) -> Iterator[StagingArea]:
+    try:
+        yield area
+    finally:
+        shutil.rmtree(area.scratch, ignore_errors=True)

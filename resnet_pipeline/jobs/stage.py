@@ -19,7 +19,7 @@ from resnet_pipeline.data.readers import Heard
 from resnet_pipeline.data.shards import Options, Progress, Source, pack, source_fingerprint
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.data.workers import Workers
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.workspace import Workspace
 
@@ -70,6 +70,7 @@ def stage_dataset(
     with (
         counting(f"staging {name}", quiet=quiet, say=say) as update,
         _makers(workers) as makers,
+        _interruptible(),
     ):
         pack(
             place,
@@ -115,6 +116,14 @@ def summary(staged: StagedDataset) -> dict[str, Any]:
         "resized": manifest["resized"]["images"],
         "reused": staged.reused,
     }
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError("staging was stopped; the same command goes on with what is finished") from None
 
 
 @contextmanager

@@ -10,10 +10,13 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 
+from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data import cifar10
+from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.data.shards import Options, Source, stage
 from resnet_pipeline.data.sources import read_catalogue
 from resnet_pipeline.data.storage import LocalStorage
@@ -179,3 +182,17 @@ def test_links_in_the_archive_are_refused(tmp_path):
     archive = tar_of(tmp_path / "cifar-10-python.tar.gz", {}, "w:gz", extra=[info])
     with pytest.raises(UserError, match="link"):
         catalogue(archive)
+
+
+def test_both_loaders_read_the_shards_to_the_bit(batches, tmp_path):
+    archive = write_cifar10_python(tmp_path, batches)
+    dataset = stage(archive, tmp_path / "datasets" / "x", name="x", options=OTHER, workers=1)
+    augment = AugmentConfig(kind="pad-crop", crop=32, pad=4)
+    found = {}
+    for backend in ("dali", "torch"):
+        with train_batches(
+            dataset, augment=augment, seed=1, batch=20, micro_batch=20, steps=5, backend=backend
+        ) as loader:
+            found[backend] = [(batch.index, batch.images) for batch in loader]
+    for (index, images), (other_index, other_images) in zip(found["dali"], found["torch"], strict=True):
+        assert torch.equal(index, other_index) and torch.equal(images, other_images)

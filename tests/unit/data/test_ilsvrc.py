@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from resnet_pipeline.data import ilsvrc, readers
-from resnet_pipeline.data.shards import Options, stage
+from resnet_pipeline.data import ilsvrc, listing, readers, shards
+from resnet_pipeline.data.shards import Options, Source, stage
 from resnet_pipeline.data.sources import read_catalogue
 from resnet_pipeline.data.storage import LocalStorage
 from resnet_pipeline.errors import UserError
@@ -219,3 +219,29 @@ def test_a_thousand_real_images_come_out_of_a_nested_archive(imagenet_sample, tm
     for label, wnid in enumerate(sorted(train)):
         assert found[f"train/{wnid}/{wnid}_1.JPEG"] == (train[wnid][f"{wnid}_1.JPEG"], label)
     assert len(found) == 110 and np.ptp(dataset.splits["val"].labels) > 0
+
+
+def test_a_stopped_staging_neither_lists_nor_hashes_again(images, archives, tmp_path, monkeypatch):
+    monkeypatch.setattr(ilsvrc, "MD5", {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in archives.iterdir()})
+    target = tmp_path / "datasets" / "x"
+
+    def stop(at):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(archives, target, name="x", workers=1, progress=stop)
+    assert not target.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "read_catalogue", None)
+        dataset = stage(archives, target, name="x", workers=1)
+    assert samples(dataset) == expected(images)
+    assert dataset.manifest["md5"] == ilsvrc.MD5
+    assert [p.name for p in target.parent.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None])
+def test_a_listing_comes_back_from_its_file(images, tmp_path, make_folder, method):
+    files = kaggle_files(*images[:2], WORDS, images[2])
+    place = Source.at(make_folder(files) if method is None else zip_of(tmp_path / "x.zip", files, method))
+    found = read_catalogue(place.storage, place.name)
+    assert listing.from_bytes(listing.to_bytes(found), place.storage) == found

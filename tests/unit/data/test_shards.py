@@ -296,11 +296,11 @@ def test_a_file_that_changes_while_it_is_staged(photos, tmp_path, monkeypatch):
 
 
 def test_staging_stops_as_soon_as_too_many_are_refused(make_folder, tmp_path):
-    """Of 4,000 files the first hundreds are enough to know."""
-    rubbish = {f"train/{label}/{i:04d}.JPEG": b"rubbish" for label in "ab" for i in range(2000)}
+    """Of 2,000 files the first hundreds are enough to know."""
+    rubbish = {f"train/{label}/{i:04d}.JPEG": b"rubbish" for label in "ab" for i in range(1000)}
     folder = make_folder(rubbish)
     seen = []
-    with pytest.raises(UserError, match=r"of 4000 files of .* can't be used, more than the allowed 1.0%"):
+    with pytest.raises(UserError, match=r"of 2000 files of .* can't be used, more than the allowed 1.0%"):
         stage(folder, tmp_path / "x", name="x", workers=2, progress=seen.append, options=Options(shard_bytes=10**6))
     assert all(at.images < 1000 for at in seen)
     assert list(tmp_path.iterdir()) == [folder]
@@ -351,7 +351,11 @@ def test_a_dataset_in_a_bucket_is_there_with_its_manifest(photos, tmp_path):
             record = f"staging/records/{name[7:-4]}.npz"
             assert names.index(name) < names.index(record), "a record says that its shard is finished"
     pack(Source.at(photos), bucket, name="x", workers=1, replace=True)
-    assert contents(tmp_path / "bucket") == contents(stage(photos, tmp_path / "one", name="x", workers=1).path)
+    dataset = Dataset.open(tmp_path / "bucket")
+    assert {name: split.shards for name, split in dataset.splits.items()} == {
+        "train": ["train-00000.tar"], "val": ["val-00000.tar"]
+    }  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "bucket/shards").iterdir()) == ["train-00000.tar", "val-00000.tar"]
 
 
 @dataclass(frozen=True)
@@ -373,6 +377,7 @@ class Bucket:
             file.write(name + "\n")
 
 
+@pytest.mark.slow
 def test_from_bucket_to_bucket(photos, tmp_path, bucket, monkeypatch):
     """The same dataset as from folder to folder, from an archive and from loose files, by a real server."""
     monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
