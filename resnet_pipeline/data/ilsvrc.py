@@ -87,7 +87,7 @@ def _reading(storage: Storage, name: str, md5: dict[str, str] | None, heard: Hea
         if md5 is None and isinstance(storage, LocalStorage):
             yield raw
             return
-        file = HashingReader(raw, (lambda done: heard(name, done, size)) if heard else None)
+        file = HashingReader(raw, (lambda done: heard(f"comparing the MD5 of {name}", done, size)) if heard else None)
         yield cast(BinaryIO, file)
         if md5 is not None:
             check_md5(address_of(storage, name), file.hexdigest(), MD5[name])

@@ -13,7 +13,7 @@ _BLOCK = 4 * 2**20
 _KEPT = 64 * 2**10  # of the block before: how far back a reader may seek
 
 Heard = Callable[[str, int, int], None]
-"""Called while an archive is checked, with its name, the bytes done and the bytes in all."""
+"""Called while an archive is read, with what is done to it, the bytes done and the bytes in all."""
 
 
 class HashingReader(io.RawIOBase):

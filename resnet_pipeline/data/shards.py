@@ -113,7 +113,7 @@ def pack(
             _check_disk(area, catalogue, todo)
             limit = _Limit(catalogue, max_refused, [remark for refused in finished.values() for remark in refused])
             before = sum(len(shard.entries) for shard in shards if shard.file in finished)
-            tasks = _tasks(area, catalogue, todo, options, limit)
+            tasks = _tasks(area, catalogue, todo, options, limit, heard)
             # what was laid out for a bucket lies on this machine alone
             here = catalogue.stream is not None and not isinstance(destination, LocalStorage)
             with _workers(None if here and callable(workers) else workers) as pool:
@@ -177,12 +177,14 @@ def _reporting(progress: Callable[[Progress], None] | None, before: int) -> Call
     return report
 
 
-def _tasks(area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit) -> list[Task]:
+def _tasks(
+    area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit, heard: Heard | None
+) -> list[Task]:
     """Return a task for each shard; what can only be read in sequence is laid out before."""
     side = _side(catalogue, options.max_shorter_side)
     storage = catalogue.storage
     if catalogue.stream is not None:
-        todo, storage = spooled(catalogue, todo, area.scratch), LocalStorage(area.scratch)
+        todo, storage = spooled(catalogue, todo, area.scratch, heard), LocalStorage(area.scratch)
     label_of = labels_of(catalogue)
     return [
         Task(

@@ -11,12 +11,13 @@ from pathlib import Path
 from resnet_pipeline.data.archives import Member
 from resnet_pipeline.data.catalogue import Catalogue, Entry
 from resnet_pipeline.data.plan import Shard
+from resnet_pipeline.data.readers import Heard
 from resnet_pipeline.errors import UserError
 
 _BUFFER = 256 * 2**10
 
 
-def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path) -> list[Shard]:
+def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path, heard: Heard | None = None) -> list[Shard]:
     """Read a catalogue once and return its shards with their members in ``folder``, a file for each shard.
 
     Raises UserError where the folder can't be written.
@@ -27,6 +28,7 @@ def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path) -> list
     moved: list[list[Entry]] = [[] for _ in shards]
     buffers: dict[int, bytearray] = defaultdict(bytearray)
     sizes: dict[int, int] = defaultdict(int)
+    done, total = 0, sum(entry.member.size for entry in wanted)
     try:
         folder.mkdir(parents=True)
         for entry, data in zip(wanted, catalogue.read(wanted), strict=True):
@@ -35,6 +37,9 @@ def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path) -> list
             moved[number].append(replace(entry, member=member))
             sizes[number] += len(data)
             buffers[number] += data
+            done += len(data)
+            if heard:
+                heard(f"laying out {catalogue.address}", done, total)
             if len(buffers[number]) >= _BUFFER:
                 _append(folder / member.file, buffers.pop(number))
         for number, buffer in buffers.items():

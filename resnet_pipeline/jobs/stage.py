@@ -143,6 +143,9 @@ def _showing(update: Callable[..., None]) -> Callable[[Progress], None]:
     start = time.monotonic()
 
     def show(at: Progress) -> None:
+        nonlocal start
+        if at.images == at.before:  # still preparing
+            start = time.monotonic()
         rate = at.bytes / 1e6 / max(time.monotonic() - start, 1e-9)
         update(at.images, at.total, f"{rate:,.0f} MB/s  {at.refused} refused", at.before)
 
@@ -152,11 +155,11 @@ def _showing(update: Callable[..., None]) -> Callable[[Progress], None]:
 def _hearing(say: Callable[[str], None]) -> Heard:
     last = time.monotonic()
 
-    def hear(archive: str, done: int, total: int) -> None:
+    def hear(what: str, done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            say(f"comparing MD5s: {archive}  {done / 1e9:,.1f} of {total / 1e9:,.1f} GB")
+            say(f"{what}  {done / 1e9:,.1f} of {total / 1e9:,.1f} GB")
 
     return hear
 
