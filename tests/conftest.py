@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from resnet_pipeline.data.digits import write_digits
 from resnet_pipeline.data.shards import stage
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.run_directory import RunDirectory
+from tests.s3_server import KEYS, settings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +48,30 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("digits")
     write_digits(folder / "source")
     return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Return host and port of an S3 server for the session."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line per request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: tuple[str, int]) -> Iterator[str]:
+    """Return the name of a new bucket; the environment says where it is and has the keys."""
+    import boto3
+
+    aws = {name: None for name in os.environ if name.startswith("AWS_")}
+    with settings(**aws, **KEYS, AWS_ENDPOINT_URL="http://{}:{}".format(*s3_server)):
+        name = f"bucket-{uuid.uuid4().hex}"
+        boto3.session.Session().client("s3").create_bucket(Bucket=name)
+        yield name
 
 
 @pytest.fixture
