@@ -42,7 +42,7 @@ def stage_dataset(
     A dataset that was staged from the same source is reused. Another one of that name is an error unless ``replace``.
     Raises UserError for whatever is wrong with the source.
     """
-    destination = workspace.dataset(name)
+    destination = Path(workspace.dataset(name))
     path = _local(workspace, source)
     if destination.exists():
         existing = Dataset.open(destination)
