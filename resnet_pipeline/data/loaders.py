@@ -16,9 +16,8 @@ from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.augment import Plan, ViewPlan, plan_crops, plan_views, resized_sizes
 from resnet_pipeline.data.dataset import Dataset, Split
 from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
-from resnet_pipeline.data.shard_files import Reached, ShardFiles
+from resnet_pipeline.data.shard_files import Reached
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE
 
 Backend = Literal["auto", "dali", "torch"]
 ViewKind = Literal["center", "10-crop", "whole"]
@@ -85,8 +84,9 @@ def train_batches(
     if len(samples) == 0:
         raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images")
 
-    blocks = Blocks(samples.shard, block_shards or len(samples.shards))
-    _check_room(samples.files, len(samples.shards), block_shards)
+    count = len(samples.shards)
+    samples.files.require(min(count, 2 * block_shards) if block_shards else count)
+    blocks = Blocks(samples.shard, block_shards or count)
     shuffled = blocks if block_shards else None
 
     def plans(reached: Reached) -> Iterator[Plan]:
@@ -221,17 +221,6 @@ def _executor(
     from resnet_pipeline.data.torch_loader import TorchExecutor
 
     return TorchExecutor(samples, device, fill)
-
-
-def _check_room(files: ShardFiles, shards: int, block_shards: int | None) -> None:
-    """Raise where the cache can't hold what an order reads at a time: all shards, or two blocks."""
-    needed = shards if block_shards is None else min(shards, 2 * block_shards)
-    room = files.room_for(needed)
-    if room < needed:
-        raise UserError(
-            f"the cache may hold {room} of the {needed} shards that the order of training reads at a time; raise "
-            f"{CACHE_LIMIT_VARIABLE}, or train with --set order=block --set block_shards={max(1, room // 2)} or less"
-        )
 
 
 def _slices(samples: int, batch_size: int) -> Iterator[Int64]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,12 +21,14 @@ from resnet_pipeline.data.download import sha256_of
 from resnet_pipeline.data.order import Stretch
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE
 
 Mapped = npt.NDArray[np.uint8]
 Reached = Callable[[int], None]
 """Called with the position that reading has reached."""
 
 _AHEAD = 2  # stretches that are brought ahead of the one that is read
+_AT_ONCE = 2  # shards: while one ends (the last blocks, the disk), another comes
 _SECONDS_BETWEEN_TRIES = 0.2
 
 
@@ -42,6 +46,9 @@ class ShardFiles(Protocol):
 
     def room_for(self, shards: int) -> int:
         """Return how many of that many shards may be there at once."""
+
+    def require(self, shards: int) -> None:
+        """Raise UserError where that many shards can't be there at once."""
 
 
 class LocalShards:
@@ -67,6 +74,9 @@ class LocalShards:
         """All of them."""
         return shards
 
+    def require(self, shards: int) -> None:
+        """Nothing to refuse."""
+
     def _checked(self, shard: Wanted) -> Path:
         path = self._folder / shard.name
         try:
@@ -85,6 +95,7 @@ class CachedShards:
 
     def __init__(self, storage: Storage, shards: Sequence[Wanted], folder: CacheFolder) -> None:
         self._storage, self._shards, self._cache = storage, list(shards), Cache(folder)
+        self._largest = max(shard.size for shard in self._shards)
         self._maps: dict[int, Mapped] = {}
         self._held: dict[int, Path] = {}  # in the order in which they came
         self._bringing: set[int] = set()
@@ -120,9 +131,19 @@ class CachedShards:
             self.let_go(follower.wanted())
 
     def room_for(self, shards: int) -> int:
-        """Return how many shards of the largest size the cache may hold, at least one."""
+        """Return how many shards of the largest size the cache may hold."""
         limit = self._cache.folder.limit
-        return shards if limit is None else min(shards, max(1, limit // max(shard.size for shard in self._shards)))
+        return shards if limit is None else min(shards, limit // self._largest)
+
+    def require(self, shards: int) -> None:
+        """Raise UserError where the cache may not hold so many shards; it says what would do."""
+        room = self.room_for(shards)
+        if room < shards:
+            blocks = f", or train with --set order=block --set block_shards={room // 2}" if room > 1 else ""
+            raise UserError(
+                f"the order of training reads {shards} shards at a time, but the cache may hold {room}: set "
+                f"{CACHE_LIMIT_VARIABLE} to {math.ceil(shards * self._largest / 1e6) / 1e3:g} or more{blocks}"
+            )
 
     def hold(self, number: int, *, unless: Callable[[], bool] | None = None) -> Path | None:
         """Bring a shard and keep it; with ``unless`` in the background, as ``Cache.hold`` has it."""
@@ -211,9 +232,11 @@ class _Follower:
                 before = len(missing)
                 try:
                     # those that another process is bringing come last: two processes bring different shards
-                    missing = [number for number in missing if self._files.hold(number, unless=passed) is None]
+                    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shards-ahead") as pool:
+                        held = list(pool.map(partial(self._files.hold, unless=passed), missing))
                 except UserError:
                     return  # whoever needs the shard meets the same error, and tells it
+                missing = [number for number, path in zip(missing, held, strict=True) if path is None]
                 if len(missing) == before:
                     with self._change:
                         self._change.wait(_SECONDS_BETWEEN_TRIES)
