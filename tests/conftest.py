@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_pipeline.adapters.s3 import storage_at
 from resnet_pipeline.config import RunConfig, with_overrides
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.digits import write_digits
 from resnet_pipeline.data.shards import stage
+from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.run_directory import RunDirectory
 from tests.s3_server import KEYS, settings
@@ -48,6 +50,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("digits")
     write_digits(folder / "source")
     return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2)
+
+
+@pytest.fixture(scope="session")
+def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return the built-in digits in shards of 300,000 bytes: 13 for training, 4 for validation."""
+    folder = tmp_path_factory.mktemp("sharded")
+    write_digits(folder / "source")
+    return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2, shard_bytes=300_000)
+
+
+@pytest.fixture
+def digits_in_s3(sharded_digits: Dataset, bucket: str) -> Storage:
+    """Return where the digits lie in a bucket."""
+    storage = storage_at(f"s3://{bucket}/datasets/digits")
+    for stored in sharded_digits.storage.files():
+        storage.write(stored.name, sharded_digits.path / stored.name)
+    return storage
 
 
 @pytest.fixture(scope="session")

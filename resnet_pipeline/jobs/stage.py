@@ -55,7 +55,7 @@ def stage_dataset(
     A dataset that was staged from the same source with the same options is reused. Another one of that name is an error
     unless ``replace``. What was broken off goes on where it was. Raises UserError for whatever is wrong.
     """
-    destination = storage_at(str(workspace.dataset(name)))
+    destination = storage_at(workspace.dataset(name))
     place = _place(workspace, source)
     if destination.stat(MANIFEST) is not None:
         if _json(destination, SOURCE).get("fingerprint") == source_fingerprint(place, options):
