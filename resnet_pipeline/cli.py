@@ -129,7 +129,11 @@ def deploy(pool: Annotated[str, typer.Option(help="The Prefect work pool that ru
 @app.command()
 def stage(
     source: Annotated[
-        str, typer.Option(help="Folder with train/<class>/* and val/<class>/*, an archive of that, or builtin:digits.")
+        str,
+        typer.Option(
+            help="A folder with the ILSVRC-2012 archives, Kaggle's ILSVRC folder or archive, cifar-10-python.tar.gz or "
+            "cifar-10-binary.tar.gz, a folder or archive of train/<class>/* and val/<class>/*, or builtin:digits."
+        ),
     ],
     name: Annotated[str, typer.Option(help="What the dataset is called from now on.")],
     root: Root = None,
@@ -137,17 +141,40 @@ def stage(
     max_refused: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more than this share of the images is broken.")
     ] = 0.01,
+    holdout: Annotated[
+        int,
+        typer.Option(min=0, help="Make this many training images the split val (the paper's CIFAR-10 study: 5000)."),
+    ] = 0,
+    max_shorter_side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make images smaller whose shorter side is larger. Default: keep them as they are."),
+    ] = None,
+    md5: Annotated[
+        bool,
+        typer.Option(
+            "--md5/--no-md5",
+            help="Compare ILSVRC's and CIFAR-10's archives with their published MD5s; --no-md5 takes other files.",
+        ),
+    ] = True,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a dataset of this name that has other files.")
+        bool, typer.Option("--replace", help="Replace a dataset of this name that has other files or options.")
     ] = False,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Audit every image of a folder or archive and pack the good ones into shards."""
+    """Audit every image of a source and pack the good ones into shards; broken off, the same command goes on."""
+    from resnet_pipeline.data.shards import Options
     from resnet_pipeline.jobs.stage import stage_dataset, summary
 
     staged = stage_dataset(
-        Workspace.of(root), source, name, workers=workers, max_refused=max_refused, replace=replace, quiet=quiet
+        Workspace.of(root),
+        source,
+        name,
+        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, check_md5=md5),
+        workers=workers,
+        max_refused=max_refused,
+        replace=replace,
+        quiet=quiet,
     )
     _write(json_file, summary(staged))
 

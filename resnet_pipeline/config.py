@@ -153,7 +153,8 @@ class RunConfig:
 
     The gradient of ``batch`` images is the mean over micro-batches of ``micro_batch``, whoever computes them; batch
     normalisation sees one micro-batch at a time (the paper: 8 GPUs × 32 images). ``bn_images`` are averaged for the
-    final batch-norm statistics; 0 keeps the moving averages.
+    final batch-norm statistics; 0 keeps the moving averages. ``order`` shuffles the whole epoch (``full``) or, for data
+    that comes from S3, shards and then the samples within each block of ``block_shards`` of them (``block``).
     """
 
     recipe: str
@@ -170,9 +171,11 @@ class RunConfig:
     log_every: int = 50
     bn_images: int = 32_000
     seed: int = 0
+    order: Literal["full", "block"] = "full"
+    block_shards: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("batch", "micro_batch", "steps", "eval_every", "checkpoint_every", "log_every"):
+        for name in ("batch", "micro_batch", "steps", "eval_every", "checkpoint_every", "log_every", "block_shards"):
             value = getattr(self, name)
             _check(value >= 1, f"{name} must be at least 1, not {value}")
         _check(self.bn_images >= 0, f"bn_images must be at least 0, not {self.bn_images}")

@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class RefusedError(UserError):
+    """A source of images is itself wrong: reading it once more would not help."""
+
+
 class StoppedError(UserError):
     """The user interrupted a job; its state is saved, and the same command goes on. Exit status 130."""
 

@@ -1,4 +1,4 @@
-"""Where the program keeps what it keeps: one root folder, nothing outside it."""
+"""Where the program keeps what it keeps: one root folder, and what settings of their own move elsewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from typing import Any
 from resnet_pipeline.errors import UserError
 
 ROOT_VARIABLE = "RESNET_PIPELINE_ROOT"
+DATA_VARIABLE = "RESNET_PIPELINE_DATA"
+CACHE_VARIABLE = "RESNET_PIPELINE_CACHE"
+CACHE_LIMIT_VARIABLE = "RESNET_PIPELINE_CACHE_GB"
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,29 @@ class Workspace:
         return cls(Path(root or os.environ.get(ROOT_VARIABLE) or "work").expanduser().resolve())
 
     @property
-    def datasets(self) -> Path:
-        """Staged datasets, one folder each."""
-        return self.root / "datasets"
+    def data(self) -> str:
+        """Where staged datasets lie: ``RESNET_PIPELINE_DATA``, a path or ``s3://bucket/prefix``; else ``datasets/``."""
+        data = os.environ.get(DATA_VARIABLE) or str(self.root / "datasets")
+        return data.rstrip("/") if data.startswith("s3://") else str(Path(data).expanduser().resolve())
+
+    @property
+    def cache(self) -> Path:
+        """Where shards from S3 are kept on this machine: ``RESNET_PIPELINE_CACHE``, else ``cache/``."""
+        return Path(os.environ.get(CACHE_VARIABLE) or self.root / "cache").expanduser().resolve()
+
+    @property
+    def cache_limit(self) -> int | None:
+        """The most bytes that the cache may take: ``RESNET_PIPELINE_CACHE_GB``; None for no limit."""
+        text = os.environ.get(CACHE_LIMIT_VARIABLE)
+        if not text:
+            return None
+        try:
+            limit = float(text) * 1e9
+        except ValueError:
+            limit = 0.0
+        if not 0 < limit < float("inf"):
+            raise UserError(f"{CACHE_LIMIT_VARIABLE}={text} must be a positive number of gigabytes")
+        return int(limit)
 
     @property
     def runs(self) -> Path:
@@ -63,9 +86,9 @@ class Workspace:
         """Process ids and logs of what ``up`` started."""
         return self.root / "services"
 
-    def dataset(self, name: str) -> Path:
-        """Return the folder of the dataset of this name; UserError where a name is no plain folder name."""
-        return self.datasets / checked_name(name, "dataset name")
+    def dataset(self, name: str) -> str:
+        """Return the address of the dataset of this name; UserError where a name is no plain folder name."""
+        return f"{self.data}/{checked_name(name, 'dataset name')}"
 
 
 def checked_name(name: str, what: str) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from resnet_pipeline.adapters.s3 import storage_at
 from resnet_pipeline.config import RunConfig, with_overrides
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.digits import write_digits
 from resnet_pipeline.data.shards import stage
+from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.run_directory import RunDirectory
+from tests.s3_server import KEYS, settings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +50,47 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("digits")
     write_digits(folder / "source")
     return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2)
+
+
+@pytest.fixture(scope="session")
+def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return the built-in digits in shards of 300,000 bytes: 13 for training, 4 for validation."""
+    folder = tmp_path_factory.mktemp("sharded")
+    write_digits(folder / "source")
+    return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2, shard_bytes=300_000)
+
+
+@pytest.fixture
+def digits_in_s3(sharded_digits: Dataset, bucket: str) -> Storage:
+    """Return where the digits lie in a bucket."""
+    storage = storage_at(f"s3://{bucket}/datasets/digits")
+    for stored in sharded_digits.storage.files():
+        storage.write(stored.name, sharded_digits.path / stored.name)
+    return storage
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Return host and port of an S3 server for the session."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line per request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: tuple[str, int]) -> Iterator[str]:
+    """Return the name of a new bucket; the environment says where it is and has the keys."""
+    import boto3
+
+    aws = {name: None for name in os.environ if name.startswith("AWS_")}
+    with settings(**aws, **KEYS, AWS_ENDPOINT_URL="http://{}:{}".format(*s3_server)):
+        name = f"bucket-{uuid.uuid4().hex}"
+        boto3.session.Session().client("s3").create_bucket(Bucket=name)
+        yield name
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.adapters.datasets import open_dataset_at
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.training.context import local_device
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import replacing
+from resnet_pipeline.workspace import Workspace, replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,10 @@ def check_workers(workers: int, resources: Resources) -> None:
         )
 
 
-def fit(run: RunDirectory, dataset: Path, *, workers: int, resources: Resources, max_failures: int = 3) -> None:
-    """Train the run on Ray Train workers; returns when it is finished or has stopped on request.
+def fit(
+    run: RunDirectory, workspace: Workspace, dataset: str, *, workers: int, resources: Resources, max_failures: int = 3
+) -> None:
+    """Train the run on Ray Train workers, on the dataset at an address; returns when it is finished or was stopped.
 
     A worker or node that dies is replaced and the run goes on from its newest checkpoint, ``max_failures`` times.
     Raises UserError with the worker's own message where that is one, else Ray's TrainingFailedError.
@@ -118,7 +120,7 @@ def fit(run: RunDirectory, dataset: Path, *, workers: int, resources: Resources,
     cpus = resources.cpus_per_worker(workers)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": str(run.path), "dataset": str(dataset), "threads": cpus},
+        train_loop_config={"run": str(run.path), "dataset": dataset, "root": str(workspace.root), "threads": cpus},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
@@ -160,7 +162,9 @@ def _work(arguments: dict[str, Any]) -> None:
     run = RunDirectory.open(Path(arguments["run"]))
     torch.set_num_threads(arguments["threads"])
     try:
-        train(run, Dataset.open(Path(arguments["dataset"])), RayContext(run))
+        # with the settings of its own node: each has its own cache
+        dataset = open_dataset_at(Workspace(Path(arguments["root"])), arguments["dataset"])
+        train(run, dataset, RayContext(run))
     except UserError as error:
         # The driver watches for this file: what the user has to mend is not retried.
         with replacing(run.error_file) as temporary:

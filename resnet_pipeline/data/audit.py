@@ -1,9 +1,10 @@
 """Every image is decoded once, completely, before it is packed: a broken one would end a DALI pipeline later.
 
 What comes out decodes everywhere: JPEGs in RGB or grey stay byte for byte as they are (grey is expanded when decoded);
-anything else that can be read (CMYK JPEGs, PNG, BMP, GIF or WebP files under any name, palettes, 16 bits,
-transparency, which is dropped) becomes an RGB JPEG of quality 95 without chroma subsampling. EXIF orientation is
-ignored, as by everyone who reads ImageNet.
+anything else that can be read (CMYK JPEGs, PNG, BMP, GIF or WebP files under another name, palettes, 16 bits,
+transparency, which is dropped) becomes an RGB JPEG of quality 95 without chroma subsampling. A file that is called .png
+loses nothing: an 8-bit RGB or grey PNG stays as it is, anything else becomes an RGB PNG. EXIF orientation is ignored,
+as by everyone who reads ImageNet.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from PIL import Image, UnidentifiedImageError
 
 MOST_PIXELS = 200_000_000
 """Larger images are refused: decoding one takes more memory than all else together."""
+
+QUALITY = 95
+"""Of JPEGs that are encoded anew, without chroma subsampling."""
 
 SMALL = 64
 """Up to this side, images of one size are averaged as they are; larger ones as the paper's 224×224 centre crops."""
@@ -34,6 +39,7 @@ class Audited:
     replacement: bytes | None = None
     note: str = ""
     refused: bool = False
+    resized: bool = False
 
 
 @dataclass
@@ -60,6 +66,19 @@ class PixelSums:
         else:
             self.whole = False
 
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the sums as arrays for a file."""
+        numbers = np.array([*self.side, self.images, self.pixels, self.whole], dtype=np.int64)
+        image = np.zeros(0, np.int32) if self.image is None else self.image.astype(np.int32)  # of 10,000 images at most
+        return {"numbers": numbers, "rgb": self.rgb, "outer": self.outer, "image": image}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> PixelSums:
+        """Return the sums of ``to_arrays``."""
+        height, width, images, pixels, whole = arrays["numbers"].tolist()
+        image = arrays["image"].astype(np.int64) if arrays["image"].size else None
+        return cls((height, width), images, pixels, arrays["rgb"], arrays["outer"], image, bool(whole))
+
     def merge(self, other: PixelSums) -> None:
         """Add another's sums."""
         self.images += other.images
@@ -71,8 +90,12 @@ class PixelSums:
             self.image = other.image if self.image is None else self.image + other.image
 
 
-def audit(data: bytes) -> tuple[Audited, Image.Image | None]:
-    """Decode one file; return what is to be packed, and the decoded image where it is good."""
+def audit(data: bytes, *, png: bool = False, max_shorter_side: int | None = None) -> tuple[Audited, Image.Image | None]:
+    """Decode one file; return what is to be packed, and the decoded image where it is good.
+
+    ``png``: the file is called .png, so that an RGB or grey PNG stays as it is and anything else becomes a PNG.
+    An image whose shorter side is above ``max_shorter_side`` is made smaller, to that.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels decide
@@ -80,35 +103,20 @@ def audit(data: bytes) -> tuple[Audited, Image.Image | None]:
             if image.width * image.height > MOST_PIXELS:
                 return Audited(note=f"{image.width}×{image.height} pixels are too many", refused=True), None
             image.load()
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                return Audited(image.width, image.height), image
-            found = f"{image.format} in mode {image.mode}"
-            image = _rgb(image)
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=95, subsampling=0)
+            note, resized = "", False
+            if not _stays(image, png):
+                kind = "PNG" if png else "JPEG"
+                note = f"{image.format} in mode {image.mode}, converted to an RGB {kind}"
+                image = _rgb(image)
+            if max_shorter_side and min(image.size) > max_shorter_side:
+                image, resized = _shrunk(image, max_shorter_side), True
+            replacement = _encoded(image, png) if note or resized else None
     except UnidentifiedImageError:
         return Audited(note="empty file" if not data else "no image format that is known", refused=True), None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Audited(note=reason, refused=True), None
-    return Audited(image.width, image.height, buffer.getvalue(), f"{found}, converted to an RGB JPEG"), image
-
-
-def audit_chunk(
-    files: Sequence[bytes], averaged: Sequence[bool], side: tuple[int, int] | None
-) -> tuple[list[Audited], PixelSums]:
-    """Audit a chunk of files in a worker process; sum up the pixels of those that are to be averaged.
-
-    ``side`` (height, width) is that of small images of one size; None averages centre crops of 224×224.
-    """
-    results = []
-    sums = PixelSums(side or (224, 224))
-    for data, wanted in zip(files, averaged, strict=True):
-        result, image = audit(data)
-        results.append(result)
-        if wanted and image is not None:
-            sums.add(np.asarray(image.convert("RGB") if side else centre_crop(image)))
-    return results, sums
+    return Audited(image.width, image.height, replacement, note, resized=resized), image
 
 
 def centre_crop(image: Image.Image, *, shorter: int = 256, crop: int = 224) -> Image.Image:
@@ -127,6 +135,27 @@ def image_size(data: bytes) -> tuple[int, int] | None:
             return image.height, image.width
     except (OSError, ValueError, SyntaxError):
         return None
+
+
+def _stays(image: Image.Image, png: bool) -> bool:
+    if image.mode not in ("RGB", "L") or "transparency" in image.info:
+        return False
+    return image.format == ("PNG" if png else "JPEG")
+
+
+def _shrunk(image: Image.Image, shorter: int) -> Image.Image:
+    factor = shorter / min(image.size)
+    size = (max(shorter, round(image.width * factor)), max(shorter, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _encoded(image: Image.Image, png: bool) -> bytes:
+    buffer = io.BytesIO()
+    if png:
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return buffer.getvalue()
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from resnet_pipeline.data.cache import Cache, CacheFolder, Wanted
+from resnet_pipeline.data.shard_files import CachedShards, LocalShards, ShardFiles
+from resnet_pipeline.data.storage import LocalStorage, Storage
 from resnet_pipeline.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, INDEX, SOURCE, MEAN_IMAGE = "manifest.json", "index.parquet", "source.json", "mean_image.npy"
+SHARDS = "shards"
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,14 @@ class Statistics:
 class Split:
     """The samples of one split: columns of the index, and their encoded bytes."""
 
-    def __init__(self, folder: Path, shards: Sequence[str], table: pa.Table) -> None:
-        self._folder, self.shards, self._table = folder, list(shards), table
+    def __init__(self, shards: Sequence[str], table: pa.Table, files: ShardFiles) -> None:
+        self.shards, self._table, self.files = list(shards), table, files
         self.labels = _column(table, "label", np.int64)
         self.width = _column(table, "width", np.int32)
         self.height = _column(table, "height", np.int32)
-        self._shard = _column(table, "shard", np.int32)
+        self.shard = _column(table, "shard", np.int64)
         self._offset = _column(table, "offset", np.int64)
         self._length = _column(table, "length", np.int64)
-        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,62 +64,74 @@ class Split:
 
     def shard_of(self, sample: int) -> str:
         """Return the name of the shard that holds a sample."""
-        return self.shards[int(self._shard[sample])]
+        return self.shards[int(self.shard[sample])]
 
     def encoded(self, sample: int) -> npt.NDArray[np.uint8]:
-        """Return a read-only view of a sample's encoded bytes in its memory-mapped shard."""
-        number = int(self._shard[sample])
-        mapped = self._maps.get(number)
-        if mapped is None:
-            path = self._folder / "shards" / self.shards[number]
-            try:
-                # a plain array over the mapping: slicing a memmap object costs several times as much
-                mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-            except (OSError, ValueError) as error:
-                raise UserError(f"shard {path} can't be read ({error}); stage the dataset again") from None
-            self._maps[number] = mapped
+        """Return a read-only view of a sample's encoded bytes in its memory-mapped shard; waits for the shard."""
+        mapped = self.files.mapped(int(self.shard[sample]))
         start = int(self._offset[sample])
         return mapped[start : start + int(self._length[sample])]
 
 
-class Dataset:
-    """A staged dataset in a folder."""
+class NoDatasetError(UserError):
+    """There is no dataset at an address."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], splits: dict[str, Split], statistics: Statistics) -> None:
-        self.path, self.manifest, self.splits, self.statistics = path, manifest, splits, statistics
+
+class Dataset:
+    """A staged dataset, in a folder or in a bucket.
+
+    ``path`` is the folder that its shards are read from: the dataset's own, or the cache.
+    """
+
+    def __init__(
+        self, storage: Storage, path: Path, manifest: dict[str, Any], splits: dict[str, Split], statistics: Statistics
+    ) -> None:
+        self.storage, self.path = storage, path
+        self.manifest, self.splits, self.statistics = manifest, splits, statistics
         self.name: str = manifest["name"]
         self.classes: list[str] = manifest["classes"]
         self.fingerprint: str = manifest["fingerprint"]
 
     @classmethod
-    def open(cls, path: Path) -> Dataset:
-        """Open the dataset of a folder; UserError where it is missing or its index or manifest are damaged."""
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-        except FileNotFoundError:
-            names = sorted(p.parent.name for p in path.parent.glob(f"*/{MANIFEST}"))
-            known = f"staged are: {', '.join(names)}" if names else "none is staged"
-            raise UserError(
-                f"no dataset {path.name!r} under {path.parent} ({known}); stage it with: "
-                f"resnet-pipeline stage --source FOLDER-OR-ARCHIVE --name {path.name}"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path / MANIFEST} is damaged ({error}); stage the dataset again") from None
-        if manifest.get("format") != FORMAT or manifest.get("fingerprint") != fingerprint(manifest):
-            raise UserError(f"{path / MANIFEST} was changed, or another version wrote it; stage the dataset again")
-        for name in (INDEX, MEAN_IMAGE):
-            _verify(path / name, manifest["files"][name])
-        table = pq.read_table(path / INDEX)
+    def open(cls, place: Path | Storage, cache: CacheFolder | None = None) -> Dataset:
+        """Open the dataset of a folder, or of any storage by means of a cache.
+
+        Manifest, index and mean image are read now, shards when they are needed. Raises NoDatasetError where there is
+        none, UserError where its index or manifest are damaged.
+        """
+        storage = LocalStorage(place) if isinstance(place, Path) else place
+        cache = None if isinstance(storage, LocalStorage) else cache
+        manifest = _manifest(storage)
+        make: Callable[[list[Wanted]], ShardFiles]
+        if isinstance(storage, LocalStorage):
+            path = storage.root
+            make = partial(LocalShards, path, newest=(path / MANIFEST).stat().st_mtime)
+        elif cache is not None:
+            path = cache.path
+            make = partial(CachedShards, storage, folder=cache)
+        else:
+            raise ValueError(f"a dataset in {storage.url} needs a cache")
+        index, mean_image = (_content(storage, name, manifest["files"][name], cache) for name in (INDEX, MEAN_IMAGE))
+        table = pq.read_table(index)
         splits = {
-            name: Split(path, [s["file"] for s in split["shards"]], table.filter(pc.equal(table["split"], name)))
+            name: Split(
+                [shard["file"] for shard in split["shards"]],
+                table.filter(pc.equal(table["split"], name)),
+                make([Wanted(f"{SHARDS}/{s['file']}", s["bytes"], s["sha256"]) for s in split["shards"]]),
+            )
             for name, split in manifest["splits"].items()
         }
         statistics = Statistics(
             mean_rgb=np.array(manifest["statistics"]["mean_rgb"], dtype=np.float32),
-            mean_image=np.load(path / MEAN_IMAGE),
+            mean_image=np.load(mean_image),
             color_basis=np.array(manifest["statistics"]["color_basis"], dtype=np.float64),
         )
-        return cls(path, manifest, splits, statistics)
+        return cls(storage, path, manifest, splits, statistics)
+
+    @property
+    def shard_wait(self) -> float:
+        """Seconds that this process has waited for shards to come."""
+        return sum(split.files.waited for split in self.splits.values())
 
     @property
     def eval_split(self) -> str:
@@ -129,8 +145,8 @@ class Dataset:
     def source_fingerprint(self) -> str | None:
         """What the source's files looked like when they were staged (``shards.source_fingerprint``)."""
         try:
-            value: str = json.loads((self.path / SOURCE).read_text())["fingerprint"]
-        except (OSError, ValueError, KeyError):
+            value: str = json.loads(self.storage.read(SOURCE))["fingerprint"]
+        except (UserError, ValueError, KeyError):
             return None
         return value
 
@@ -141,13 +157,39 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _verify(path: Path, digest: str) -> None:
+def _manifest(storage: Storage) -> dict[str, Any]:
+    address = f"{storage.url}/{MANIFEST}"
+    if storage.stat(MANIFEST) is None:
+        raise NoDatasetError(
+            f"no dataset at {storage.url}; stage it with: resnet-pipeline stage --source FOLDER-OR-ARCHIVE --name NAME"
+        )
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); stage the dataset again") from None
-    if found != digest:
-        raise UserError(f"{path} does not match its checksum in the manifest; stage the dataset again")
+        manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
+        whole = manifest.get("format") == FORMAT and manifest.get("fingerprint") == fingerprint(manifest)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{address} is damaged ({error}); stage the dataset again") from None
+    if not whole:
+        raise UserError(f"{address} was changed, or another version wrote it; stage the dataset again")
+    return manifest
+
+
+def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None) -> BytesIO:
+    """Return a small file's verified content; it is kept in the cache where there is one."""
+    address = f"{storage.url}/{name}"
+    stored = storage.stat(name)
+    if stored is None:
+        raise UserError(f"{address} is missing; stage the dataset again")
+    if cache is not None:
+        user, wanted = Cache(cache), Wanted(name, stored.size, sha256)
+        path = user.hold(storage, wanted)
+        assert path is not None  # without a condition it comes or raises
+        content = path.read_bytes()
+        user.release(wanted)
+    else:
+        content = storage.read(name)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{address} does not match its checksum in the manifest; stage the dataset again")
+    return BytesIO(content)
 
 
 def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:

@@ -15,7 +15,8 @@ import torch
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.augment import Plan, ViewPlan, plan_crops, plan_views, resized_sizes
 from resnet_pipeline.data.dataset import Dataset, Split
-from resnet_pipeline.data.order import Int64, micro_batch_positions, samples_at
+from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
+from resnet_pipeline.data.shard_files import Reached
 from resnet_pipeline.errors import UserError
 
 Backend = Literal["auto", "dali", "torch"]
@@ -71,21 +72,29 @@ def train_batches(
     threads: int | None = None,
     prefetch: int = 2,
     backend: Backend = "auto",
+    block_shards: int | None = None,
 ) -> Loader[Batch]:
     """Return this rank's micro-batches of the steps from ``start_step`` on, in order.
 
     A step has batch / micro_batch micro-batches; micro-batch m is rank (m mod world)'s. The content of each is a
-    function of (seed, position) alone.
+    function of (seed, position) alone. ``block_shards`` shuffles within blocks of so many shards (``order.Blocks``),
+    None the whole epoch. Shards of a bucket are brought ahead of their use; UserError where the cache is too small.
     """
     samples = dataset.splits[split]
     if len(samples) == 0:
         raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images")
 
-    def plans() -> Iterator[Plan]:
+    count = len(samples.shards)
+    samples.files.require(min(count, 2 * block_shards) if block_shards else count)
+    blocks = Blocks(samples.shard, block_shards or count)
+    shuffled = blocks if block_shards else None
+
+    def plans(reached: Reached) -> Iterator[Plan]:
         for step in range(start_step, start_step + steps):
             for micro in range(rank, batch // micro_batch, world):
                 positions = micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
-                index = samples_at(positions, samples=len(samples), seed=seed)
+                reached(int(positions[0]))
+                index = samples_at(positions, samples=len(samples), seed=seed, blocks=shuffled)
                 yield plan_crops(
                     augment,
                     seed=seed,
@@ -97,13 +106,15 @@ def train_batches(
                 )
 
     def run(executor: Executor) -> Iterator[Batch]:
-        for plan, images in executor.crops(plans()):
-            yield Batch(
-                images,
-                torch.from_numpy(samples.labels[plan.index]),
-                torch.from_numpy(plan.index),
-                torch.from_numpy(plan.color),
-            )
+        ahead = stretches(start_step * batch, (start_step + steps) * batch, seed=seed, blocks=blocks)
+        with samples.files.following(ahead) as reached:
+            for plan, images in executor.crops(plans(reached)):
+                yield Batch(
+                    images,
+                    torch.from_numpy(samples.labels[plan.index]),
+                    torch.from_numpy(plan.index),
+                    torch.from_numpy(plan.color),
+                )
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
     return Loader(lambda: _executor(samples, micro_batch, device, threads, prefetch, backend, fill), run)
@@ -128,19 +139,32 @@ def view_batches(
     """Return views of this rank's samples, each sample exactly once; the last batch is smaller, nothing is padded.
 
     ``indices`` are the samples to look at, all by default; rank r takes every world-th of them from r on. For
-    ``whole`` the samples are ordered by size, and a batch holds images of one size.
+    ``whole`` the samples are ordered by size, and a batch holds images of one size; where not all shards fit into the
+    cache, by size within as many shards as do. Otherwise samples are read in the order of the shards.
     """
     samples = dataset.splits[split]
     chosen = (np.arange(len(samples), dtype=np.int64) if indices is None else indices)[rank::world]
     resized = resized_sizes(samples.width[chosen], samples.height[chosen], resize)
 
-    def plans() -> Iterator[ViewPlan]:
-        for rows in _groups(resized, batch_size) if views == "whole" else _slices(len(chosen), batch_size):
+    by_size = views == "whole"
+    window = samples.files.room_for(2 * len(samples.shards)) // 2 or 1 if by_size else 1
+    ahead = stretches_along(samples.shard[chosen], window)
+
+    def plans(reached: Reached) -> Iterator[ViewPlan]:
+        for stretch in ahead if by_size else ():
+            reached(stretch.start)
+            for rows in _groups(resized[stretch.start : stretch.stop], batch_size):
+                yield plan_views(
+                    views, index=chosen[stretch.start + rows], resized=resized[stretch.start + rows], crop=crop
+                )
+        for rows in () if by_size else _slices(len(chosen), batch_size):
+            reached(int(rows[0]))
             yield plan_views(views, index=chosen[rows], resized=resized[rows], crop=crop)
 
     def run(executor: Executor) -> Iterator[ViewBatch]:
-        for plan, images in executor.views(plans()):
-            yield ViewBatch(images, torch.from_numpy(samples.labels[plan.index]), torch.from_numpy(plan.index))
+        with samples.files.following(ahead) as reached:
+            for plan, images in executor.views(plans(reached)):
+                yield ViewBatch(images, torch.from_numpy(samples.labels[plan.index]), torch.from_numpy(plan.index))
 
     return Loader(lambda: _executor(samples, batch_size, device, threads, prefetch, backend, None), run)
 

@@ -7,6 +7,8 @@ it. Positions count the samples of an endless stream: position // n is the epoch
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -35,24 +37,90 @@ def uniform(seed: int, positions: Int64, draw: int) -> npt.NDArray[np.float64]:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def samples_at(positions: Int64, *, samples: int, seed: int) -> Int64:
-    """Return the sample number at each position: in each epoch every sample exactly once, in a new order."""
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """What a block-shuffled order needs to know: the shard of each sample, int64 [samples], and shards in a block."""
+
+    shards: Int64
+    size: int
+
+    def of_epoch(self, seed: int, epoch: int) -> list[Int64]:
+        """Return the shards of each block of an epoch, in the order of reading: all shards, shuffled, then cut."""
+        present = np.unique(self.shards)
+        keys = mix(present.astype(np.uint64) ^ mix(_epoch_key(seed, epoch)))
+        shuffled = present[np.argsort(keys, kind="stable")].astype(np.int64)
+        return [shuffled[start : start + self.size] for start in range(0, len(shuffled), self.size)]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The positions from ``start`` up to ``stop``, and the shards that their samples lie in."""
+
+    start: int
+    stop: int
+    shards: tuple[int, ...]
+
+
+def samples_at(positions: Int64, *, samples: int, seed: int, blocks: Blocks | None = None) -> Int64:
+    """Return the sample number at each position: in each epoch every sample exactly once, in a new order.
+
+    The order is a permutation of the whole split or, with ``blocks``, of the samples within each block of shards: then
+    no more than one block is read at a time, two at a block's end.
+    """
     epochs = positions // samples
     result = np.empty_like(positions)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        result[here] = epoch_order(samples, seed, int(epoch))[positions[here] % samples]
+        result[here] = epoch_order(samples, seed, int(epoch), blocks)[positions[here] % samples]
     return result
 
 
-@lru_cache(maxsize=2)
-def epoch_order(samples: int, seed: int, epoch: int) -> Int64:
-    """Return the permutation int64 [samples] of one epoch: sample numbers sorted by a key of (seed, epoch, number)."""
-    key = mix(mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
-    keys = mix(np.arange(samples, dtype=np.uint64) ^ key)
-    order = np.argsort(keys, kind="stable").astype(np.int64)
+@lru_cache(maxsize=4)
+def epoch_order(samples: int, seed: int, epoch: int, blocks: Blocks | None = None) -> Int64:
+    """Return the permutation int64 [samples] of one epoch: sample numbers sorted by a key of (seed, epoch, number).
+
+    With ``blocks`` they are sorted by the number of their block first.
+    """
+    keys = mix(np.arange(samples, dtype=np.uint64) ^ _epoch_key(seed, epoch))
+    if blocks is None:
+        order = np.argsort(keys, kind="stable").astype(np.int64)
+    else:
+        block_of_shard = np.zeros(int(blocks.shards.max()) + 1, dtype=np.int64)
+        for number, shards in enumerate(blocks.of_epoch(seed, epoch)):
+            block_of_shard[shards] = number
+        order = np.lexsort((keys, block_of_shard[blocks.shards])).astype(np.int64)
     order.flags.writeable = False
     return order
+
+
+def stretches(first: int, last: int, *, seed: int, blocks: Blocks) -> Iterator[Stretch]:
+    """Yield the blocks that the positions from ``first`` up to ``last`` lie in, in the order of reading."""
+    counts = np.bincount(blocks.shards)
+    samples, start = len(blocks.shards), first // len(blocks.shards) * len(blocks.shards)
+    while start < last:
+        for shards in blocks.of_epoch(seed, start // samples):
+            stop = start + int(counts[shards].sum())
+            if stop > first and start < last:
+                yield Stretch(start, stop, tuple(shards.tolist()))
+            start = stop
+
+
+def stretches_along(shards: Int64, most: int) -> list[Stretch]:
+    """Cut a sequence of samples, given by their shards, into stretches of at most ``most`` shards each."""
+    found: list[Stretch] = []
+    start, seen = 0, dict[int, None]()
+    changes = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist()] if len(shards) else []
+    for at in changes:
+        shard = int(shards[at])
+        if shard not in seen and len(seen) == most:
+            found.append(Stretch(start, at, tuple(seen)))
+            start, seen = at, {}
+        seen[shard] = None
+    return [*found, Stretch(start, len(shards), tuple(seen))] if seen else []
+
+
+def _epoch_key(seed: int, epoch: int) -> UInt64:
+    return mix(mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
 
 
 def micro_batch_positions(step: int, micro: int, *, batch: int, micro_batch: int) -> Int64:

@@ -1,365 +1,267 @@
-"""Packing: audited images into WebDataset tar shards, an index and a manifest.
+"""Staging: a source's images, audited, into shards, an index and a manifest.
 
-A shard is a plain tar: for each sample ``NNNNNNNN.jpg`` (the original bytes, or the audit's replacement) and
-``NNNNNNNN.json`` (label, class, original name), so that any WebDataset tool reads it. The result depends on the source
-alone: order, headers and sums are the same for any number of workers.
+The result depends on the source and the options alone: the same bytes for any number of workers, and however often the
+work was broken off and started again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import multiprocessing
-import os
-import shutil
-import signal
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from resnet_pipeline.data import listing
+from resnet_pipeline.data.audit import SMALL, image_size
+from resnet_pipeline.data.catalogue import Catalogue, with_holdout
+from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
+from resnet_pipeline.data.manifest import labels_of, write_manifest
+from resnet_pipeline.data.packing import RECORDS, Outcome, Record, Remark, Task, record_name
+from resnet_pipeline.data.plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
+from resnet_pipeline.data.readers import Heard
+from resnet_pipeline.data.sources import read_catalogue, source_files
+from resnet_pipeline.data.spool import spooled
+from resnet_pipeline.data.staging_area import LISTING, StagingArea, staging_area
+from resnet_pipeline.data.storage import LocalStorage, Storage
+from resnet_pipeline.data.workers import Processes, Workers
+from resnet_pipeline.errors import RefusedError, UserError
 
-from resnet_pipeline.data.audit import SMALL, Audited, PixelSums, audit_chunk, image_size
-from resnet_pipeline.data.dataset import FORMAT, INDEX, MANIFEST, MEAN_IMAGE, SOURCE, Dataset, fingerprint
-from resnet_pipeline.data.image_folder import Entry, Source, list_entries, open_source
-from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import write_json
-
-SHARD_BYTES = 256 * 2**20
-AVERAGED_IMAGES = 10_000
-"""The mean image and the colours' covariance are those of this many training images, evenly spaced."""
-
-_CHUNK_IMAGES, _CHUNK_BYTES = 64, 16 * 2**20
-_TAR_OVERHEAD = 3 * 512 + 2 * 512  # two headers, a small JSON member, rounding to blocks
-
-Progress = Callable[[int, int, int], None]
-"""Called with the images done, the images in all, and the images refused."""
+_SECONDS_BETWEEN_LOOKS = 0.2
+_LOOKED_AT = 64  # training images whose headers may be broken before the statistics take centre crops
 
 
-def stage(
-    source: Path,
-    destination: Path,
-    *,
-    name: str,
-    workers: int | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    max_refused: float = 0.01,
-    replace: bool = False,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Audit and pack a folder or archive as a dataset in the folder ``destination``; it appears when it is complete.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides, with the source, what comes out.
 
-    Broken images are left out and listed in the manifest; more than the share ``max_refused`` of them is an error.
-    Raises UserError for anything wrong with the source, too little disk, or a destination that exists (without
-    ``replace``); nothing half-written is left.
+    ``holdout`` training images become split ``val``; images with a shorter side above ``max_shorter_side`` are made
+    smaller; ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s.
     """
-    opened = open_source(source)
-    entries, classes = list_entries(opened)
-    looks = source_fingerprint(source)
-    if destination.exists() and not replace:
-        raise UserError(f"{destination} exists; choose another name or replace it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    _check_disk(destination.parent, entries)
-    with _working_folder(destination) as folder:
-        packer = _Packer(folder, classes, shard_bytes)
-        with _pool(workers) as pool:
-            for done, (entry, data, audited) in enumerate(_audited(opened, entries, pool, packer.sums_of), 1):
-                packer.add(entry, data, audited)
-                if progress:
-                    progress(done, len(entries), len(packer.refused))
-        packer.finish(name, source, len(entries), max_refused)
-        write_json(folder / SOURCE, {"path": str(source), "fingerprint": looks})
-        if destination.exists():
-            old = destination.with_name(f".{destination.name}.old")
-            destination.rename(old)
-            folder.rename(destination)
-            shutil.rmtree(old)
-        else:
-            folder.rename(destination)
+
+    holdout: int = 0
+    max_shorter_side: int | None = None
+    check_md5: bool = True
+    shard_bytes: int = SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source's place: the archive ``name`` of a storage, or all of the storage where the name is empty."""
+
+    storage: Storage
+    name: str = ""
+
+    @classmethod
+    def at(cls, path: Path) -> Source:
+        """Return the source of a folder or archive of this machine."""
+        return cls(LocalStorage(path)) if path.is_dir() else cls(LocalStorage(path.parent), path.name)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far packing is: images and bytes done, images in all, refused ones; how many had been done before."""
+
+    images: int
+    total: int
+    bytes: int
+    refused: int
+    before: int
+
+
+def stage(source: Path, destination: Path, **arguments: Any) -> Dataset:
+    """Pack a folder or archive of this machine into a folder, with the arguments of ``pack``, and open the dataset."""
+    pack(Source.at(source), LocalStorage(destination), **arguments)
     return Dataset.open(destination)
 
 
-def source_fingerprint(source: Path) -> str:
-    """Return a hash of what a source looks like from outside: its files' names, sizes and modification times."""
-    digest = hashlib.sha256()
-    if not source.is_dir():
-        if not source.exists():
-            raise UserError(f"source {source} does not exist; name a folder or an archive of images")
-        found = source.stat()
-        return hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
-    for folder, names, files in os.walk(source, followlinks=True):
-        names.sort()
-        for file in sorted(files):
-            path = Path(folder) / file
-            found = path.stat() if path.exists() else path.lstat()
-            digest.update(f"{path.relative_to(source)} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+def pack(
+    source: Source,
+    destination: Storage,
+    *,
+    name: str,
+    options: Options = Options(),
+    workers: int | Callable[[], Workers] | None = None,
+    max_refused: float = 0.01,
+    replace: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    heard: Heard | None = None,
+) -> None:
+    """Audit and pack a source as a dataset; it appears when it is complete.
+
+    Broken images are left out and listed in the manifest; as soon as more than the share ``max_refused`` of all is
+    refused, the source is. ``workers`` is a number of processes (default: one for each CPU core), or makes others. What
+    is finished when the work is broken off (killed, a full disk, a lost connection) is kept, and the next call with the
+    same source and options goes on there. Raises RefusedError for anything wrong with the source, of which nothing is
+    kept; UserError for what can be mended, and for a destination that exists (without ``replace``).
+    """
+    if destination.stat(MANIFEST) is not None and not replace:
+        raise UserError(f"{destination.url} exists; choose another name or replace it")
+    looks = source_fingerprint(source, options)
+    about = json.dumps({"source": looks, "format": FORMAT, "md5": options.check_md5}).encode()
+    with staging_area(destination) as area:
+        catalogue = _catalogue(area, about, source, options, heard)
+        shards = plan_shards(catalogue.entries, options.shard_bytes)
+        try:
+            finished = _finished(area.storage, shards)
+            todo = [shard for shard in shards if shard.file not in finished]
+            _check_disk(area, catalogue, todo)
+            limit = _Limit(catalogue, max_refused, [remark for refused in finished.values() for remark in refused])
+            before = sum(len(shard.entries) for shard in shards if shard.file in finished)
+            tasks = _tasks(area, catalogue, todo, options, limit, heard)
+            # what was laid out for a bucket lies on this machine alone
+            here = catalogue.stream is not None and not isinstance(destination, LocalStorage)
+            with _workers(None if here and callable(workers) else workers) as pool:
+                _run(tasks, pool, limit, _reporting(progress, before))
+            records = ((shard, _record(area.storage, shard)) for shard in shards)
+            origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
+            area.storage.write(SOURCE, origin.encode())
+            files = write_manifest(area.storage, name, catalogue, records, max_shorter_side=options.max_shorter_side)
+        except BaseException as error:
+            with suppress(UserError):  # the connection may be gone
+                worthless = not catalogue.md5 and not area.storage.files(f"{RECORDS}/")
+                if isinstance(error, RefusedError) or worthless:
+                    area.drop()
+            raise
+        area.finish(files)
 
 
-class _Packer:
-    """Writes samples into shards and collects what the manifest and the index say of them."""
+def source_fingerprint(source: Source, options: Options = Options()) -> str:
+    """Return a hash of a source's files (names, sizes, versions) and of the options that decide what comes out."""
+    chosen = {key: value for key, value in asdict(options).items() if key != "check_md5"}
+    looks = source_files(source.storage, source.name)
+    return hashlib.sha256(f"{looks}\n{json.dumps(chosen, sort_keys=True)}".encode()).hexdigest()
 
-    def __init__(self, folder: Path, classes: list[str], shard_bytes: int) -> None:
-        self.folder, self.classes, self.shard_bytes = folder, classes, shard_bytes
-        self.label_of = {label: number for number, label in enumerate(classes)}
-        self.refused: list[dict[str, str]] = []
-        self.converted: list[dict[str, str]] = []
-        self.sums: PixelSums | None = None
-        self.columns: dict[str, list[Any]] = {
-            name: [] for name in ("split", "shard", "offset", "length", "width", "height", "label", "key")
-        }
-        self.shards: dict[str, list[dict[str, Any]]] = {}
-        self._open: dict[str, _Shard] = {}
-        (folder / "shards").mkdir()
 
-    def sums_of(self, sums: PixelSums) -> None:
-        """Take in a chunk's pixel sums."""
-        if self.sums is None:
-            self.sums = sums
-        else:
-            self.sums.merge(sums)
+def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options, heard: Heard | None) -> Catalogue:
+    """Return what the source holds: as an earlier staging found it, else by reading it now."""
+    if area.keeps(about) and area.storage.stat(LISTING) is not None:
+        area.begin(about)
+        return listing.from_bytes(area.storage.read(LISTING), source.storage)
+    catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
+    catalogue = with_holdout(catalogue, options.holdout)
+    area.begin(about)
+    if catalogue.stream is None:
+        area.storage.write(LISTING, listing.to_bytes(catalogue))
+    return catalogue
 
-    def add(self, entry: Entry, data: bytes, audited: Audited) -> None:
-        """Pack one audited image, or note why not."""
-        if audited.refused:
-            self.refused.append({"file": entry.file.name, "reason": audited.note})
-            return
-        if audited.replacement is not None:
-            self.converted.append({"file": entry.file.name, "reason": audited.note})
-        shard = self._open.get(entry.split)
-        if shard is not None and shard.bytes >= self.shard_bytes:
-            self._close(entry.split)
-            shard = None
-        shards = self.shards.setdefault(entry.split, [])
-        if shard is None:
-            shard = self._open[entry.split] = _Shard(self.folder / "shards" / f"{entry.split}-{len(shards):05d}.tar")
-        label = self.label_of[entry.label]
-        offset, length = shard.add(audited.replacement or data, label, entry)
-        row = (entry.split, len(shards), offset, length, audited.width, audited.height, label, entry.key)
-        for column, value in zip(self.columns.values(), row, strict=True):
-            column.append(value)
 
-    def finish(self, name: str, source: Path, total: int, max_refused: float) -> None:
-        """Close the shards; write index, mean image and manifest."""
-        for split in list(self._open):
-            self._close(split)
-        self._check_refused(source, total, max_refused)
-        types = {"split": pa.string(), "key": pa.string(), "offset": pa.int64(), "length": pa.int64()}
-        table = pa.table({k: pa.array(v, types.get(k, pa.int32())) for k, v in self.columns.items()})
-        pq.write_table(table, self.folder / INDEX)
-        statistics, mean_image = _statistics(self.sums)
-        np.save(self.folder / MEAN_IMAGE, mean_image)
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "name": name,
-            "classes": self.classes,
-            "splits": {
-                split: {"samples": sum(s["samples"] for s in shards), "shards": shards}
-                for split, shards in self.shards.items()
-            },
-            "files": {f: hashlib.sha256((self.folder / f).read_bytes()).hexdigest() for f in (INDEX, MEAN_IMAGE)},
-            "statistics": statistics,
-            "converted": self.converted,
-            "refused": self.refused,
-        }
-        write_json(self.folder / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest)})
+class _Limit:
+    """How many refused images the source may have, and those that were found."""
 
-    def _close(self, split: str) -> None:
-        self.shards[split].append(self._open.pop(split).close())
+    def __init__(self, catalogue: Catalogue, share: float, refused: list[Remark]) -> None:
+        self.address, self.total, self.share = catalogue.address, len(catalogue.entries), share
+        self.allowed = int(share * self.total)
+        self.refused = list(refused)
 
-    def _check_refused(self, source: Path, total: int, max_refused: float) -> None:
-        if len(self.refused) > max_refused * total or "train" not in self.shards:
-            first = "; ".join(f"{r['file']}: {r['reason']}" for r in self.refused[:3])
-            raise UserError(
-                f"{len(self.refused)} of {total} files of {source} can't be used, more than the allowed "
-                f"{max_refused:.1%} (--max-refused): {first}{'; …' if len(self.refused) > 3 else ''}"
+    def check(self) -> None:
+        """Raise RefusedError where there are too many."""
+        if len(self.refused) > self.allowed:
+            first = "; ".join(f"{r.file}: {r.reason}" for r in sorted(self.refused, key=lambda r: r.file)[:3])
+            raise RefusedError(
+                f"{len(self.refused)} of {self.total} files of {self.address} can't be used, more than the allowed "
+                f"{self.share:.1%} (--max-refused): {first}{'; …' if len(self.refused) > 3 else ''}"
             )
-        packed = set(zip(self.columns["split"], self.columns["label"], strict=True))
-        for number, label in enumerate(self.classes):
-            if ("train", number) not in packed:
-                raise UserError(f"no image of class {label!r} under train in {source} can be used")
 
 
-class _Shard:
-    """A tar file that is being written, hashed as it goes."""
+def _reporting(progress: Callable[[Progress], None] | None, before: int) -> Callable[[int, int, int, int], None]:
+    def report(images: int, total: int, size: int, refused: int) -> None:
+        if progress:
+            progress(Progress(images, total, size, refused, before))
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bytes = self.samples = 0
-        self._file: IO[bytes] = path.open("wb")
-        self._digest = hashlib.sha256()
-
-    def add(self, data: bytes, label: int, entry: Entry) -> tuple[int, int]:
-        """Write one sample; return the offset and length of its image."""
-        stem = f"{self.samples:08d}"
-        about = json.dumps({"label": label, "class": entry.label, "key": entry.key}).encode()
-        offset = self._member(f"{stem}.jpg", data)
-        self._member(f"{stem}.json", about)
-        self.samples += 1
-        return offset, len(data)
-
-    def close(self) -> dict[str, Any]:
-        """End the archive; return the manifest's entry."""
-        self._write(b"\0" * 1024)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return {
-            "file": self.path.name,
-            "sha256": self._digest.hexdigest(),
-            "bytes": self.bytes,
-            "samples": self.samples,
-        }
-
-    def _member(self, name: str, data: bytes) -> int:
-        info = tarfile.TarInfo(name)
-        info.size, info.mode = len(data), 0o644
-        self._write(info.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.bytes
-        self._write(data)
-        self._write(b"\0" * (-len(data) % 512))
-        return offset
-
-    def _write(self, data: bytes) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise UserError(
-                f"{self.path} can't be written: {error.strerror}; nothing of this dataset is kept"
-            ) from None
-        self._digest.update(data)
-        self.bytes += len(data)
+    return report
 
 
-def _audited(
-    source: Source, entries: list[Entry], pool: Executor, take_sums: Callable[[PixelSums], None]
-) -> Iterator[tuple[Entry, bytes, Audited]]:
-    """Yield every entry with its bytes and audit, in order; a few chunks ahead are in the pool."""
-    averaged = _averaged(entries)
-    pending: deque[tuple[list[Entry], list[bytes], Future[tuple[list[Audited], PixelSums]]]] = deque()
-    side: tuple[int, int] | None = None
-    known = False
-    for chunk, files in _chunks(entries, source.read([e.file for e in entries])):
-        if not known:
-            sizes = (image_size(f) for e, f in zip(chunk, files, strict=True) if e.split == "train")
-            side = next((s for s in sizes if s), None)
-            known = side is not None
-            side = side if side and max(side) <= SMALL else None
-        pending.append((chunk, files, pool.submit(audit_chunk, files, [e.key in averaged for e in chunk], side)))
-        if len(pending) > 2 * (getattr(pool, "_max_workers", 1) + 1):
-            yield from _finished(pending.popleft(), take_sums)
-    while pending:
-        yield from _finished(pending.popleft(), take_sums)
-
-
-def _finished(
-    item: tuple[list[Entry], list[bytes], Future[tuple[list[Audited], PixelSums]]],
-    take_sums: Callable[[PixelSums], None],
-) -> Iterator[tuple[Entry, bytes, Audited]]:
-    chunk, files, future = item
-    try:
-        results, sums = future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"a worker died (of too little memory?) between {chunk[0].file.name} and {chunk[-1].file.name}; "
-            "use fewer --workers"
-        ) from None
-    take_sums(sums)
-    yield from zip(chunk, files, results, strict=True)
-
-
-def _chunks(entries: list[Entry], contents: Iterator[bytes]) -> Iterator[tuple[list[Entry], list[bytes]]]:
-    chunk: list[Entry] = []
-    files: list[bytes] = []
-    size = 0
-    for entry, data in zip(entries, contents, strict=True):
-        chunk.append(entry)
-        files.append(data)
-        size += len(data)
-        if len(chunk) == _CHUNK_IMAGES or size >= _CHUNK_BYTES:
-            yield chunk, files
-            chunk, files, size = [], [], 0
-    if chunk:
-        yield chunk, files
-
-
-def _averaged(entries: list[Entry]) -> set[str]:
-    keys = [e.key for e in entries if e.split == "train"]
-    if len(keys) <= AVERAGED_IMAGES:
-        return set(keys)
-    return {keys[i * len(keys) // AVERAGED_IMAGES] for i in range(AVERAGED_IMAGES)}
-
-
-def _statistics(sums: PixelSums | None) -> tuple[dict[str, Any], Any]:
-    """Return the manifest's statistics and the mean image float32 [H, W, 3]."""
-    if sums is None or sums.pixels == 0:
-        raise UserError("no training image could be read, so there is no mean to subtract")
-    mean = sums.rgb / sums.pixels
-    covariance = (sums.outer / sums.pixels - np.outer(mean, mean)) / 255**2
-    values, vectors = np.linalg.eigh(covariance)
-    # a component's sign is arbitrary and differs between libraries; the largest entry is made positive
-    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])
-    if sums.image is not None and sums.whole:
-        mean_image = (sums.image / sums.images).astype(np.float32)
-    else:
-        mean_image = np.broadcast_to(mean.astype(np.float32), (*sums.side, 3)).copy()
-    statistics = {
-        "images": sums.images,
-        "mean_rgb": [round(float(m), 6) for m in mean],
-        "eigenvalues": [round(float(v), 10) for v in values],
-        "color_basis": np.round(vectors * values * 255, 8).tolist(),
-    }
-    return statistics, mean_image
-
-
-def _check_disk(folder: Path, entries: list[Entry]) -> None:
-    needed = sum(-(-e.file.size // 512) * 512 + _TAR_OVERHEAD for e in entries)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the shards need about {needed / 2**20:,.0f} MiB, but {folder} has {free / 2**20:,.0f} MiB free; "
-            "free some, or name another --root"
+def _tasks(
+    area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit, heard: Heard | None
+) -> list[Task]:
+    """Return a task for each shard; what can only be read in sequence is laid out before."""
+    side = _side(catalogue, options.max_shorter_side)
+    storage = catalogue.storage
+    if catalogue.stream is not None:
+        todo, storage = spooled(catalogue, todo, area.scratch, heard), LocalStorage(area.scratch)
+    label_of = labels_of(catalogue)
+    return [
+        Task(
+            shard=shard,
+            labels=[label_of[entry.label] for entry in shard.entries],
+            source=storage,
+            destination=area.storage,
+            side=side,
+            max_shorter_side=options.max_shorter_side,
+            allowed=limit.allowed,
         )
+        for shard in todo
+    ]
+
+
+def _run(tasks: list[Task], pool: Workers, limit: _Limit, progress: Callable[[int, int, int, int], object]) -> None:
+    """Have all tasks done; RefusedError as soon as too many images are refused."""
+    limit.check()
+    before = len(limit.refused)
+    waiting = deque(tasks)
+    pending: set[Future[Outcome]] = set()
+    images = size = 0
+    done_before = limit.total - sum(len(task.shard.entries) for task in tasks)
+    while waiting or pending:
+        while waiting and len(pending) < 2 * pool.count:
+            pending.add(pool.submit(waiting.popleft()))
+        done, pending = wait(pending, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+        for future in done:
+            outcome = _outcome(future)
+            limit.refused += outcome.refused
+            images, size = images + outcome.images, size + outcome.bytes
+        limit.check()
+        running = pool.running() or (images, size, len(limit.refused) - before)
+        progress(done_before + running[0], limit.total, running[1], before + running[2])
+        if before + running[2] > limit.allowed:  # several workers together: their lists come when they have stopped
+            pool.close()
+            limit.refused += [r for future in pending if not future.cancelled() for r in _outcome(future).refused]
+            limit.check()
+
+
+def _outcome(future: Future[Outcome]) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker died (of too little memory?); start again with fewer --workers: it goes on") from None
 
 
 @contextmanager
-def _working_folder(destination: Path) -> Iterator[Path]:
-    """Yield an empty folder beside the destination; it is removed at the end unless it was renamed."""
-    folder = destination.with_name(f".{destination.name}.staging")
-    lock = destination.with_name(f".{destination.name}.lock")
-    with lock.open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is staging {destination.name!r} now; wait for it") from None
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _pool(workers: int | None) -> Iterator[Executor]:
-    count = workers or os.cpu_count() or 1
-    # spawn: a forked copy of a process with threads (Prefect's, DALI's) may hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupt)
+def _workers(wanted: int | Callable[[], Workers] | None) -> Iterator[Workers]:
+    pool = wanted() if callable(wanted) else Processes(wanted)
     try:
         yield pool
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def _finished(storage: Storage, shards: list[Shard]) -> dict[str, list[Remark]]:
+    """Return the shards that are finished, with what was refused in them."""
+    names = {stored.name for stored in storage.files(f"{RECORDS}/")}
+    return {s.file: _record(storage, s).refused for s in shards if record_name(s.file) in names}
+
+
+def _record(storage: Storage, shard: Shard) -> Record:
+    return Record.from_bytes(storage.read(record_name(shard.file)))
+
+
+def _side(catalogue: Catalogue, max_shorter_side: int | None) -> tuple[int, int] | None:
+    """Return (height, width) of small images, decided by the first training image whose header can be read."""
+    first = averaged_entries(catalogue.entries)[:_LOOKED_AT]
+    sizes = (image_size(data) for data in catalogue.read(first))
+    side = next((found for found in sizes if found), None)
+    if side is None or max(side) > SMALL or (max_shorter_side and min(side) > max_shorter_side):
+        return None
+    return side
+
+
+def _check_disk(area: StagingArea, catalogue: Catalogue, todo: list[Shard]) -> None:
+    entries = [entry for shard in todo for entry in shard.entries]
+    spool = sum(entry.member.size for entry in entries) if catalogue.stream else 0
+    area.check_disk(packed_bytes(entries) + spool)

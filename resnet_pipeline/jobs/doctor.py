@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_pipeline.adapters.datasets import dataset_names
 from resnet_pipeline.adapters.mlflow_tracking import tracking_uri
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import Workspace
 
 
@@ -64,9 +66,12 @@ def _disk(workspace: Workspace) -> Finding:
 
 
 def _datasets(workspace: Workspace) -> Finding:
-    names = sorted(p.parent.name for p in workspace.datasets.glob("*/manifest.json"))
+    try:
+        names = dataset_names(workspace)
+    except UserError as error:
+        return Finding("datasets", str(error), "no training")
     if names:
-        return Finding("datasets", ", ".join(names), "for --dataset")
+        return Finding("datasets", f"{', '.join(names)} in {workspace.data}", "for --dataset")
     return Finding("datasets", "none staged", "resnet-pipeline stage, or demo for the built-in digits")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow_registry import fetch_model
 from resnet_pipeline.adapters.mlflow_tracking import Tracking
-from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
 from resnet_pipeline.evaluation.evaluate import chosen_samples, evaluate
@@ -66,7 +66,7 @@ def evaluate_models(
 
     ``images`` limits the evaluation to that many evenly spaced images of the split.
     """
-    dataset = Dataset.open(workspace.dataset(dataset_name))
+    dataset = open_dataset(workspace, dataset_name)
     split = split or dataset.eval_split
     if split not in dataset.splits:
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")

@@ -19,7 +19,10 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 @contextmanager
 def counting(title: str, *, quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[..., None]]:
-    """Yield a function to call with (done, in all, a remark); it shows a bar, or lines, with rate and time left."""
+    """Yield a function to call with (done, in all, a remark); it shows a bar, or lines, with rate and time left.
+
+    Its argument ``before`` is how many had been done when this began.
+    """
     start = last = time.monotonic()
     with Progress(
         TextColumn("{task.description}"),
@@ -31,18 +34,18 @@ def counting(title: str, *, quiet: bool, say: Callable[[str], None]) -> Iterator
     ) as bar:
         task = bar.add_task(title, total=None, remark="")
 
-        def update(done: int, total: int, remark: str = "") -> None:
-            nonlocal last
+        def update(done: int, total: int, remark: str = "", before: int = 0) -> None:
+            nonlocal last, start
             now = time.monotonic()
-            rate = done / max(now - start, 1e-9)
+            if done == before:  # still preparing
+                start = now
+            rate = (done - before) / max(now - start, 1e-9)
             bar.update(task, completed=done, total=total, remark=f"{rate:,.0f} images/s  {remark}")
             if bar.disable and not quiet and now - last > _SECONDS_BETWEEN_LINES:
                 last = now
-                left = (total - done) / max(rate, 1e-9)
-                say(
-                    f"{title}  {done:,}/{total:,} images  {rate:,.0f} images/s  {remark}  "
-                    f"{int(left // 60)}:{int(left % 60):02d} left"
-                )
+                left = int((total - done) / rate) if rate else 0
+                time_left = f"  {left // 60}:{left % 60:02d} left" if rate else ""
+                say(f"{title}  {done:,}/{total:,} images  {rate:,.0f} images/s  {remark}{time_left}")
 
         yield update
 

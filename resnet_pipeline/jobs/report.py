@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
@@ -36,7 +37,7 @@ def report_on_runs(
 
     Scores that are missing are computed first.
     """
-    dataset = Dataset.open(workspace.dataset(dataset_name))
+    dataset = open_dataset(workspace, dataset_name)
     references = list(runs) if runs else [str(run.path) for run in _finished(workspace, dataset)]
     if not references:
         raise UserError(f"no finished run on dataset {dataset_name!r} under {workspace.runs}; train one first")

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.adapters.s3 import storage_at
+from resnet_pipeline.data.archives import ARCHIVES
+from resnet_pipeline.data.dataset import MANIFEST, SOURCE
 from resnet_pipeline.data.digits import write_digits
-from resnet_pipeline.data.shards import source_fingerprint, stage
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.data.readers import Heard
+from resnet_pipeline.data.shards import Options, Progress, Source, pack, source_fingerprint
+from resnet_pipeline.data.storage import Storage
+from resnet_pipeline.data.workers import Workers
+from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.workspace import Workspace
 
 DIGITS = "builtin:digits"
 """The source that needs no files: scikit-learn's handwritten digits."""
 
+_SECONDS_BETWEEN_LINES = 5.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class StagedDataset:
-    """A staged dataset; ``reused`` if the same source had been staged before."""
+    """A staged dataset: where it is, and its manifest; ``reused`` if the same source had been staged before."""
 
-    dataset: Dataset
+    address: str
+    manifest: dict[str, Any]
     reused: bool
 
 
@@ -31,72 +43,143 @@ def stage_dataset(
     source: str,
     name: str,
     *,
+    options: Options = Options(),  # noqa: B008 - frozen
     workers: int | None = None,
     max_refused: float = 0.01,
     replace: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> StagedDataset:
-    """Audit and pack a folder or archive of images (or ``builtin:digits``) as dataset ``name`` of the workspace.
+    """Audit and pack a source (or ``builtin:digits``) as dataset ``name`` of the workspace.
 
-    A dataset that was staged from the same source is reused. Another one of that name is an error unless ``replace``.
-    Raises UserError for whatever is wrong with the source.
+    A dataset that was staged from the same source with the same options is reused. Another one of that name is an error
+    unless ``replace``. What was broken off goes on where it was. Raises UserError for whatever is wrong.
     """
-    destination = workspace.dataset(name)
-    path = _local(workspace, source)
-    if destination.exists():
-        existing = Dataset.open(destination)
-        if existing.source_fingerprint == source_fingerprint(path):
-            say(f"dataset {name}: staged before from the same files ({existing.fingerprint[:12]})")
-            return StagedDataset(dataset=existing, reused=True)
+    destination = storage_at(workspace.dataset(name))
+    place = _place(workspace, source)
+    if destination.stat(MANIFEST) is not None:
+        if _json(destination, SOURCE).get("fingerprint") == source_fingerprint(place, options):
+            manifest = _json(destination, MANIFEST)
+            say(f"dataset {name}: staged before from the same files ({manifest['fingerprint'][:12]})")
+            return StagedDataset(address=destination.url, manifest=manifest, reused=True)
         if not replace:
             raise UserError(
-                f"dataset {name!r} exists and was staged from other files; choose another --name, or --replace it"
+                f"dataset {name!r} exists and was staged from other files or with other options; choose another "
+                "--name, or --replace it"
             )
-    with counting(f"staging {name}", quiet=quiet, say=say) as update:
-        dataset = stage(
-            path,
+    with (
+        counting(f"staging {name}", quiet=quiet, say=say) as update,
+        _makers(workers) as makers,
+        _interruptible(),
+    ):
+        pack(
+            place,
             destination,
             name=name,
-            workers=workers,
+            options=options,
+            workers=makers,
             max_refused=max_refused,
             replace=replace,
-            progress=lambda done, total, refused: update(done, total, f"{refused} refused"),
+            progress=_showing(update),
+            heard=None if quiet else _hearing(say),
         )
-    say(describe(dataset))
-    return StagedDataset(dataset=dataset, reused=False)
+    staged = StagedDataset(address=destination.url, manifest=_json(destination, MANIFEST), reused=False)
+    say(describe(staged))
+    return staged
 
 
-def describe(dataset: Dataset) -> str:
+def describe(staged: StagedDataset) -> str:
     """Return one line on a dataset: samples per split, classes, what was converted and refused, fingerprint."""
-    samples = ", ".join(f"{len(split):,} {split_name}" for split_name, split in dataset.splits.items())
-    manifest = dataset.manifest
+    manifest = staged.manifest
+    samples = ", ".join(f"{split['samples']:,} {name}" for name, split in manifest["splits"].items())
+    resized = manifest["resized"]["images"]
     return (
-        f"dataset {dataset.name}: {samples} images of {len(dataset.classes)} classes; {len(manifest['converted'])} "
-        f"converted, {len(manifest['refused'])} refused; fingerprint {dataset.fingerprint[:12]}; in {dataset.path}"
+        f"dataset {manifest['name']}: {samples} images of {len(manifest['classes'])} classes "
+        f"({manifest['layout']}); {len(manifest['converted'])} converted, "
+        f"{f'{resized:,} made smaller, ' if resized else ''}{len(manifest['refused'])} refused; "
+        f"fingerprint {manifest['fingerprint'][:12]}; in {staged.address}"
     )
 
 
 def summary(staged: StagedDataset) -> dict[str, Any]:
     """Return what ``--json`` writes."""
-    dataset = staged.dataset
+    manifest = staged.manifest
     return {
-        "name": dataset.name,
-        "path": str(dataset.path),
-        "fingerprint": dataset.fingerprint,
-        "samples": {name: len(split) for name, split in dataset.splits.items()},
-        "classes": len(dataset.classes),
-        "refused": dataset.manifest["refused"],
-        "converted": dataset.manifest["converted"],
+        "name": manifest["name"],
+        "path": staged.address,
+        "layout": manifest["layout"],
+        "fingerprint": manifest["fingerprint"],
+        "samples": {name: split["samples"] for name, split in manifest["splits"].items()},
+        "classes": len(manifest["classes"]),
+        "refused": manifest["refused"],
+        "converted": manifest["converted"],
+        "resized": manifest["resized"]["images"],
         "reused": staged.reused,
     }
 
 
-def _local(workspace: Workspace, source: str) -> Path:
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError("staging was stopped; the same command goes on with what is finished") from None
+
+
+@contextmanager
+def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]:
+    """Yield who makes the shards: the tasks of the cluster that RAY_ADDRESS names, else processes of this machine."""
+    if not os.environ.get("RAY_ADDRESS"):
+        yield workers
+        return
+    from resnet_pipeline.adapters.ray_tasks import RayTasks
+    from resnet_pipeline.adapters.ray_train import ray_cluster
+
+    with ray_cluster() as resources:
+        yield lambda: RayTasks(resources, workers)
+
+
+def _showing(update: Callable[..., None]) -> Callable[[Progress], None]:
+    start = time.monotonic()
+
+    def show(at: Progress) -> None:
+        nonlocal start
+        if at.images == at.before:  # still preparing
+            start = time.monotonic()
+        rate = at.bytes / 1e6 / max(time.monotonic() - start, 1e-9)
+        update(at.images, at.total, f"{rate:,.0f} MB/s  {at.refused} refused", at.before)
+
+    return show
+
+
+def _hearing(say: Callable[[str], None]) -> Heard:
+    last = time.monotonic()
+
+    def hear(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"{what}  {done / 1e9:,.1f} of {total / 1e9:,.1f} GB")
+
+    return hear
+
+
+def _json(storage: Storage, name: str) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(storage.read(name))
+    except (UserError, ValueError):
+        return {}
+    return value
+
+
+def _place(workspace: Workspace, source: str) -> Source:
     if source == DIGITS:
         folder = workspace.root / "sources" / "digits"
         write_digits(folder)
-        return folder
-    if source.startswith("s3://"):
-        raise UserError(f"{source}: sources in S3 are not read yet; copy the folder or archive to this machine first")
-    return Path(source).expanduser().resolve()
+        return Source.at(folder)
+    if not source.startswith("s3://"):
+        return Source.at(Path(source).expanduser().resolve())
+    if source.lower().endswith(ARCHIVES):
+        prefix, _, archive = source.rpartition("/")
+        return Source(storage_at(prefix), archive)
+    return Source(storage_at(source))

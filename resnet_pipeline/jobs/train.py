@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow_registry import ModelVersion, register
 from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray_train import check_workers, fit, ray_cluster
@@ -54,7 +55,7 @@ def train_run(
     ``workers`` None takes every GPU of the cluster, or one worker where there is none, as far as the batch divides.
     Raises UserError for what the user can mend, StoppedError after Ctrl-C.
     """
-    dataset = Dataset.open(workspace.dataset(dataset_name))
+    dataset = open_dataset(workspace, dataset_name)
     tracking = Tracking(workspace)
     run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
     reused = run.result() is not None
@@ -135,7 +136,7 @@ def _train(
         progress = TrainingProgress(run, config, quiet=quiet, say=say)
         say(f"{config.recipe}: starting {count} worker(s) for {config.steps} steps of {config.batch} images")
         with delivering(tracking, run, say), _stop_on_interrupt(run, say):
-            fitting = _in_thread(lambda: fit(run, dataset.path, workers=count, resources=resources))
+            fitting = _in_thread(lambda: fit(run, workspace, dataset.storage.url, workers=count, resources=resources))
             while not fitting.done():
                 progress.poll()
                 if run.error_file.exists():

@@ -127,6 +127,7 @@ class Trainer:
             steps=steps,
             device=context.device,
             backend=self.backend,
+            block_shards=config.block_shards if config.order == "block" else None,
         )
 
     def _at(self, every: int) -> bool:
@@ -154,6 +155,7 @@ class Trainer:
             lr=self.optimizer.param_groups[0]["lr"],
             gradient_norm=float(self.gradient_norm),
             **self.last_train,
+            shard_wait_seconds=round(self.dataset.shard_wait, 3),
             **self.throughput.read(images),
         )
 

@@ -60,6 +60,8 @@ def test_doctor_says_what_is_here(run, tmp_path):
     [
         (["stage", "--source", "/nowhere", "--name", "x"], "/nowhere"),
         (["stage", "--source", "builtin:digits", "--name", "../x"], "../x"),
+        (["stage", "--source", "builtin:digits", "--name", "x", "--holdout", "100"], "--holdout 100"),
+        (["stage", "--source", "s3://x", "--name", "x"], "s3://x"),
         (["train", "digits/resnet21", "--dataset", "digits"], "digits/resnet20"),
         (["train", "digits/resnet20", "--dataset", "missing"], "missing"),
         (["train", "digits/resnet20", "--dataset", "digits", "--set", "optim.lr=x"], "optim.lr"),
@@ -86,6 +88,8 @@ def test_staging_evaluation_and_ensemble_write_json(run, tmp_path):
     assert staged["samples"] == {"train": 1433, "val": 364} and staged["refused"] == []
     code, out, _ = run("stage", "--source", "builtin:digits", "--name", "digits")
     assert code == 0 and "staged before" in out
+    code, _, err = run("stage", "--source", "builtin:digits", "--name", "digits", "--max-shorter-side", "20")
+    assert code == 2 and "other options" in err and "--replace" in err
     for depth in (8, 14):
         torch.manual_seed(depth)
         torch.save(build_model(f"cifar-resnet{depth}").state_dict(), tmp_path / f"{depth}.pth")

@@ -79,7 +79,51 @@ def test_broken_files_are_refused_with_a_reason(data):
     assert image is None
 
 
-def test_too_many_pixels_are_refused(monkeypatch):
+def test_very_long_images_are_taken():
+    result, _ = audit(jpeg(20, 20_000))
+    assert (result.height, result.width, result.refused) == (20, 20_000, False)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded():
+    bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(bomb) < 100_000
+    result, image = audit(bomb)
+    assert result.refused and image is None and result.note
+
+
+def test_the_limit_on_pixels_is_ours(monkeypatch):
     monkeypatch.setattr(module, "MOST_PIXELS", 40 * 60 - 1)
     result, _ = audit(jpeg(40, 60))
     assert result.refused and "60×40" in result.note
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_is_called_png_and_is_one_stays_byte_for_byte(mode):
+    image = Image.fromarray(np.stack([gradient()] * 3, axis=2)).convert(mode)
+    assert audit(encoded(image, "PNG"), png=True)[0].replacement is None
+    assert audit(encoded(image, "PNG"), png=False)[0].replacement is not None
+
+
+def test_what_is_called_png_loses_nothing_when_it_is_converted():
+    rgb = np.stack([gradient(), gradient()[::-1], gradient()[:, ::-1]], axis=2)
+    palette = Image.fromarray(rgb).quantize(256)
+    cases = [
+        (encoded(palette, "PNG"), np.asarray(palette.convert("RGB"))),
+        (encoded(Image.fromarray(rgb).convert("RGBA"), "PNG"), rgb),
+        (encoded(Image.fromarray(rgb), "BMP"), rgb),
+    ]
+    for data, pixels in cases:
+        result, _ = audit(data, png=True)
+        replaced = Image.open(io.BytesIO(result.replacement))
+        assert (replaced.format, replaced.mode) == ("PNG", "RGB") and "converted to an RGB PNG" in result.note
+        np.testing.assert_array_equal(np.asarray(replaced), pixels)
+
+
+def test_larger_images_are_made_smaller_and_only_those():
+    data = jpeg(300, 400)
+    result, image = audit(data, max_shorter_side=150)
+    assert (result.height, result.width, result.resized) == (150, 200, True) == (image.height, image.width, True)
+    assert decoded(result).shape == (150, 200, 3)
+    assert audit(data, max_shorter_side=300)[0] == audit(data)[0]
+    grey, _ = audit(jpeg(300, 400, mode="L"), max_shorter_side=150)
+    assert Image.open(io.BytesIO(grey.replacement)).mode == "L"

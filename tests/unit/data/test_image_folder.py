@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from resnet_pipeline.data import shards
+from resnet_pipeline.data import staging_area
 from resnet_pipeline.data.shards import stage
 from resnet_pipeline.errors import UserError
 from tests.images import jpeg
@@ -145,7 +145,7 @@ def test_too_small_a_disk_is_said_before_anything_is_written(make_folder, target
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(staging_area.shutil, "disk_usage", lambda path: Usage)
     assert "MiB free" in refused(make_folder(files()), target)
 
 

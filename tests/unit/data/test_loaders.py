@@ -136,7 +136,7 @@ def test_a_sample_that_changed_after_staging_is_named(photo_set, backend):
     sample = 5
     split = photo_set.splits["train"]
     view = split.encoded(sample)
-    offset = view.__array_interface__["data"][0] - np.asarray(split._maps[0]).__array_interface__["data"][0]
+    offset = view.__array_interface__["data"][0] - split.files.mapped(0).__array_interface__["data"][0]
     shard = photo_set.path / "shards" / split.shard_of(sample)
     with shard.open("r+b") as file:
         file.seek(offset)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_pipeline.data.order import micro_batch_positions, samples_at, uniform
+from resnet_pipeline.data.order import Blocks, micro_batch_positions, samples_at, stretches, stretches_along, uniform
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data_order.json"
 seeds = st.integers(0, 2**63 - 1)
@@ -62,3 +63,81 @@ def test_the_order_is_the_same_on_every_machine_and_version():
     golden = json.loads(GOLDEN.read_text())
     assert samples_at(np.arange(20), samples=10, seed=42).tolist() == golden["samples"]
     assert uniform(42, np.arange(5), 0).tolist() == golden["uniform"]
+    blocks = Blocks(np.repeat(np.arange(6), 2), 2)
+    assert samples_at(np.arange(24), samples=12, seed=42, blocks=blocks).tolist() == golden["blocks"]
+
+
+@st.composite
+def shard_sizes(draw):
+    sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=12))
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+@given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, epoch=st.integers(0, 100))
+@settings(max_examples=100, deadline=None)
+def test_blocks_of_shards_are_read_one_after_another_and_every_sample_once(shards, size, seed, epoch):
+    samples, blocks = len(shards), Blocks(shards, size)
+    positions = np.arange(epoch * samples, (epoch + 1) * samples)
+    order = samples_at(positions, samples=samples, seed=seed, blocks=blocks)
+    assert sorted(order) == list(range(samples))
+    start = 0
+    for block in blocks.of_epoch(seed, epoch):
+        here = np.isin(shards, block)
+        assert set(order[start : start + here.sum()]) == set(np.flatnonzero(here))
+        start += here.sum()
+    assert [len(block) for block in blocks.of_epoch(seed, epoch)][:-1] == [size] * (
+        -(-len(np.unique(shards)) // size) - 1
+    )
+
+
+@given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, cuts=st.lists(st.integers(0, 300), max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_a_block_order_does_not_depend_on_how_it_is_asked_for(shards, size, seed, cuts):
+    positions, samples = np.arange(300), len(shards)
+    whole = samples_at(positions, samples=samples, seed=seed, blocks=Blocks(shards, size))
+    pieces = [
+        samples_at(p, samples=samples, seed=seed, blocks=Blocks(shards, size))
+        for p in np.split(positions, sorted(cuts))
+        if len(p)
+    ]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@given(shards=shard_sizes(), seed=seeds)
+def test_one_block_is_the_full_order(shards, seed):
+    positions = np.arange(2 * len(shards))
+    np.testing.assert_array_equal(
+        samples_at(positions, samples=len(shards), seed=seed, blocks=Blocks(shards, 12)),
+        samples_at(positions, samples=len(shards), seed=seed),
+    )
+
+
+@given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, first=st.integers(0, 200), count=st.integers(0, 200))
+@settings(max_examples=100, deadline=None)
+def test_stretches_say_which_shards_are_read_where(shards, size, seed, first, count):
+    blocks = Blocks(shards, size)
+    found = list(stretches(first, first + count, seed=seed, blocks=blocks))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(found))
+    if count:
+        assert found[0].start <= first < found[0].stop and found[-1].start < first + count <= found[-1].stop
+    for stretch in found:
+        order = samples_at(np.arange(stretch.start, stretch.stop), samples=len(shards), seed=seed, blocks=blocks)
+        assert set(shards[order]) == set(stretch.shards) and len(stretch.shards) <= size
+
+
+@given(shards=st.lists(st.integers(0, 5), max_size=40), most=st.integers(1, 6))
+def test_a_given_sequence_is_cut_by_its_shards(shards, most):
+    found = stretches_along(np.array(shards, dtype=np.int64), most)
+    assert [i for s in found for i in range(s.start, s.stop)] == list(range(len(shards)))
+    assert all(set(shards[s.start : s.stop]) == set(s.shards) and len(s.shards) <= most for s in found)
+
+
+def test_shards_meet_others_in_every_epoch():
+    blocks = Blocks(np.repeat(np.arange(100), 3), 10)
+    together = np.zeros((100, 100))
+    for epoch in range(300):
+        for block in blocks.of_epoch(7, epoch):
+            together[np.ix_(block, block)] += 1
+    pairs = together[~np.eye(100, dtype=bool)]
+    # 300 epochs with probability 9/99 each: 27.3 ± 5
+    assert 24 < pairs.mean() < 31 and pairs.min() > 3 and pairs.max() < 60

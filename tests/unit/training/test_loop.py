@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from resnet_pipeline.data.cache import CacheFolder
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.models.weights import weights_sha256
@@ -177,3 +178,20 @@ def test_the_gradient_of_a_step_is_the_mean_over_its_micro_batches(make_run, dig
     trainer.close()
     torch.testing.assert_close(trainer.classifier.network.fc.weight.grad, total, rtol=1e-4, atol=1e-6)
     assert weights_sha256(trainer.classifier) == run.result()["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_training_from_a_bucket_is_training_from_the_folder(make_run, sharded_digits, digits_in_s3, tmp_path):
+    """A cold cache that holds a third of the shards: two blocks of the order."""
+    changes = ["order=block", "block_shards=2", "steps=24", "eval_every=24"]  # more than an epoch
+    cache = CacheFolder(tmp_path / "cache", limit=5 * 303_104)
+    for folder, dataset in (("folder", sharded_digits), ("bucket", Dataset.open(digits_in_s3, cache))):
+        assert train(make_run(*changes, folder=folder), dataset, LocalContext())
+    local, remote = (make_run(*changes, folder=folder) for folder in ("folder", "bucket"))
+    assert remote.result()["weights_sha256"] == local.result()["weights_sha256"]
+    assert remote.result()["validation"] == local.result()["validation"]
+    waits = [
+        [line["shard_wait_seconds"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
+        for run in (local, remote)
+    ]
+    assert set(waits[0]) == {0.0} and 0 < waits[1][0] <= waits[1][-1]

@@ -1,0 +1,103 @@
+"""What goes wrong with a bucket, in one line that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from resnet_pipeline.errors import UserError
+
+NO_BUCKET = "there is no such bucket; check the name"
+_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_REFUSED = {
+    "InvalidAccessKeyId": f"the access key is not known there; {_CREDENTIALS}",
+    "SignatureDoesNotMatch": f"the secret key does not fit the access key; {_CREDENTIALS}",
+    "ExpiredToken": "the credentials have expired; renew them",
+    "PreconditionFailed": "it changed while it was read; start again",
+    "412": "it changed while it was read; start again",
+    "InvalidBucketName": "that can't be a bucket's name",
+    "EntityTooLarge": "it is larger than the server takes",
+}
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn boto3's exceptions into UserErrors that begin with the object's address."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise UserError(f"{url}: {reason}") from None
+
+
+def is_missing(error: Exception) -> bool:
+    """Return whether the answer was that there is no such object or bucket."""
+    return _code(error) in ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+
+
+def is_past_end(error: Exception) -> bool:
+    """Return whether a range was asked for that begins at the end of the object or after it."""
+    return _code(error) in ("416", "InvalidRange")
+
+
+def is_cut(error: Exception) -> bool:
+    """Return whether the connection failed or the server was in trouble, so that the same may succeed later."""
+    from botocore.exceptions import ConnectionError as NotConnected
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status >= 500 or isinstance(error, (NotConnected, HTTPClientError, IncompleteReadError, ConnectionError))
+
+
+def _reason(error: Exception) -> str | None:
+    from botocore.exceptions import (
+        BotoCoreError,
+        ConnectTimeoutError,
+        EndpointConnectionError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
+
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return f"no credentials for S3; {_CREDENTIALS}"
+    if isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
+        address = urlsplit(error.kwargs["endpoint_url"])
+        return f"no connection to {address.scheme}://{address.netloc}; check the network and AWS_ENDPOINT_URL"
+    code = _code(error)
+    if code == "NoSuchBucket":
+        return NO_BUCKET
+    if is_missing(error):
+        return "does not exist"
+    if code in _REFUSED:
+        return _REFUSED[code]
+    if code in ("403", "AccessDenied", "Forbidden", "AllAccessDisabled"):
+        return "access is forbidden; check the credentials and the bucket's policy"
+    if code:
+        answer = _answer(error)["Error"]
+        return f"the server refuses: {' '.join(str(answer.get('Message') or code).split())}"
+    if is_cut(error):
+        return f"the connection was cut again and again ({_line(error)})"
+    if isinstance(error, (BotoCoreError, ValueError)):
+        return _line(error)
+    if isinstance(error, OSError):
+        return error.strerror or _line(error)
+    return None
+
+
+def _answer(error: Exception) -> dict[str, Any]:
+    answer = getattr(error, "response", None)
+    return answer if isinstance(answer, dict) else {}
+
+
+def _code(error: Exception) -> str:
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

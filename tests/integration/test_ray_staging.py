@@ -1,0 +1,53 @@
+"""Staging by the tasks of a Ray cluster of two nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from resnet_pipeline.data.shards import Options
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.stage import stage_dataset
+from resnet_pipeline.workspace import Workspace
+from tests.images import jpeg
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def two_nodes(monkeypatch) -> Iterator[None]:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield
+    cluster.shutdown()
+
+
+def test_a_cluster_makes_the_same_dataset_and_says_what_is_wrong(tmp_path, two_nodes, monkeypatch):
+    rng = np.random.default_rng(3)
+    source = tmp_path / "photos"
+    for split, count in (("train", 12), ("val", 4)):
+        for label in ("cat", "dog"):
+            for i in range(count):
+                height, width = rng.integers(200, 400, 2)
+                path = source / split / label / f"{i:02d}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(jpeg(int(height), int(width), seed=i))
+    options = Options(shard_bytes=60_000)
+    said: list[str] = []
+    on_ray = stage_dataset(Workspace(tmp_path / "ray"), str(source), "x", options=options, say=said.append)
+    (source / "train/cat/broken.JPEG").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"1 of 33 files of .*broken.JPEG: no image format") as error:
+        stage_dataset(Workspace(tmp_path / "ray"), str(source), "y", options=options, say=said.append)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in (tmp_path / "ray/datasets").iterdir()] == ["x"]
+    (source / "train/cat/broken.JPEG").unlink()
+    monkeypatch.delenv("RAY_ADDRESS")
+    here = stage_dataset(Workspace(tmp_path / "here"), str(source), "x", options=options, say=said.append)
+    assert on_ray.manifest == here.manifest
