@@ -1,11 +1,14 @@
 """Batches of a staged dataset, decoded by DALI or, slow and obvious, by Pillow and torchvision.
 
-What a batch holds is planned first (``order``, ``augment``); the two executors only carry plans out.
+What a batch holds is planned first (``order``, ``augment``); the two executors only carry plans out. How many threads
+decode, and how many batches ahead, changes the speed alone: an argument says it, else the environment variables
+RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH, else it is one per CPU that PyTorch uses, and two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -21,6 +24,8 @@ from resnet_pipeline.errors import UserError
 Backend = Literal["auto", "dali", "torch"]
 ViewKind = Literal["center", "10-crop", "whole"]
 T = TypeVar("T")
+
+THREADS, PREFETCH = "RESNET_PIPELINE_LOADER_THREADS", "RESNET_PIPELINE_LOADER_PREFETCH"
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,6 @@ class Executor(Protocol):
     def views(self, plans: Iterator[ViewPlan]) -> Iterator[tuple[ViewPlan, torch.Tensor]]:
         """Yield each plan with its images."""
 
-    def close(self) -> None:
-        """Release threads and memory."""
-
 
 def train_batches(
     dataset: Dataset,
@@ -69,7 +71,7 @@ def train_batches(
     steps: int,
     device: torch.device | None = None,
     threads: int | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     backend: Backend = "auto",
 ) -> Loader[Batch]:
     """Return this rank's micro-batches of the steps from ``start_step`` on, in order.
@@ -96,7 +98,8 @@ def train_batches(
                     color_basis=dataset.statistics.color_basis,
                 )
 
-    def run(executor: Executor) -> Iterator[Batch]:
+    def run() -> Generator[Batch, None, None]:
+        executor = _executor(samples, micro_batch, device, threads, prefetch, backend, fill)
         for plan, images in executor.crops(plans()):
             yield Batch(
                 images,
@@ -106,7 +109,7 @@ def train_batches(
             )
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
-    return Loader(lambda: _executor(samples, micro_batch, device, threads, prefetch, backend, fill), run)
+    return Loader(run())
 
 
 def view_batches(
@@ -122,7 +125,7 @@ def view_batches(
     world: int = 1,
     device: torch.device | None = None,
     threads: int | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     backend: Backend = "auto",
 ) -> Loader[ViewBatch]:
     """Return views of this rank's samples, each sample exactly once; the last batch is smaller, nothing is padded.
@@ -138,28 +141,24 @@ def view_batches(
         for rows in _groups(resized, batch_size) if views == "whole" else _slices(len(chosen), batch_size):
             yield plan_views(views, index=chosen[rows], resized=resized[rows], crop=crop)
 
-    def run(executor: Executor) -> Iterator[ViewBatch]:
+    def run() -> Generator[ViewBatch, None, None]:
+        executor = _executor(samples, batch_size, device, threads, prefetch, backend, None)
         for plan, images in executor.views(plans()):
             yield ViewBatch(images, torch.from_numpy(samples.labels[plan.index]), torch.from_numpy(plan.index))
 
-    return Loader(lambda: _executor(samples, batch_size, device, threads, prefetch, backend, None), run)
+    return Loader(run())
 
 
 class Loader(Generic[T]):
     """An iterator of batches that releases its decoder when it is closed; a context manager."""
 
-    def __init__(self, make: Callable[[], Executor], run: Callable[[Executor], Iterator[T]]) -> None:
-        self._make, self._run = make, run
-        self._executor: Executor | None = None
-        self._batches: Iterator[T] | None = None
+    def __init__(self, batches: Generator[T, None, None]) -> None:
+        self._batches = batches
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        if self._batches is None:
-            self._executor = self._make()
-            self._batches = self._run(self._executor)
         return next(self._batches)
 
     def __enter__(self) -> Loader[T]:
@@ -170,10 +169,7 @@ class Loader(Generic[T]):
 
     def close(self) -> None:
         """Release threads and memory; no more batches come."""
-        self._batches = iter(())
-        if self._executor is not None:
-            self._executor.close()
-            self._executor = None
+        self._batches.close()
 
 
 def _executor(
@@ -181,22 +177,33 @@ def _executor(
     most: int,
     device: torch.device | None,
     threads: int | None,
-    prefetch: int,
+    prefetch: int | None,
     backend: Backend,
     fill: Any,
 ) -> Executor:
     device = device or torch.device("cpu")
+    threads = threads or _from_environment(THREADS) or torch.get_num_threads()
+    prefetch = prefetch or _from_environment(PREFETCH) or 2
     if backend != "torch":
         try:
             from resnet_pipeline.data.dali_loader import DaliExecutor
 
-            return DaliExecutor(samples, most, device, threads or torch.get_num_threads(), prefetch, fill)
+            return DaliExecutor(samples, most, device, threads, prefetch, fill)
         except ImportError as error:
             if backend == "dali":
                 raise UserError(f"DALI can't be imported ({error}); install nvidia-dali-cuda130") from None
     from resnet_pipeline.data.torch_loader import TorchExecutor
 
     return TorchExecutor(samples, device, fill)
+
+
+def _from_environment(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _slices(samples: int, batch_size: int) -> Iterator[Int64]:

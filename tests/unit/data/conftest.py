@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.images import jpeg
+from tests.images import photo_files
 
 
 @pytest.fixture
@@ -28,11 +27,4 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def photos(make_folder: Callable[..., Path]) -> Path:
     """Return a folder of 24 training and 10 validation images of many sizes in two classes."""
-    rng = np.random.default_rng(5)
-    files = {}
-    for split, count in (("train", 12), ("val", 5)):
-        for label in ("cat", "dog"):
-            for i in range(count):
-                h, w = rng.integers(200, 500, 2)
-                files[f"{split}/{label}/{i:02d}.JPEG"] = jpeg(int(h), int(w), seed=len(files))
-    return make_folder(files)
+    return make_folder(photo_files())
