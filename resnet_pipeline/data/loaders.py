@@ -8,7 +8,7 @@ RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH, else it is o
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -98,8 +98,7 @@ def train_batches(
                     color_basis=dataset.statistics.color_basis,
                 )
 
-    def run() -> Generator[Batch, None, None]:
-        executor = _executor(samples, micro_batch, device, threads, prefetch, backend, fill)
+    def run(executor: Executor) -> Iterator[Batch]:
         for plan, images in executor.crops(plans()):
             yield Batch(
                 images,
@@ -109,7 +108,7 @@ def train_batches(
             )
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
-    return Loader(run())
+    return Loader(lambda: _executor(samples, micro_batch, device, threads, prefetch, backend, fill), run)
 
 
 def view_batches(
@@ -141,24 +140,26 @@ def view_batches(
         for rows in _groups(resized, batch_size) if views == "whole" else _slices(len(chosen), batch_size):
             yield plan_views(views, index=chosen[rows], resized=resized[rows], crop=crop)
 
-    def run() -> Generator[ViewBatch, None, None]:
-        executor = _executor(samples, batch_size, device, threads, prefetch, backend, None)
+    def run(executor: Executor) -> Iterator[ViewBatch]:
         for plan, images in executor.views(plans()):
             yield ViewBatch(images, torch.from_numpy(samples.labels[plan.index]), torch.from_numpy(plan.index))
 
-    return Loader(run())
+    return Loader(lambda: _executor(samples, batch_size, device, threads, prefetch, backend, None), run)
 
 
 class Loader(Generic[T]):
     """An iterator of batches that releases its decoder when it is closed; a context manager."""
 
-    def __init__(self, batches: Generator[T, None, None]) -> None:
-        self._batches = batches
+    def __init__(self, make: Callable[[], Executor], run: Callable[[Executor], Iterator[T]]) -> None:
+        self._make, self._run = make, run
+        self._batches: Iterator[T] | None = None
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
+        if self._batches is None:
+            self._batches = self._run(self._make())
         return next(self._batches)
 
     def __enter__(self) -> Loader[T]:
@@ -169,7 +170,7 @@ class Loader(Generic[T]):
 
     def close(self) -> None:
         """Release threads and memory; no more batches come."""
-        self._batches.close()
+        self._batches = iter(())  # the generators that hold them end when they are dropped
 
 
 def _executor(
