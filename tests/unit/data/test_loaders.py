@@ -13,23 +13,12 @@ from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.augment import plan_crops
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches, view_batches
-from resnet_pipeline.data.shards import stage
 from resnet_pipeline.errors import UserError
-from tests.images import photo_files
 
 SCALE = AugmentConfig(kind="scale-crop", crop=96, shorter_side=(110, 200), color=0.1)
 RESIZED = AugmentConfig(kind="random-resized-crop", crop=96)
 SMALL = AugmentConfig(kind="scale-crop", crop=48, shorter_side=(56, 400))  # resized by DALI on the CPU too
 PAD = AugmentConfig(kind="pad-crop", crop=24, pad=4)
-
-
-@pytest.fixture(scope="module")
-def photo_set(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for name, data in photo_files().items():
-        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "source" / name).write_bytes(data)
-    return stage(folder / "source", folder / "datasets" / "photos", name="photos", workers=1)
 
 
 def batches(dataset, augment, **options):
