@@ -107,7 +107,7 @@ def timm_loader(folder: Path, images: int) -> Iterator[int]:
 def webdataset_loader(dataset: Dataset, images: int) -> Iterator[int]:
     urls = [str(path) for path in sorted((dataset.path / "shards").glob("train-*.tar"))]
     transform = v2.Compose([PaperCrop(), v2.PILToTensor()])
-    samples = webdataset.WebDataset(urls, resampled=True).shuffle(200)
+    samples = webdataset.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(200)
     samples = samples.decode("pil", only=["jpg"]).to_tuple("jpg").map_tuple(transform).batched(BATCH)
     loader = webdataset.WebLoader(samples, batch_size=None, num_workers=THREADS)
     yield from itertools.islice((len(batch) for (batch,) in loader), images // BATCH)

@@ -6,6 +6,7 @@ time of DALI's on the CPU, and its pixels are Pillow's give or take one; docs/LO
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ class Resizer:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="resize")
+        self._forgo_inner_threads()
 
     def crops(self, plan: Plan, windows: Any) -> torch.Tensor:
         """Return a batch uint8 [N, size, size, 3] of decoded windows, N arrays uint8 [h, w, 3]."""
@@ -51,6 +53,21 @@ class Resizer:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True)
+
+    def _forgo_inner_threads(self) -> None:
+        """Let each of our threads work alone: a team of OpenMP threads for every copy would cost more than it gains.
+
+        PyTorch keeps the number per thread, and the last one that was set for threads to come; so that is set again.
+        """
+        own, all_here = torch.get_num_threads(), threading.Barrier(self._threads)
+
+        def alone(_: int) -> None:
+            torch.get_num_threads()  # a first look would set a thread's number again
+            torch.set_num_threads(1)
+            all_here.wait()  # so that each thread takes one of these calls
+
+        list(self._pool.map(alone, range(self._threads)))
+        torch.set_num_threads(own)
 
     def _each(self, count: int, one: Callable[[int], None]) -> None:
         # one call per thread, not per image: handing a call over costs as much as a third of a resize
