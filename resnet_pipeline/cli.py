@@ -14,8 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from resnet_pipeline import cli_data
+from resnet_pipeline.cli_options import Json, Quiet, Root
+from resnet_pipeline.cli_options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace, write_json
+from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
 
 app = typer.Typer(
     name="resnet-pipeline",
@@ -25,17 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_data.app, name="data", no_args_is_help=True)
 
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--root",
-        envvar=ROOT_VARIABLE,
-        help="Where everything is kept: datasets, runs, scores, reports. Default: ./work",
-    ),
-]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars or lines.")]
 DatasetName = Annotated[str, typer.Option("--dataset", help="The name that `stage` was given.")]
 Images = Annotated[int | None, typer.Option(min=1, help="Test on this many evenly spaced images only.")]
 Split = Annotated[str | None, typer.Option(help="Split to test on. Default: val, or test where there is no val.")]
@@ -387,15 +381,6 @@ def _print_errors(title: str, rows: list[dict[str, Any]]) -> None:
         rate = f"{row['images_per_second']:,.1f}" if "images_per_second" in row else ""
         table.add_row(row["model"], f"{int(row['images']):,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}", rate)
     Console().print(table)
-
-
-def _write(path: Path | None, value: Any) -> None:
-    if path is None:
-        return
-    try:
-        write_json(path, value)
-    except OSError as error:
-        raise UserError(f"--json {path} can't be written: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -42,9 +42,6 @@ class TorchExecutor:
                 images.append(torch.stack([image[:, y : y + height, x : x + width] for y, x in corners]))
             yield plan, torch.stack(images).permute(0, 1, 3, 4, 2).contiguous().to(self._device)
 
-    def close(self) -> None:
-        """Nothing to release."""
-
     def _crop(self, index: int, window: list[int], size: int, flip: bool) -> torch.Tensor:
         y, x, height, width = window
         image = self._decode(index)
