@@ -30,6 +30,7 @@ from resnet_pipeline.training.context import Context, all_reduce_sum, from_rank_
 from resnet_pipeline.training.ema import WeightAverage
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.phases import PhasedBatches
+from resnet_pipeline.training.profile import LEAST_STEPS, Profile
 from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
 from resnet_pipeline.training.schedule import Schedule, ScheduleState
 from resnet_pipeline.training.setup import compile_network, prepare_device
@@ -86,6 +87,10 @@ class Trainer:
             # batch-norm statistics stay each rank's own: they are averaged where they are used
             self.model = DistributedDataParallel(self.classifier, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.throughput = Throughput()
+        self.profile: Profile | None = None
+        left = config.steps - self.step
+        if from_rank_zero(run.profile_request.exists(), context.world_size) and left >= LEAST_STEPS:
+            self.profile = Profile(run.profile, rank=context.rank, device=context.device, steps=left)
 
     def run_to_end(self) -> bool:
         """Run the remaining steps and write the result; False when asked to stop before the end."""
@@ -158,6 +163,16 @@ class Trainer:
         self.average.update(self.step)
         self.recent.append(torch.cat([b.index for b in micro_batches]))
         self.step += 1
+        if self.profile:
+            self._profile(self.profile)
+
+    def _profile(self, profile: Profile) -> None:
+        values = profile.after_step(self.model, self.throughput.waited)
+        if values:
+            self._append("profile", **values)
+            if self.context.rank == 0:
+                self.run.profile_request.unlink(missing_ok=True)
+            self.profile = None
 
     def _log(self) -> None:
         self._check_finite()

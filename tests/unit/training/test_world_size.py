@@ -71,6 +71,7 @@ def test_the_number_of_workers_does_not_change_the_arithmetic(make_run, digits):
         (double["changed"], [1, 2], 24),
         (double["changed"], [1], None),
     ]
+    fast["2"].profile_request.touch()
     text = json.dumps([(str(r.path), ranks, stop, free_address()) for r, ranks, stop in plan])
     processes = [
         subprocess.Popen([sys.executable, "-c", WORKER, str(rank), text, str(digits.path)]) for rank in range(4)
@@ -79,6 +80,8 @@ def test_the_number_of_workers_does_not_change_the_arithmetic(make_run, digits):
     assert read_kinds(double["changed"].metrics_file).count("resume") == 1
     for name in ("2", "4", "changed"):
         np.testing.assert_allclose(losses(double[name]), losses(double["1"]), rtol=1e-5, err_msg=name)
+    (profile,) = [h for h in read_metrics(fast["2"].metrics_file) if h["kind"] == "profile"]
+    assert 0 < profile["communication"] < 1 and len(list(fast["2"].profile.glob("trace-rank*.json"))) == 2
     np.testing.assert_allclose(losses(fast["2"]), losses(fast["1"]), rtol=0.05)
     # float32: rounding differs with the order of additions, and training amplifies it from step to step
     apart = np.abs(np.array(losses(single["4"])) / losses(single["1"]) - 1)
