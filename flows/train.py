@@ -34,12 +34,21 @@ Cifar10Network = Literal[
     "plain20", "plain32", "plain44", "plain56", "highway20", "highway32", "highway44", "highway56", "highway110",
 ]  # fmt: skip
 DigitsNetwork = Literal["resnet8", "resnet14", "resnet20"]
+ImageNetFamily = Annotated[
+    Literal["imagenet", "imagenet-fast", "imagenet-short"],
+    Field(description="imagenet: as the paper; -fast: 90 epochs as today; -short: 18 epochs (residual networks only)."),
+]
+Cifar10Family = Annotated[
+    Literal["cifar10", "cifar10-fast"],
+    Field(description="cifar10: as the paper; -fast: 30 epochs as today (residual networks only)."),
+]
 
 
 @flow(name="imagenet-train")
 @documented
 def imagenet_train(
     network: Annotated[ImageNetNetwork, Field(description="A network of Tables 2 and 3.")] = "resnet50",
+    family: ImageNetFamily = "imagenet",
     dataset: DatasetName = "ilsvrc2012",
     steps: Steps = None,
     workers: Workers = None,
@@ -49,11 +58,11 @@ def imagenet_train(
     evaluation_images: EvaluationImages = None,
     registered: Registered = True,
 ) -> dict[str, Any]:
-    """Train a network of the paper on ImageNet as the paper did, test it, register it.
+    """Train a network of the paper on ImageNet, by default as the paper did, test it, register it.
 
     Starting it again with the same parameters goes on where it stopped.
     """
-    config = _config(f"imagenet/{network}", steps, seed, overrides)
+    config = _config(f"{family}/{network}", steps, seed, overrides)
     return _train_test_register(config, dataset, workers, protocols, evaluation_images, registered)
 
 
@@ -61,6 +70,7 @@ def imagenet_train(
 @documented
 def cifar10_train(
     network: Annotated[Cifar10Network, Field(description="A network of Table 6, or its plain twin.")] = "resnet20",
+    family: Cifar10Family = "cifar10",
     dataset: DatasetName = "cifar10",
     steps: Steps = None,
     workers: Workers = None,
@@ -74,7 +84,7 @@ def cifar10_train(
 
     Starting it again with the same parameters goes on where it stopped.
     """
-    config = _config(f"cifar10/{network}", steps, seed, overrides)
+    config = _config(f"{family}/{network}", steps, seed, overrides)
     return _train_test_register(config, dataset, workers, protocols, evaluation_images, registered)
 
 

@@ -190,6 +190,9 @@ def train(
     registered: Annotated[
         bool, typer.Option("--register/--no-register", help="Register the finished network in MLflow.")
     ] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what a step is bound by, and keep a trace of a few steps.")
+    ] = False,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -201,7 +204,7 @@ def train(
     extra = [f"seed={seed}", *([f"steps={steps}"] if steps is not None else [])]
     config = with_overrides(get_recipe(recipe), [*(assignments or []), *extra])
     workspace = Workspace.of(root)
-    trained = train_run(workspace, config, dataset, workers=workers, quiet=quiet)
+    trained = train_run(workspace, config, dataset, workers=workers, profile=profile, quiet=quiet)
     version = register_run(workspace, trained) if registered else None
     errors = trained.result["validation"]
     print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")

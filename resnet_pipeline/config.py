@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,9 @@ from typing import Any, Literal, TypeVar
 from resnet_pipeline.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+Precision = Literal["float32", "bf16", "float64"]
+_MOST_STEPS = 10_000_000  # the paper's longest run has 600,000
 
 
 class ConfigError(UserError):
@@ -103,16 +107,30 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD with momentum as in Caffe: v = momentum · v + lr · (g + weight_decay · w); w = w − v."""
+    """SGD with momentum as in Caffe: v = momentum · v + lr · (g + weight_decay · w); w = w − v.
+
+    ``decay_norm`` False spares batch norm's parameters and the biases the weight decay (Goyal et al., 2017).
+    ``label_smoothing`` ε trains towards (1 − ε) · label + ε / classes (Szegedy et al., 2015, section 7).
+    ``ema`` d > 0 averages the weights, a = d · a + (1 − d) · w after each step (``training.ema``); the finished
+    network has the average.
+    """
 
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    decay_norm: bool = True
+    label_smoothing: float = 0.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optim.lr must be positive, not {self.lr}")
+        _check(0 < self.lr < math.inf, f"optim.lr must be positive and finite, not {self.lr}")
         _check(0 <= self.momentum < 1, f"optim.momentum must lie in [0, 1), not {self.momentum}")
-        _check(self.weight_decay >= 0, f"optim.weight_decay must be at least 0, not {self.weight_decay}")
+        _check(
+            0 <= self.weight_decay < math.inf,
+            f"optim.weight_decay must be at least 0 and finite, not {self.weight_decay}",
+        )
+        _check(0 <= self.label_smoothing < 1, f"optim.label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        _check(0 <= self.ema < 1, f"optim.ema must lie in [0, 1), not {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +140,8 @@ class ScheduleConfig:
     ``step``: times ``factor`` at each of ``boundaries`` (iterations). ``plateau``: times ``factor`` when the
     validation error has not improved by ``threshold`` percentage points for ``patience`` evaluations. ``cosine``:
     half a cosine to zero. Before any of them: ``warmup`` iterations, linear from zero, or, with ``warmup_lr``, at that
-    constant rate until the training error is below ``warmup_until`` percent (ResNet-110: 0.01 until 80 %).
+    constant rate until the training error is below ``warmup_until`` percent (ResNet-110: 0.01 until 80 %). A schedule
+    that would not be over with the run's last iteration is refused (`RunConfig`).
     """
 
     kind: Literal["step", "plateau", "cosine"] = "step"
@@ -137,14 +156,45 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _check(0 < self.factor < 1, f"schedule.factor must lie between 0 and 1, not {self.factor}")
         _check(
-            list(self.boundaries) == sorted(set(self.boundaries)),
-            f"schedule.boundaries must increase, not {list(self.boundaries)}",
+            list(self.boundaries) == sorted(set(self.boundaries)) and all(b >= 1 for b in self.boundaries),
+            f"schedule.boundaries must increase from at least 1, not {list(self.boundaries)}",
         )
         _check(self.patience >= 1, f"schedule.patience must be at least 1, not {self.patience}")
+        # below 0 a worse error would count as better, and the plateau would never be seen
+        _check(self.threshold >= 0, f"schedule.threshold must be at least 0, not {self.threshold}")
         _check(self.warmup >= 0, f"schedule.warmup must be at least 0, not {self.warmup}")
         _check(
-            self.warmup_lr is None or self.warmup_lr > 0, f"schedule.warmup_lr must be positive, not {self.warmup_lr}"
+            self.warmup_lr is None or 0 < self.warmup_lr < math.inf,
+            f"schedule.warmup_lr must be positive and finite, not {self.warmup_lr}",
         )
+        _check(
+            self.warmup_lr is None or self.warmup == 0,
+            "schedule.warmup and schedule.warmup_lr are two kinds of warm-up: set one of them",
+        )
+        _check(
+            0 < self.warmup_until <= 100,
+            f"schedule.warmup_until must lie in (0, 100], not {self.warmup_until}: the warm-up would never end",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """Training crops that grow from ``first`` pixels to ``augment.crop`` (Howard, 2018; Tan and Le, 2021).
+
+    The first ``until`` of the run's iterations is cut into ``phases`` − 1 equal parts, the rest is the last phase, at
+    the full size. Sizes are rounded to multiples of ``multiple``. ``first`` 0: all crops have the full size.
+    """
+
+    first: int = 0
+    phases: int = 4
+    until: float = 0.75
+    multiple: int = 32
+
+    def __post_init__(self) -> None:
+        _check(self.first >= 0, f"growth.first must be at least 0, not {self.first}")
+        _check(self.phases >= 2, f"growth.phases must be at least 2, not {self.phases}")
+        _check(0 < self.until < 1, f"growth.until must lie between 0 and 1, not {self.until}")
+        _check(self.multiple >= 1, f"growth.multiple must be at least 1, not {self.multiple}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +205,9 @@ class RunConfig:
     normalisation sees one micro-batch at a time (the paper: 8 GPUs × 32 images). ``bn_images`` are averaged for the
     final batch-norm statistics; 0 keeps the moving averages. ``order`` shuffles the whole epoch (``full``) or, for data
     that comes from S3, shards and then the samples within each block of ``block_shards`` of them (``block``).
+    ``precision`` bf16 computes convolutions and products in bfloat16 (autocast; weights, batch norm, loss and updates
+    stay float32, so no loss scaling is needed); float64 is for comparisons. ``compile`` runs the network through
+    torch.compile with CUDA graphs on a GPU; on a CPU it is ignored: it did not pay there (docs/LOG.md).
     """
 
     recipe: str
@@ -163,6 +216,9 @@ class RunConfig:
     views: ViewConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    precision: Precision = "float32"
+    compile: bool = False
     batch: int = 256
     micro_batch: int = 32
     steps: int
@@ -183,6 +239,54 @@ class RunConfig:
         _check(
             self.batch % self.micro_batch == 0,
             f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})",
+        )
+        # an average has no statistics of its own to fall back on
+        _check(self.optim.ema == 0 or self.bn_images > 0, "bn_images must be at least 1 with optim.ema, not 0")
+        self._check_end()
+        self._check_growth()
+
+    def _check_end(self) -> None:
+        """Raise ConfigError, with the field's name, unless the schedule ends within ``steps``."""
+        schedule, steps = self.schedule, self.steps
+        _check(steps <= _MOST_STEPS, f"steps must be at most {_MOST_STEPS:,}, not {steps:,}: such a run never ends")
+        _check(
+            schedule.warmup < steps,
+            f"schedule.warmup ({schedule.warmup}) must be below steps ({steps}): the warm-up would never end",
+        )
+        beyond = [b for b in schedule.boundaries if b >= steps] if schedule.kind == "step" else []
+        _check(
+            not beyond,
+            f"schedule.boundaries: {', '.join(map(str, beyond))} can't be reached in {steps} steps; name smaller "
+            "ones, or [] for a constant rate",
+        )
+
+    def _check_growth(self) -> None:
+        first, crop = self.growth.first, self.augment.crop
+        if first:
+            _check(first <= crop, f"growth.first must be at most augment.crop ({crop}), not {first}")
+            _check(
+                self.augment.kind != "pad-crop", "growth.first can't apply to augment.kind pad-crop: its crop is fixed"
+            )
+
+    def crop_at(self, step: int) -> int:
+        """Return the side of the training crops of the iteration that follows ``step`` finished ones, in pixels."""
+        growth, crop = self.growth, self.augment.crop
+        if growth.first == 0:
+            return crop
+        # in whole numbers, so that every process finds the same phase
+        last = max(1, round(growth.until * self.steps))
+        phase = min(growth.phases - 1, step * (growth.phases - 1) // last)
+        if phase == growth.phases - 1:
+            return crop
+        size = growth.first + (crop - growth.first) * phase / (growth.phases - 1)
+        return max(growth.first, min(crop, growth.multiple * round(size / growth.multiple)))
+
+    def augment_at(self, step: int) -> AugmentConfig:
+        """Return the augmentation of an iteration: `crop_at`'s size, the same field of view."""
+        size, full = self.crop_at(step), self.augment
+        low, high = full.shorter_side
+        return dataclasses.replace(
+            full, crop=size, shorter_side=(max(size, low * size // full.crop), max(size, high * size // full.crop))
         )
 
     @property
@@ -222,15 +326,21 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
 def with_overrides(config: T, assignments: Iterable[str]) -> T:
     """Return the config with ``key=value`` assignments applied; keys are dotted paths, values JSON or plain words.
 
+    A run of other length (``steps``) has its schedule stretched to it: ``schedule.warmup`` and
+    ``schedule.boundaries`` change in proportion, unless they are assigned too.
+
     >>> with_overrides(config, ["optim.lr=0.05", "augment.shorter_side=[256, 288]"])
     """
     values = to_dict(config)
+    assigned: set[str] = set()
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"{assignment!r} is not of the form key=value")
         target = values
-        *parents, last = path.strip().split(".")
+        path = path.strip()
+        assigned.add(path)
+        *parents, last = path.split(".")
         for parent in parents:
             if not isinstance(target.get(parent), dict):
                 raise ConfigError(f"unknown field {path}{did_you_mean(parent, target)}")
@@ -241,7 +351,25 @@ def with_overrides(config: T, assignments: Iterable[str]) -> T:
             target[last] = json.loads(text)
         except json.JSONDecodeError:
             target[last] = text.strip()
+    if isinstance(config, RunConfig):
+        _stretch(values, config, assigned)
     return from_dict(type(config), values)
+
+
+def _stretch(values: dict[str, Any], config: RunConfig, assigned: set[str]) -> None:
+    """Fit the schedule to a changed number of steps, in place; what was assigned stays."""
+    before, steps, schedule = config.steps, values["steps"], values["schedule"]
+    if not isinstance(steps, int) or steps < 1 or steps == before or not isinstance(schedule, dict):
+        return  # nothing to stretch, or a mistake that from_dict will name
+
+    def stretched(iteration: int) -> int:
+        return max(1, round(iteration * steps / before))
+
+    if "schedule.warmup" not in assigned and config.schedule.warmup:
+        schedule["warmup"] = min(stretched(config.schedule.warmup), steps - 1)
+    if "schedule.boundaries" not in assigned:
+        boundaries = {stretched(b) for b in config.schedule.boundaries}
+        schedule["boundaries"] = sorted(b for b in boundaries if b < steps)
 
 
 def config_hash(config: Any) -> str:

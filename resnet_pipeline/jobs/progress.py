@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resnet_pipeline.config import RunConfig
+from resnet_pipeline.training.profile import describe
 from resnet_pipeline.training.run_directory import RunDirectory
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -95,6 +96,8 @@ class TrainingProgress:
             self._bar.stop()
 
     def _show(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "profile":
+            self._say(f"{self._config.recipe}: {describe(line)}; traces in {self._run.profile}")
         if line["kind"] == "validation":
             self._validation = f"  val error {line['top1']:.2f} %"
         if line["kind"] != "train":

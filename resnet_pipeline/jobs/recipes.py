@@ -31,7 +31,7 @@ def network_cost(config: RunConfig, *, classes: int) -> Complexity:
 
 def _row(name: str) -> dict[str, Any]:
     config = get_recipe(name)
-    cost = network_cost(config, classes=_CLASSES[name.split("/")[0]])
+    cost = network_cost(config, classes=_CLASSES[name.split("/")[0].split("-")[0]])
     published = PUBLISHED.get(name)
     return {
         "recipe": name,

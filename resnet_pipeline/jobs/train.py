@@ -23,6 +23,7 @@ from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.progress import TrainingProgress
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.training.checkpoint import newest_checkpoint
+from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.workspace import Workspace, write_json
 
@@ -47,12 +48,14 @@ def train_run(
     dataset_name: str,
     *,
     workers: int | None = None,
+    profile: bool = False,
     quiet: bool = False,
     say: Say = print,
 ) -> TrainedRun:
     """Train a config on a staged dataset; go on where an earlier start stopped.
 
     ``workers`` None takes every GPU of the cluster, or one worker where there is none, as far as the batch divides.
+    ``profile`` traces a few steps and says what they are bound by (``training.profile``).
     Raises UserError for what the user can mend, StoppedError after Ctrl-C.
     """
     dataset = open_dataset(workspace, dataset_name)
@@ -62,7 +65,7 @@ def train_run(
     if reused:
         say(f"{config.recipe}: finished before ({run.name}); nothing to train")
     else:
-        _train(workspace, config, dataset, workers, tracking, quiet=quiet, say=say)
+        _train(workspace, config, dataset, workers, tracking, profile=profile, quiet=quiet, say=say)
     result = run.result()
     if result is None:
         raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there")
@@ -116,9 +119,12 @@ def _train(
     workers: int | None,
     tracking: Tracking,
     *,
+    profile: bool,
     quiet: bool,
     say: Say,
 ) -> None:
+    if profile and config.steps < LEAST_STEPS:
+        raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
     if workers is not None:
         config.check_workers(workers)
     with ray_cluster() as resources:
@@ -128,6 +134,9 @@ def _train(
         run = RunDirectory.create(workspace.runs, config, about)
         run.stop_file.unlink(missing_ok=True)
         run.error_file.unlink(missing_ok=True)
+        run.profile_request.unlink(missing_ok=True)
+        if profile:
+            run.profile_request.touch()
         path, problems = newest_checkpoint(run.checkpoints)
         for problem in problems:
             say(problem)

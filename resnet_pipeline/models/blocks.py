@@ -1,7 +1,8 @@
 """Building blocks: F(x), F(x) + x, and the shortcuts that carry x (the paper, section 3).
 
 Module names follow torchvision (``conv1 bn1 … downsample``), so that its weights load as they are. Batch norm stands
-after each convolution and before the activation (section 3.4); convolutions have no bias.
+after each convolution and before the activation (section 3.4); convolutions have no bias. In training the activation
+overwrites its input, which nothing needs any more; in evaluation it does not, so that hooks may keep what they see.
 """
 
 from __future__ import annotations
@@ -68,13 +69,13 @@ class BasicBlock(nn.Module):
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         """Return F(x), before the addition and the last nonlinearity."""
-        out: torch.Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out: torch.Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=self.training)))
         return out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, inputs, H, W] to [N, width, H / stride, W / stride]."""
         out = self.residual(x)
-        return F.relu(out if self.downsample is None else out + self.downsample(x))
+        return F.relu(out if self.downsample is None else out + self.downsample(x), inplace=self.training)
 
 
 class Bottleneck(nn.Module):
@@ -95,15 +96,15 @@ class Bottleneck(nn.Module):
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         """Return F(x), before the addition and the last nonlinearity."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=self.training)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=self.training)
         result: torch.Tensor = self.bn3(self.conv3(out))
         return result
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, inputs, H, W] to [N, 4·width, H / stride, W / stride]."""
         out = self.residual(x)
-        return F.relu(out if self.downsample is None else out + self.downsample(x))
+        return F.relu(out if self.downsample is None else out + self.downsample(x), inplace=self.training)
 
 
 Block = type[BasicBlock] | type[Bottleneck]

@@ -33,4 +33,4 @@ class HighwayBlock(BasicBlock):
             raise ValueError("a highway block needs a shortcut")
         gate = torch.sigmoid(self.gate(x))
         carried = self.downsample(x)
-        return F.relu(carried + gate * (self.residual(x) - carried))
+        return F.relu(carried + gate * (self.residual(x) - carried), inplace=self.training)

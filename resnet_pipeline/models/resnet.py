@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last convolutional map float [N, C, h, w]."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=self.training))
         for name in self.stage_names:
             x = self.get_submodule(name)(x)
         return x

@@ -1,4 +1,7 @@
-"""Recipes: complete typed configs by name, ``imagenet/resnet152``, ``cifar10/resnet20``, ``digits/resnet20``."""
+"""Recipes: complete typed configs by name, ``imagenet/resnet152``, ``cifar10/resnet20``, ``digits/resnet20``.
+
+``imagenet`` and ``cifar10`` are the paper's; ``imagenet-fast``, ``imagenet-short`` and ``cifar10-fast`` are not.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from resnet_pipeline.recipes import cifar10, digits, imagenet
 _FAMILIES = {
     "imagenet": (imagenet.NETWORKS, imagenet.faithful),
     "cifar10": (cifar10.NETWORKS, cifar10.faithful),
+    "imagenet-fast": (imagenet.FAST_NETWORKS, imagenet.fast),
+    "imagenet-short": (imagenet.FAST_NETWORKS, imagenet.short),
+    "cifar10-fast": (cifar10.FAST_NETWORKS, cifar10.fast),
     "digits": (digits.NETWORKS, digits.small),
 }
 

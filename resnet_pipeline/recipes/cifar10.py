@@ -1,4 +1,7 @@
-"""The paper's CIFAR-10 recipe (section 4.2) for its plain and residual networks, and highway networks beside them."""
+"""The paper's CIFAR-10 recipe (section 4.2) for its plain and residual networks, and highway networks beside them.
+
+`fast` is a recipe of today for the same residual networks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ NETWORKS = (
     *(f"plain{depth}" for depth in (20, 32, 44, 56)),  # figure 6, left
     *(f"highway{depth}" for depth in (20, 32, 44, 56, 110)),  # beside each residual network, gates for identities
 )
+FAST_NETWORKS = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110))
+IMAGES = 50_000
 
 
 def faithful(network: str) -> RunConfig:
@@ -35,4 +40,33 @@ def faithful(network: str) -> RunConfig:
         checkpoint_every=1_000,
         log_every=50,
         bn_images=32_000,
+    )
+
+
+def fast(network: str) -> RunConfig:
+    """Return a recipe for a short budget for one of FAST_NETWORKS: 30 epochs, 512 images a step, not the paper's.
+
+    Command: ``resnet-pipeline train cifar10-fast/resnet20 --dataset cifar10``. A fifth of the paper's epochs. Linear
+    scaling of the rate with three epochs of warm-up, no decay of batch norm (Goyal et al., 2017), cosine, averaged
+    weights, bf16, torch.compile on a GPU.
+    """
+    batch = 512
+    return RunConfig(
+        recipe=f"cifar10-fast/{network}",
+        model=ModelConfig(name=f"cifar-{network}", mean="image"),
+        augment=AugmentConfig(kind="pad-crop", crop=32, pad=4, flip=True),
+        views=ViewConfig(crop=32, resize=32, scales=(32,)),
+        optim=OptimConfig(
+            lr=0.1 * batch / 128, momentum=0.9, weight_decay=1e-4, decay_norm=False, label_smoothing=0.05, ema=0.99
+        ),
+        schedule=ScheduleConfig(kind="cosine", warmup=3 * IMAGES // batch),
+        precision="bf16",
+        compile=True,
+        batch=batch,
+        micro_batch=128,
+        steps=30 * IMAGES // batch,
+        eval_every=5 * IMAGES // batch,
+        checkpoint_every=500,
+        log_every=20,
+        bn_images=32 * batch,
     )

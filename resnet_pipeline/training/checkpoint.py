@@ -10,7 +10,7 @@ import hashlib
 import json
 import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Checkpoint:
     """The state after ``step`` optimiser steps.
 
     ``statistics`` [W, K] are each rank's batch-norm statistics; a resumption with another number of ranks takes their
-    mean. ``extra`` is plain JSON: schedule state, best error, seconds of training so far.
+    mean. ``extra`` is plain JSON: schedule state, best error, seconds of training so far. ``ema`` are the averaged
+    weights of a run that averages them.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     statistics: torch.Tensor
     extra: dict[str, Any]
+    ema: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class CheckpointWriter:
@@ -63,6 +65,7 @@ class CheckpointWriter:
                 "optimizer": checkpoint.optimizer,
                 "statistics": checkpoint.statistics,
                 "extra": checkpoint.extra,
+                "ema": checkpoint.ema,
             }
         )
         self._pending = self._thread.submit(self._write, checkpoint.step, payload)

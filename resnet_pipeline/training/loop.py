@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_pipeline.config import config_hash
+from resnet_pipeline.config import AugmentConfig, config_hash
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, view_batches
 from resnet_pipeline.errors import UserError
@@ -27,9 +27,13 @@ from resnet_pipeline.training.bn_stats import (
 from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint, read_checkpoint
 from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import Context, all_reduce_sum, from_rank_zero
+from resnet_pipeline.training.ema import WeightAverage
 from resnet_pipeline.training.optim import build_optimizer, set_lr
+from resnet_pipeline.training.phases import PhasedBatches
+from resnet_pipeline.training.profile import LEAST_STEPS, Profile
 from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
 from resnet_pipeline.training.schedule import Schedule, ScheduleState
+from resnet_pipeline.training.setup import compile_network, prepare_device
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
 from resnet_pipeline.training.throughput import Throughput
 from resnet_pipeline.workspace import write_json
@@ -61,11 +65,12 @@ class Trainer:
         self.run, self.dataset, self.context, self.backend = run, dataset, context, backend
         self.config = config = run.config()
         config.check_workers(context.world_size)
-        if context.device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
-        self.classifier = build_classifier(config.model, dataset, seed=config.seed).to(context.device)
-        self.classifier = self.classifier.to(memory_format=torch.channels_last)
+        prepare_device(context.device, config.precision)
+        self.classifier = build_classifier(config.model, dataset, seed=config.seed, precision=config.precision)
+        self.classifier = self.classifier.to(context.device).to(memory_format=torch.channels_last)
+        self.compiled = config.compile and compile_network(self.classifier, context.device)
         self.optimizer = build_optimizer(self.classifier, config.optim)
+        self.average = WeightAverage(self.classifier, config.optim.ema)
         self.schedule = Schedule(config.schedule, lr=config.optim.lr, steps=config.steps)
         self.guard = FiniteGuard(self.optimizer, context.device)
         self.sums = RunningSums(context.device)
@@ -82,6 +87,10 @@ class Trainer:
             # batch-norm statistics stay each rank's own: they are averaged where they are used
             self.model = DistributedDataParallel(self.classifier, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.throughput = Throughput()
+        self.profile: Profile | None = None
+        left = config.steps - self.step
+        if from_rank_zero(run.profile_request.exists(), context.world_size) and left >= LEAST_STEPS:
+            self.profile = Profile(run.profile, rank=context.rank, device=context.device, steps=left)
 
     def run_to_end(self) -> bool:
         """Run the remaining steps and write the result; False when asked to stop before the end."""
@@ -113,11 +122,14 @@ class Trainer:
             if self.log:
                 self.log.close()
 
-    def _batches(self, start_step: int, steps: int) -> Loader[Batch]:
+    def _batches(self, start_step: int, steps: int) -> PhasedBatches:
+        return PhasedBatches(self.config, start_step, steps, self._loader)
+
+    def _loader(self, start_step: int, steps: int, augment: AugmentConfig) -> Loader[Batch]:
         config, context = self.config, self.context
         return train_batches(
             self.dataset,
-            augment=config.augment,
+            augment=augment,
             seed=config.seed,
             batch=config.batch,
             micro_batch=config.micro_batch,
@@ -139,10 +151,29 @@ class Trainer:
             micro_batches = [next(batches) for _ in range(local)]
         set_lr(self.optimizer, self.schedule.lr(self.step))
         self.gradient_norm = train_step(
-            self.model, self.optimizer, self.guard, self.sums, micro_batches, step=self.step
+            self.model,
+            self.optimizer,
+            self.guard,
+            self.sums,
+            micro_batches,
+            step=self.step,
+            precision=self.config.precision,
+            label_smoothing=self.config.optim.label_smoothing,
+            keep_gradients=self.compiled,
         )
+        self.average.update(self.step)
         self.recent.append(torch.cat([b.index for b in micro_batches]))
         self.step += 1
+        if self.profile:
+            self._profile(self.profile)
+
+    def _profile(self, profile: Profile) -> None:
+        values = profile.after_step(self.model, self.throughput.waited)
+        if values:
+            self._append("profile", **values)
+            if self.context.rank == 0:
+                self.run.profile_request.unlink(missing_ok=True)
+            self.profile = None
 
     def _log(self) -> None:
         self._check_finite()
@@ -226,6 +257,7 @@ class Trainer:
                         "seconds": self.seconds_before + self.throughput.seconds,
                         "last_train": self.last_train,
                     },
+                    ema=self.average.weights,
                 )
             )
 
@@ -236,6 +268,7 @@ class Trainer:
             checkpoint = read_checkpoint(path, config_hash=config_hash(self.config))
             self.classifier.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.average.load(checkpoint.ema)
             self.schedule.state = ScheduleState(**checkpoint.extra["schedule"])
             statistics = checkpoint.statistics.to(self.context.device)
             same = len(statistics) == self.context.world_size
@@ -251,8 +284,9 @@ class Trainer:
 
     def _finish(self) -> None:
         config, context = self.config, self.context
-        steps = min(config.bn_images, len(self.dataset.splits["train"])) // config.batch
-        if steps:
+        self.average.copy_to_model()
+        if config.bn_images:
+            steps = max(1, min(config.bn_images, len(self.dataset.splits["train"])) // config.batch)
             with (
                 self.throughput.paused(),
                 self._batches(config.steps, steps) as batches,

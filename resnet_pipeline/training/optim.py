@@ -14,10 +14,18 @@ from resnet_pipeline.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """Return SGD over all parameters; weight decay on all of them, as Caffe's default and fb.resnet.torch have it."""
-    return torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    """Return SGD over all parameters; weight decay on all of them, as Caffe's default and fb.resnet.torch have it.
+
+    Without ``decay_norm`` vectors (batch norm's scales and shifts, biases) are a group of their own, not decayed.
+    """
+    parameters = list(model.parameters())
+    groups: list[dict[str, object]] = [{"params": parameters}]
+    if not config.decay_norm:
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
 def set_lr(optimizer: torch.optim.SGD, lr: float) -> None:

@@ -87,6 +87,16 @@ class RunDirectory:
         return self.path / "stop"
 
     @property
+    def profile_request(self) -> Path:
+        """Its presence asks the workers to profile a few steps; they remove it when they have."""
+        return self.path / "profile-request"
+
+    @property
+    def profile(self) -> Path:
+        """The traces of a profiled run, one for each rank, for chrome://tracing or Perfetto."""
+        return self.path / "profile"
+
+    @property
     def error_file(self) -> Path:
         """What ended the last attempt, where it was something for the user to mend."""
         return self.path / "error.txt"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnet_pipeline.config import Precision
 from resnet_pipeline.data.loaders import Batch
 from resnet_pipeline.training.context import all_reduce_sum
 
@@ -62,21 +63,31 @@ def train_step(
     micro_batches: Sequence[Batch],
     *,
     step: int,
+    precision: Precision = "float32",
+    label_smoothing: float = 0.0,
+    keep_gradients: bool = False,
 ) -> torch.Tensor:
     """Run one step on this rank's micro-batches and return the norm of the gradient, a scalar on the device.
 
     Every rank has equally many micro-batches, so the mean over this rank's, averaged over ranks by
-    DistributedDataParallel, is the mean over all.
+    DistributedDataParallel, is the mean over all. ``keep_gradients`` reuses the gradients' memory: CUDA graphs own
+    what they return, so it must be added to memory that is not theirs.
     """
     device = next(model.parameters()).device
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=not keep_gradients)
     for i, batch in enumerate(micro_batches):
         labels = batch.labels.to(device, non_blocking=True)
         last = i == len(micro_batches) - 1
         unsynchronised = isinstance(model, DistributedDataParallel) and not last
         with model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
-            logits = model(batch.images.to(device, non_blocking=True), batch.color.to(device, non_blocking=True))
-            loss = nn.functional.cross_entropy(logits, labels)
+            images, color = batch.images.to(device, non_blocking=True), batch.color.to(device, non_blocking=True)
+            if keep_gradients:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            with autocast(device, precision):
+                logits = model(images, color)
+            if precision == "bf16":
+                logits = logits.float()
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
             (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
         sums.add(loss, logits.detach(), labels)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -84,3 +95,8 @@ def train_step(
     guard.observe(step, norm)
     optimizer.step()
     return norm
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return a context in which convolutions and matrix products are computed in the run's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -6,6 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch.profiler import record_function
+
+WAITING = "waiting for data"  # as a trace shows it
+
 
 class Throughput:
     """Wall time and waiting for data since the last reading; what is `paused` (validation, say) does not count."""
@@ -14,13 +18,17 @@ class Throughput:
         self._start = time.perf_counter()
         self._waited = 0.0
         self.seconds = 0.0
+        self.waited = 0.0  # in all
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Inside, the time counts as waiting for data."""
         start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
+        with record_function(WAITING):
+            yield
+        seconds = time.perf_counter() - start
+        self._waited += seconds
+        self.waited += seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -47,6 +47,14 @@ def test_overrides_reach_nested_fields_and_keep_types():
         ("views.resize=100", "views.resize"),
         ("model.shortcut=D", "model.shortcut"),
         ("seed=true", "seed"),
+        ("optim.lr=Infinity", "optim.lr"),
+        ("optim.label_smoothing=1", "optim.label_smoothing"),
+        ("optim.ema=1", "optim.ema"),
+        ("precision=fp16", "precision"),
+        ("steps=20000000", "steps"),
+        ("schedule.warmup=600000", "schedule.warmup"),
+        ("schedule.threshold=-0.1", "schedule.threshold"),
+        ("schedule.warmup_until=0", "schedule.warmup_until"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_field(assignment, named):
@@ -54,6 +62,47 @@ def test_a_bad_value_is_one_line_that_names_the_field(assignment, named):
         with_overrides(get_recipe("imagenet/resnet50"), [assignment])
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignments", "named"),
+    [
+        ("cifar10/resnet20", ["schedule.boundaries=[32000, 64000]"], "schedule.boundaries: 64000"),
+        ("cifar10/resnet20", ["steps=100", "schedule.boundaries=[50, 200, 300]"], "schedule.boundaries: 200, 300"),
+        ("cifar10/resnet110", ["schedule.warmup=5"], "schedule.warmup_lr"),
+        ("cifar10/resnet20", ["schedule.boundaries=[0, 5]"], "schedule.boundaries"),
+        ("imagenet-fast/resnet50", ["bn_images=0"], "bn_images"),
+        ("cifar10/resnet20", ["growth.first=16"], "growth.first"),
+    ],
+)
+def test_a_schedule_that_never_ends_is_refused_by_name(recipe, assignments, named):
+    with pytest.raises(ConfigError, match=named.replace("[", r"\[")):
+        with_overrides(get_recipe(recipe), assignments)
+
+
+def test_a_run_of_other_length_stretches_its_schedule():
+    short = with_overrides(get_recipe("cifar10/resnet20"), ["steps=640"])
+    assert short.schedule.boundaries == (320, 480)
+    assert with_overrides(get_recipe("cifar10/resnet20"), ["steps=2"]).schedule.boundaries == (1,)
+    assert with_overrides(get_recipe("cifar10/resnet20"), ["steps=1"]).schedule.boundaries == ()
+    fast = get_recipe("imagenet-fast/resnet50")
+    assert with_overrides(fast, [f"steps={fast.steps // 10}"]).schedule.warmup == pytest.approx(626, abs=1)
+    assert with_overrides(fast, ["steps=1"]).schedule.warmup == 0
+    kept = with_overrides(get_recipe("cifar10/resnet20"), ["steps=640", "schedule.boundaries=[5]"])
+    assert kept.schedule.boundaries == (5,)
+
+
+def test_the_recipes_that_are_not_the_paper_s_are_apart():
+    apart = [name for name in recipe_names() if name.split("/")[0] not in ("imagenet", "cifar10", "digits")]
+    assert len(apart) == 15 and not set(apart) & set(PUBLISHED)
+    fast = get_recipe("imagenet-fast/resnet50")
+    assert fast.optim.lr == pytest.approx(0.1 * fast.batch / 256), "linear scaling"
+    assert fast.steps * fast.batch == pytest.approx(90 * 1_281_167, rel=1e-4)
+    for family in ("imagenet", "cifar10"):
+        for name in (n for n in recipe_names() if n.startswith(f"{family}/")):
+            config = get_recipe(name)
+            assert (config.precision, config.compile, config.growth.first) == ("float32", False, 0), name
+            assert (config.optim.ema, config.optim.label_smoothing, config.optim.decay_norm) == (0, 0, True), name
 
 
 def test_workers_that_cannot_share_the_batch_are_told_which_numbers_could():

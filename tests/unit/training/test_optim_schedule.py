@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from resnet_pipeline.config import OptimConfig, ScheduleConfig
+from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.schedule import Schedule, ScheduleState
 from resnet_pipeline.training.step import FiniteGuard
@@ -71,6 +72,19 @@ def test_cosine_ends_at_zero_after_a_linear_start():
     assert [schedule.lr(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert schedule.lr(54) == pytest.approx(0.4)
     assert schedule.lr(104) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_rates_of_imagenet_fast():
+    config = get_recipe("imagenet-fast/resnet50")
+    schedule = Schedule(config.schedule, lr=config.optim.lr, steps=config.steps)
+    warmup, steps = config.schedule.warmup, config.steps
+    assert warmup == pytest.approx(5 * 1_281_167 / 1024, abs=1) and steps == pytest.approx(18 * warmup, rel=1e-3)
+    assert schedule.lr(0) == pytest.approx(0.4 / warmup)
+    assert schedule.lr(warmup - 1) == schedule.lr(warmup) == pytest.approx(0.4)
+    assert schedule.lr((warmup + steps) // 2) == pytest.approx(0.2, rel=1e-4)
+    assert 0 < schedule.lr(steps - 1) < 1e-8
+    rates = [schedule.lr(s) for s in range(warmup, steps, 50)]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_state_survives_json():
