@@ -62,9 +62,10 @@ def write_checkpoint(folder: Path, payload: dict[str, Any], *, top1: float | Non
     path = checkpoint_file(folder, payload["step"])
     with replacing(path) as temporary:
         try:
-            torch.save(payload, temporary)
-        except RuntimeError as error:  # what PyTorch's writer makes of a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+            with temporary.open("wb") as file:
+                torch.save(payload, file)
+        except RuntimeError as error:  # what PyTorch's writer makes of the file's own error
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         digest = sha256_of(temporary)
         size = temporary.stat().st_size
     write_json(path.with_suffix(".json"), {"step": payload["step"], "sha256": digest, "bytes": size, "top1": top1})

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.data.dataset import Dataset
@@ -136,8 +137,7 @@ class Trainer:
         lead = context.rank == 0
         if lead:
             self._prepare(mirror)
-        self.log = MetricsLog(run.metrics_file) if lead else None
-        self._resume()
+        self.log = self._resume()
         self.model: torch.nn.Module = self.classifier
         if context.world_size > 1:
             # batch-norm statistics stay each rank's own: they are averaged where they are used
@@ -358,16 +358,20 @@ class Trainer:
             held = self.writer.write(checkpoint, top1=top1)
             self._append("checkpoint", pause=round(time.perf_counter() - start, 5), bytes=held)
 
-    def _resume(self) -> None:
+    def _resume(self) -> MetricsLog | None:
+        """Take up the newest good checkpoint, if there is one; return rank 0's metrics file, which then says so."""
         newest = newest_checkpoint(self.run.checkpoints) if self.context.rank == 0 else None
         path, problems = from_rank_zero(newest, self.context.world_size)
         if path is not None:
             restore(self, read_checkpoint(path, run=self.identity))
-        if self.log and (self.step or self.run.metrics_file.stat().st_size):
-            self.log.append("resume", self.step, problems=len(problems), workers=self.context.world_size)
-        if self.context.rank == 0:
-            for problem in problems:
-                self._say(problem)
+        if self.context.rank:
+            return None
+        log = MetricsLog(self.run.metrics_file)
+        if self.step or self.run.metrics_file.stat().st_size:
+            log.append("resume", self.step, workers=self.context.world_size)
+        for problem in problems:
+            note(self.run, self.step, problem)
+        return log
 
     def _finish(self) -> None:
         config, context = self.config, self.context
@@ -389,11 +393,13 @@ class Trainer:
         seconds = self.seconds_before + self.throughput.seconds
         images = self.config.steps * self.config.batch
         digest = weights_sha256(self.classifier)
-        save_weights(
-            self.classifier,
-            self.run.weights_file,
-            {"recipe": self.config.recipe, "run": self.run.name, "weights_sha256": digest},
-        )
+        metadata = {"recipe": self.config.recipe, "run": self.run.name, "weights_sha256": digest}
+        try:
+            save_weights(self.classifier, self.run.weights_file, metadata)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.run.weights_file} can't be written: {error}; make room and start the same run again"
+            ) from error
         result: dict[str, Any] = {
             "steps": self.config.steps,
             "images": images,
