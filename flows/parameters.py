@@ -31,8 +31,11 @@ Steps = Annotated[
     int | None, Field(ge=1, description="Optimiser steps; empty for the recipe's own number.", title="Steps")
 ]
 Workers = Annotated[
-    int | None,
-    Field(ge=1, description="Training processes, a GPU each where there are any; empty for all GPUs, or one on a CPU."),
+    int | str | None,
+    Field(
+        description="Training processes, a GPU each where there are any; 1-4 for as many as there is room for; empty "
+        "for all GPUs, or one on a CPU."
+    ),
 ]
 Seed = Annotated[int, Field(ge=0, description="Decides initial weights, sample order and augmentation.")]
 Overrides = Annotated[

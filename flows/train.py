@@ -107,7 +107,7 @@ def digits_train(
 
 
 @task(name="train")
-def train(config: RunConfig, dataset: str, workers: int | None) -> TrainedRun:
+def train(config: RunConfig, dataset: str, workers: int | str | None) -> TrainedRun:
     """Train on Ray, from the newest checkpoint where there is one."""
     return train_run(Workspace.of(), config, dataset, workers=workers, say=say())
 
@@ -134,7 +134,7 @@ def _config(recipe: str, steps: int | None, seed: int, overrides: dict[str, Any]
 def _train_test_register(
     config: RunConfig,
     dataset: str,
-    workers: int | None,
+    workers: int | str | None,
     protocols: Protocols,
     images: int | None,
     registered: bool,

@@ -180,7 +180,22 @@ def train(
     root: Root = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: the recipe's.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Training processes. Default: every GPU, or one on a CPU.")
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX",
+            help="Training processes; 1-4: as many as there is room for, also when nodes come and go. "
+            "Default: every GPU, or one on a CPU.",
+        ),
+    ] = None,
+    max_failures: Annotated[
+        int, typer.Option(min=0, help="Go on from the newest checkpoint after this many lost workers or nodes.")
+    ] = 3,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RESNET_PIPELINE_MIRROR",
+            help="Keep checkpoints at this folder or s3:// address too, and go on from there on another machine.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, sample order and augmentation.")] = 0,
     assignments: Annotated[
@@ -204,7 +219,16 @@ def train(
     extra = [f"seed={seed}", *([f"steps={steps}"] if steps is not None else [])]
     config = with_overrides(get_recipe(recipe), [*(assignments or []), *extra])
     workspace = Workspace.of(root)
-    trained = train_run(workspace, config, dataset, workers=workers, profile=profile, quiet=quiet)
+    trained = train_run(
+        workspace,
+        config,
+        dataset,
+        workers=workers,
+        max_failures=max_failures,
+        mirror=mirror,
+        profile=profile,
+        quiet=quiet,
+    )
     version = register_run(workspace, trained) if registered else None
     errors = trained.result["validation"]
     print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")

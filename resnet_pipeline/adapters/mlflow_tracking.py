@@ -18,7 +18,8 @@ from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace, write_json
 
 EXPERIMENT = "resnet-pipeline"
-_METRIC_NAMES = {
+_BATCH = 900  # MLflow takes 1,000 metrics at once; a line has fewer than 100
+_METRIC_NAMES: dict[str, dict[str, str]] = {
     "train": {
         "loss": "train_loss",
         "error": "train_error",
@@ -27,8 +28,13 @@ _METRIC_NAMES = {
         "gradient_norm": "gradient_norm",
         "images_per_second": "images_per_second",
         "data_wait": "data_wait",
+        "step_p50": "step_seconds_p50",
+        "step_p95": "step_seconds_p95",
+        "step_max": "step_seconds_max",
     },
+    "checkpoint": {"pause": "checkpoint_pause_seconds", "bytes": "checkpoint_bytes"},
     "validation": {"top1": "val_top1_error", "top5": "val_top5_error"},
+    "system": {},  # as they are called in the line
 }
 
 
@@ -66,11 +72,11 @@ class Tracking:
         if state.uri == self.uri and state.run_id:
             return state.run_id
         created = _guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
-        state.save(uri=self.uri, run_id=created.info.run_id, sent=0)
+        state.save(uri=self.uri, run_id=created.info.run_id, sent=0, steps={})
         return str(created.info.run_id)
 
     def describe(self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Record the run's parameters and tags."""
+        """Record the run's parameters and tags; recording them again changes nothing."""
         from mlflow.entities import Param, RunTag
 
         run_id = self.run_id(run)
@@ -81,22 +87,36 @@ class Tracking:
             )
         )
 
-    def deliver(self, run: RunDirectory) -> int:
-        """Send the metrics that this MLflow has not yet; return how many lines. TrackingError where it is away."""
+    def resume(self, run: RunDirectory) -> None:
+        """Mark the MLflow run as running: an earlier start may have ended it as failed or killed."""
         run_id = self.run_id(run)
-        state = _State(run)
+        _guarded(lambda: self.client.update_run(run_id, status="RUNNING"))
+
+    def deliver(self, run: RunDirectory) -> int:
+        """Send the metrics that this MLflow has not yet; return how many lines. TrackingError where it is away.
+
+        What was sent is remembered after each batch. Steps that a resumed run computes again are not sent again.
+        """
+        run_id = self.run_id(run)
         if not run.metrics_file.exists():
             return 0
+        state = _State(run)
         with run.metrics_file.open("rb") as file:
             file.seek(state.sent)
             data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        lines = [_parsed(line) for line in whole.splitlines()]
-        metrics = [metric for line in lines for metric in _metrics(line)]
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
-            batch = metrics[start : start + 1000]
-            _guarded(lambda batch=batch: self.client.log_batch(run_id, metrics=batch))  # type: ignore[misc]
-        state.save(uri=self.uri, run_id=run_id, sent=state.sent + len(whole))
+        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        sent, steps, batch = state.sent, dict(state.steps), []
+        for number, raw in enumerate(lines, 1):
+            line, sent = _parsed(raw), sent + len(raw)
+            if line["kind"] in _METRIC_NAMES and line["step"] > steps.get(line["kind"], -1):
+                steps[line["kind"]] = line["step"]
+                batch += _metrics(line)
+            if len(batch) > _BATCH or (number == len(lines) and batch):
+                _guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
+                batch = []
+                state.save(uri=self.uri, run_id=run_id, sent=sent, steps=steps)
+        if sent != state.sent:
+            state.save(uri=self.uri, run_id=run_id, sent=sent, steps=steps)
         return len(lines)
 
     def log_values(self, run: RunDirectory, values: Mapping[str, float], step: int) -> None:
@@ -142,14 +162,22 @@ class Tracking:
 
 
 class MetricsSender:
-    """A thread that delivers a run's metrics as they appear, for as long as it is open."""
+    """A thread that delivers a run's parameters, tags and metrics as they appear, for as long as it is open."""
 
     def __init__(
-        self, tracking: Tracking, run: RunDirectory, *, interval: float = 2.0, say: Callable[[str], None] = print
+        self,
+        tracking: Tracking,
+        run: RunDirectory,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        interval: float = 2.0,
+        say: Callable[[str], None] = print,
     ) -> None:
         self._tracking, self._run, self._interval, self._say = tracking, run, interval, say
+        self._parameters, self._tags = parameters or {}, tags or {}
         self._closing = threading.Event()
-        self._away = False
+        self._away = self._described = False
         self._thread = threading.Thread(target=self._deliver_until_closed, name="mlflow-sender", daemon=True)
         self._thread.start()
 
@@ -164,10 +192,10 @@ class MetricsSender:
             )
 
     def _deliver_until_closed(self) -> None:
+        closing = False
         while True:
-            closing = self._closing.wait(self._interval)
             try:
-                self._tracking.deliver(self._run)
+                self._send()
                 if self._away:
                     self._say("MLflow answers again; metrics delivered")
                 self._away = False
@@ -177,13 +205,24 @@ class MetricsSender:
                 self._away = True
             if closing:
                 return
+            closing = self._closing.wait(self._interval)
+
+    def _send(self) -> None:
+        if not self._described:
+            self._tracking.resume(self._run)
+            self._tracking.describe(self._run, self._parameters, self._tags)
+            self._described = True
+        self._tracking.deliver(self._run)
 
 
 class _State:
-    """How far a run's metrics were delivered, and to which MLflow run, kept in the run directory."""
+    """How far a run's metrics were delivered, and to which MLflow run, kept in the run directory.
+
+    ``steps`` is the last step sent of each kind of line.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
-        self._path = run.path / "mlflow.json"
+        self._path = run.delivery_file
         try:
             values = json.loads(self._path.read_text())
         except (FileNotFoundError, ValueError):
@@ -191,9 +230,11 @@ class _State:
         self.uri: str = values.get("uri", "")
         self.run_id: str = values.get("run_id", "")
         self.sent: int = values.get("sent", 0)
+        self.steps: dict[str, int] = values.get("steps", {})
 
-    def save(self, *, uri: str, run_id: str, sent: int) -> None:
-        write_json(self._path, {"uri": uri, "run_id": run_id, "sent": sent})
+    def save(self, *, uri: str, run_id: str, sent: int, steps: dict[str, int]) -> None:
+        self.uri, self.run_id, self.sent, self.steps = uri, run_id, sent, dict(steps)
+        write_json(self._path, {"uri": uri, "run_id": run_id, "sent": sent, "steps": steps})
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -207,7 +248,9 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _metrics(line: dict[str, Any]) -> list[Any]:
     from mlflow.entities import Metric
 
-    names = _METRIC_NAMES.get(line["kind"], {})
+    names: Mapping[str, str] = _METRIC_NAMES[line["kind"]]
+    if line["kind"] == "system":
+        names = {key: f"system/{key}" for key in line.keys() - {"kind", "step", "time"}}
     milliseconds = int(line.get("time", 0) * 1000)
     return [Metric(name, float(line[key]), milliseconds, line["step"]) for key, name in names.items() if key in line]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 import torch
 
 from resnet_pipeline.adapters.datasets import open_dataset_at
+from resnet_pipeline.adapters.s3 import storage_at
+from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.training.context import local_device
-from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.context import TIMEOUT_VARIABLE, collective_timeout, local_device
+from resnet_pipeline.training.loop import TakenOverError, train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace, replacing
+
+_SECONDS_BETWEEN_LOOKS = 0.2  # at the stop file, which may lie on a network drive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,8 @@ def ray_cluster() -> Iterator[Resources]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a fit is noticed
+    # a worker that does not answer Ray is as lost as one that does not answer the others
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(collective_timeout().total_seconds()))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences its warning
     import ray
 
@@ -93,37 +100,57 @@ def keeping_ray() -> Iterator[None]:
 _keepers: list[int] = []
 
 
-def check_workers(workers: int, resources: Resources) -> None:
+def check_workers(least: int, resources: Resources) -> None:
     """Raise UserError when the cluster can never have this many workers: a GPU each where it has any, else a CPU."""
     kind, most = ("GPUs" if resources.gpus else "CPUs"), resources.most_workers()
-    if workers > most:
+    if least > most:
         have = resources.gpus or sum(cpus for cpus, _ in resources.nodes)
         raise UserError(
-            f"workers={workers}, but the Ray cluster has {have} {kind} on {len(resources.nodes)} node(s), so at most "
+            f"workers={least}, but the Ray cluster has {have} {kind} on {len(resources.nodes)} node(s), so at most "
             f"{most} workers; name fewer with --workers, or set RAY_ADDRESS to a larger cluster"
         )
 
 
 def fit(
-    run: RunDirectory, workspace: Workspace, dataset: str, *, workers: int, resources: Resources, max_failures: int = 3
+    run: RunDirectory,
+    workspace: Workspace,
+    dataset: str,
+    *,
+    counts: tuple[int, ...],
+    resources: Resources,
+    max_failures: int = 3,
+    mirror: str | None = None,
 ) -> None:
     """Train the run on Ray Train workers, on the dataset at an address; returns when it is finished or was stopped.
 
-    A worker or node that dies is replaced and the run goes on from its newest checkpoint, ``max_failures`` times.
-    Raises UserError with the worker's own message where that is one, else Ray's TrainingFailedError.
+    ``counts`` are the numbers of workers that the run may have, in increasing order: one, or several for an elastic
+    run, which takes the largest that there is room for, now and whenever nodes come or go. A worker or node that dies
+    is replaced and the run goes on from its newest checkpoint, ``max_failures`` times (pre-empted nodes don't count).
+    ``mirror`` is the address where checkpoints are kept too. Raises UserError with the worker's own message where that
+    is one, else Ray's TrainingFailedError.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    check_workers(workers, resources)
+    check_workers(counts[0], resources)
     use_gpu = resources.gpus > 0
-    cpus = resources.cpus_per_worker(workers)
-    trainer = TorchTrainer(
+    cpus = resources.cpus_per_worker(min(counts[-1], resources.most_workers()))
+    seconds = collective_timeout().total_seconds()
+    trainer = _trainer_class(counts)(
         _work,
-        train_loop_config={"run": str(run.path), "dataset": dataset, "root": str(workspace.root), "threads": cpus},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        train_loop_config={
+            "run": str(run.path),
+            "dataset": dataset,
+            "root": str(workspace.root),
+            "threads": cpus,
+            "timeout": seconds,
+            "mirror": mirror,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(seconds)),
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+            num_workers=counts[0] if len(counts) == 1 else (counts[0], counts[-1]),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
             name=run.name,
@@ -132,6 +159,30 @@ def fit(
         ),
     )
     trainer.fit()
+
+
+def _trainer_class(counts: tuple[int, ...]) -> Any:
+    """Return TorchTrainer; for several counts one that starts and resizes to these only.
+
+    Ray's elastic policy takes any number in its range, also one that can't share the batch.
+    """
+    from ray.train.torch import TorchTrainer
+
+    if len(counts) == 1:
+        return TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+    class TheseCounts(ElasticScalingPolicy):  # type: ignore[misc]
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            possible = super()._count_possible_workers(reserved_resources)
+            return max((count for count in counts if count <= possible), default=0)
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            policy = TheseCounts(self.scaling_config)
+            return super()._initialize_and_run_controller(**{**arguments, "scaling_policy": policy})
+
+    return Trainer
 
 
 class RayContext:
@@ -146,6 +197,8 @@ class RayContext:
         self.world_size: int = context.get_world_size()
         self.device: torch.device = get_device() if torch.cuda.is_available() else local_device()
         self._run = run
+        self._looked = 0.0
+        self._preempted: set[str] = set()
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Report to Ray's controller; a barrier over the ranks."""
@@ -154,19 +207,42 @@ class RayContext:
         report(dict(metrics))
 
     def should_stop(self) -> bool:
-        """Return whether the driver asked for a stop."""
+        """Return whether the driver asked for a stop; rank 0 looks, a few times a second."""
+        now = time.monotonic()
+        if self.rank or now - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return False
+        self._looked = now
         return self._run.stop_file.exists()
+
+    def should_save(self) -> bool:
+        """Return whether Ray announced since the last call that a node of ours will be taken away."""
+        from ray.train import get_preemption_info
+
+        info = get_preemption_info()
+        nodes = set(info.preempted_node_ids) if info else set()
+        new = nodes - self._preempted
+        self._preempted |= nodes
+        return bool(new)
 
 
 def _work(arguments: dict[str, Any]) -> None:
     run = RunDirectory.open(Path(arguments["run"]))
     torch.set_num_threads(arguments["threads"])
+    os.environ[TIMEOUT_VARIABLE] = str(arguments["timeout"])
+    mirror = mirror_of(run, arguments["mirror"])
     try:
         # with the settings of its own node: each has its own cache
         dataset = open_dataset_at(Workspace(Path(arguments["root"])), arguments["dataset"])
-        train(run, dataset, RayContext(run))
+        train(run, dataset, RayContext(run), mirror=mirror)
+    except TakenOverError:
+        raise  # a later attempt goes on; what it does is no concern of this one's
     except UserError as error:
         # The driver watches for this file: what the user has to mend is not retried.
         with replacing(run.error_file) as temporary:
             temporary.write_text(str(error))
         raise
+
+
+def mirror_of(run: RunDirectory, address: str | None) -> Storage | None:
+    """Return where a run's checkpoints are kept a second time: a folder of its own below the address, or nowhere."""
+    return storage_at(f"{address.rstrip('/')}/{run.name}") if address else None

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.augment import plan_crops
-from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.data.dataset import SHARDS, Dataset, Split
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.data.order import samples_at
+from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.recipes import get_recipe
@@ -28,6 +30,7 @@ from resnet_pipeline.report.contact_sheet import Example, contact_sheet
 from resnet_pipeline.workspace import Workspace, replacing
 
 _CHUNK = 64
+_BLOCK = 2**20  # bytes hashed at once
 _SMALL = 64  # a dataset of smaller images is shown as the CIFAR-10 recipes train on it
 
 
@@ -59,14 +62,14 @@ def verify_dataset(
 
     Raises UserError where the dataset can't be opened: missing, or its manifest, index or mean image damaged.
     """
-    dataset = Dataset.open(workspace.dataset(name))
+    dataset = open_dataset(workspace, name)
     shards = {s["file"]: s["sha256"] for split in dataset.manifest["splits"].values() for s in split["shards"]}
     total, done = sum(len(split) for split in dataset.splits.values()), 0
     bad_shards: list[dict[str, str]] = []
     bad_samples: list[dict[str, str]] = []
 
     def check(chunk: _Chunk) -> tuple[int, str | None, list[dict[str, str]]]:
-        fault = _shard_fault(dataset.path / "shards" / chunk.shard, shards[chunk.shard]) if chunk.first else None
+        fault = _shard_fault(dataset.storage, chunk.shard, shards[chunk.shard]) if chunk.first else None
         return len(chunk.samples), fault, list(_sample_faults(dataset.splits[chunk.split], chunk))
 
     with (
@@ -104,12 +107,15 @@ def _chunks(dataset: Dataset) -> Iterator[_Chunk]:
                 yield _Chunk(name, shard, range(start, min(start + _CHUNK, samples[-1] + 1)), start == samples[0])
 
 
-def _shard_fault(path: Path, sha256: str) -> str | None:
+def _shard_fault(storage: Storage, shard: str, sha256: str) -> str | None:
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return f"can't be read: {error.strerror or error}"
+        with storage.open(f"{SHARDS}/{shard}") as file:
+            digest = hashlib.sha256()
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except (UserError, OSError) as error:
+        return str(error)
+    found = digest.hexdigest()
     return None if found == sha256 else "does not match its checksum in the manifest"
 
 
@@ -135,7 +141,7 @@ def _sample_fault(split: Split, sample: int) -> str | None:
 
 def dataset_stats(workspace: Workspace, name: str) -> dict[str, Any]:
     """Return what is in a dataset as plain JSON types: images, classes, sizes, bytes per split; pixel statistics."""
-    dataset = Dataset.open(workspace.dataset(name))
+    dataset = open_dataset(workspace, name)
     manifest = dataset.manifest
     return {
         "name": dataset.name,
@@ -151,12 +157,12 @@ def dataset_stats(workspace: Workspace, name: str) -> dict[str, Any]:
 
 
 def _split_stats(split: Split, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    per_class = np.bincount(split.labels)
+    per_class = np.bincount(split.labels[split.labels >= 0])  # an unlabelled test split has -1
     per_class = per_class[per_class > 0]
     return {
         "images": len(split),
         "classes": len(per_class),
-        "images_per_class": _spread(per_class),
+        "images_per_class": _spread(per_class) if len(per_class) else {"least": 0, "median": 0, "most": 0},
         "width": _spread(split.width),
         "height": _spread(split.height),
         "shards": len(shards),
@@ -183,7 +189,7 @@ def show_dataset(
     Without a recipe, images are cut as ImageNet's are, small ones as CIFAR-10's. Raises UserError for an unknown
     recipe, or an output that can't be written.
     """
-    dataset = Dataset.open(workspace.dataset(name))
+    dataset = open_dataset(workspace, name)
     train = dataset.splits["train"]
     small = max(np.median(train.width), np.median(train.height)) <= _SMALL
     config = get_recipe(recipe or ("cifar10/resnet20" if small else "imagenet/resnet50"))

@@ -100,6 +100,10 @@ class TrainingProgress:
             self._say(f"{self._config.recipe}: {describe(line)}; traces in {self._run.profile}")
         if line["kind"] == "validation":
             self._validation = f"  val error {line['top1']:.2f} %"
+        if line["kind"] == "note":
+            self._say(f"{self._config.recipe}: {line['text']}")
+        if line["kind"] == "resume" and line["step"]:
+            self._say(f"{self._config.recipe}: {line.get('workers')} worker(s) go on from step {line['step']}")
         if line["kind"] != "train":
             return
         step, rate = line["step"], line["images_per_second"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow_registry import ModelVersion, register
 from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
-from resnet_pipeline.adapters.ray_train import check_workers, fit, ray_cluster
+from resnet_pipeline.adapters.ray_train import check_workers, fit, mirror_of, ray_cluster
 from resnet_pipeline.config import RunConfig, to_dict
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import StoppedError, UserError
@@ -23,12 +24,15 @@ from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.progress import TrainingProgress
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.training.checkpoint import newest_checkpoint
+from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
+from resnet_pipeline.training.workers import Workers
 from resnet_pipeline.workspace import Workspace, write_json
 
 Say = Callable[[str], None]
 
+MIRROR_VARIABLE = "RESNET_PIPELINE_MIRROR"
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
@@ -47,16 +51,20 @@ def train_run(
     config: RunConfig,
     dataset_name: str,
     *,
-    workers: int | None = None,
+    workers: int | str | None = None,
+    max_failures: int = 3,
+    mirror: str | None = None,
     profile: bool = False,
     quiet: bool = False,
     say: Say = print,
 ) -> TrainedRun:
     """Train a config on a staged dataset; go on where an earlier start stopped.
 
-    ``workers`` None takes every GPU of the cluster, or one worker where there is none, as far as the batch divides.
-    ``profile`` traces a few steps and says what they are bound by (``training.profile``).
-    Raises UserError for what the user can mend, StoppedError after Ctrl-C.
+    ``workers`` is a number or a range ("1-4": as many as there is room for, now and later); None takes every GPU of
+    the cluster, or one worker where there is none, as far as the batch divides. ``max_failures`` workers or nodes may
+    die. ``mirror`` is a folder or ``s3://`` address where checkpoints are kept too, and found where this root has
+    none; None takes the environment's RESNET_PIPELINE_MIRROR. ``profile`` traces a few steps and says what they are
+    bound by (``training.profile``). Raises UserError for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
     """
     dataset = open_dataset(workspace, dataset_name)
     tracking = Tracking(workspace)
@@ -65,7 +73,10 @@ def train_run(
     if reused:
         say(f"{config.recipe}: finished before ({run.name}); nothing to train")
     else:
-        _train(workspace, config, dataset, workers, tracking, profile=profile, quiet=quiet, say=say)
+        mirror = mirror or os.environ.get(MIRROR_VARIABLE)
+        _train(
+            workspace, config, dataset, workers, tracking, max_failures, mirror, profile=profile, quiet=quiet, say=say
+        )
     result = run.result()
     if result is None:
         raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there")
@@ -99,9 +110,14 @@ def most_workers(config: RunConfig, gpus: int) -> int:
 
 
 @contextmanager
-def delivering(tracking: Tracking, run: RunDirectory, say: Say) -> Iterator[None]:
-    """Deliver the run's metrics while inside, and what is left at the end; after an error the MLflow run says so."""
-    sender = MetricsSender(tracking, run, say=say)
+def delivering(
+    tracking: Tracking, run: RunDirectory, say: Say, tags: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Deliver the run's metrics while inside, and what is left at the end; after an error the MLflow run says so.
+
+    Its parameters, and ``tags``, go first.
+    """
+    sender = MetricsSender(tracking, run, parameters=_flat(to_dict(run.config())), tags=tags or {}, say=say)
     try:
         yield
     except BaseException as error:
@@ -116,8 +132,10 @@ def _train(
     workspace: Workspace,
     config: RunConfig,
     dataset: Dataset,
-    workers: int | None,
+    workers: int | str | None,
     tracking: Tracking,
+    max_failures: int,
+    mirror: str | None,
     *,
     profile: bool,
     quiet: bool,
@@ -125,11 +143,10 @@ def _train(
 ) -> None:
     if profile and config.steps < LEAST_STEPS:
         raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
-    if workers is not None:
-        config.check_workers(workers)
+    counts = () if workers is None else Workers.of(workers).counts(config)
     with ray_cluster() as resources:
-        count = workers if workers is not None else most_workers(config, resources.gpus)
-        check_workers(count, resources)
+        counts = counts or (most_workers(config, resources.gpus),)
+        check_workers(counts[0], resources)
         about = {"name": dataset.name, "fingerprint": dataset.fingerprint, "classes": list(dataset.classes)}
         run = RunDirectory.create(workspace.runs, config, about)
         run.stop_file.unlink(missing_ok=True)
@@ -137,15 +154,28 @@ def _train(
         run.profile_request.unlink(missing_ok=True)
         if profile:
             run.profile_request.touch()
+        for line in _fetched(run, mirror):
+            say(line)
         path, problems = newest_checkpoint(run.checkpoints)
         for problem in problems:
             say(problem)
         if path:
             say(f"{config.recipe}: going on from {path.name}")
         progress = TrainingProgress(run, config, quiet=quiet, say=say)
-        say(f"{config.recipe}: starting {count} worker(s) for {config.steps} steps of {config.batch} images")
-        with delivering(tracking, run, say), _stop_on_interrupt(run, say):
-            fitting = _in_thread(lambda: fit(run, workspace, dataset.storage.url, workers=count, resources=resources))
+        named = " or ".join(map(str, counts))
+        say(f"{config.recipe}: starting {named} worker(s) for {config.steps} steps of {config.batch} images")
+        with delivering(tracking, run, say, start_tags(run, dataset, counts)), _stop_on_signal(run, say):
+            fitting = _in_thread(
+                lambda: fit(
+                    run,
+                    workspace,
+                    dataset.storage.url,
+                    counts=counts,
+                    resources=resources,
+                    max_failures=max_failures,
+                    mirror=mirror,
+                )
+            )
             while not fitting.done():
                 progress.poll()
                 if run.error_file.exists():
@@ -160,6 +190,11 @@ def _train(
                 raise UserError(
                     f"{config.recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}"
                 ) from error
+
+
+def _fetched(run: RunDirectory, mirror: str | None) -> list[str]:
+    storage = mirror_of(run, mirror)
+    return fetch_newer(run, storage) if storage else []
 
 
 def _in_thread(call: Callable[[], None]) -> Future[None]:
@@ -178,8 +213,8 @@ def _in_thread(call: Callable[[], None]) -> Future[None]:
 
 
 @contextmanager
-def _stop_on_interrupt(run: RunDirectory, say: Say) -> Iterator[None]:
-    """Inside, the first Ctrl-C asks the workers to save and stop; a second one interrupts at once."""
+def _stop_on_signal(run: RunDirectory, say: Say) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM asks the workers to save and stop; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -188,13 +223,14 @@ def _stop_on_interrupt(run: RunDirectory, say: Say) -> Iterator[None]:
         if run.stop_file.exists():
             raise KeyboardInterrupt
         run.stop_file.touch()
-        say("\nstopping: saving the state at the next log point (Ctrl-C again to leave at once)")
+        say("\nstopping: saving the state at the next step (Ctrl-C again to leave at once)")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: dict[str, Any]) -> None:
@@ -202,7 +238,7 @@ def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: D
     marker = run.path / "recorded"
     if marker.exists() and marker.read_text() == tracking.run_id(run):
         return
-    tracking.describe(run, _flat(to_dict(config)), _tags(run, dataset, result))
+    tracking.describe(run, _flat(to_dict(config)), {**start_tags(run, dataset), **_result_tags(result)})
     tracking.log_values(
         run,
         {"training_seconds": result["seconds"], "training_images_per_second": result["images_per_second"]},
@@ -217,16 +253,24 @@ def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: D
     marker.write_text(tracking.run_id(run))
 
 
-def _tags(run: RunDirectory, dataset: Dataset, result: dict[str, Any]) -> dict[str, str]:
+def start_tags(run: RunDirectory, dataset: Dataset, counts: Sequence[int] = ()) -> dict[str, str]:
+    """Return what is known of a run before its first step: recipe, data, code, environment, hardware, workers."""
     return {
         "run": run.name,
+        "recipe": run.config().recipe,
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
-        "weights_sha256": result["weights_sha256"],
         "git_commit": git_commit() or "not a git checkout",
+        **({"workers": " or ".join(map(str, counts))} if counts else {}),
+        **environment(),
+    }
+
+
+def _result_tags(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "weights_sha256": result["weights_sha256"],
         "device": result["device"],
         "workers": str(result["workers"]),
-        **environment(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on, atomic, verified when read.
+"""Checkpoints: everything that a run needs to go on, verified when read.
 
 ``step-00001000.pt`` holds the tensors, ``step-00001000.json`` beside it the file's SHA-256; the second is written
 last, so a checkpoint exists once its JSON does. Files are read with ``weights_only=True``: nothing in them can run.
@@ -6,10 +6,10 @@ last, so a checkpoint exists once its JSON does. Files are read with ``weights_o
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,130 +19,118 @@ import torch
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import replacing, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(UserError):
-    """A checkpoint that does not belong to this run, or that a newer version wrote."""
+    """A checkpoint that does not belong to this run, that another version wrote, or that is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state after ``step`` optimiser steps.
+    """The state after ``step`` optimiser steps of the run of this name (recipe, dataset, seed, config).
 
-    ``statistics`` [W, K] are each rank's batch-norm statistics; a resumption with another number of ranks takes their
-    mean. ``extra`` is plain JSON: schedule state, best error, seconds of training so far. ``ema`` are the averaged
-    weights of a run that averages them.
+    ``statistics`` [W, K] are each rank's batch-norm statistics, ``sums`` float64 [W, 3] its loss, wrong answers and
+    images since the last log point. A resumption with another number of ranks takes the statistics' mean and the
+    sums' total. ``extra`` is plain JSON: schedule state, best validation error, seconds of training so far. ``ema`` are
+    the averaged weights of a run that averages them. Order and augmentation are functions of the step, and nothing in
+    training draws from a generator, so there is no RNG state; nothing is scaled, so there is no scaler's.
     """
 
     step: int
-    config_hash: str
+    run: str
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     statistics: torch.Tensor
+    sums: torch.Tensor
     extra: dict[str, Any]
     ema: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def payload(self) -> dict[str, Any]:
+        """Return the checkpoint as the plain dictionary that is stored."""
+        return {"format": FORMAT, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
 
-class CheckpointWriter:
-    """Writes checkpoints in a background thread, one at a time, and keeps the newest ``keep``."""
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        self._folder = folder
-        self._keep = keep
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """Return where the tensors of the checkpoint of a step lie."""
+    return folder / f"step-{step:08d}.pt"
 
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Copy the tensors to host memory and return; the file is written behind. Raises what the last write raised."""
-        self.wait()
-        payload = _to_cpu(
-            {
-                "format": FORMAT,
-                "config_hash": checkpoint.config_hash,
-                "step": checkpoint.step,
-                "model": checkpoint.model,
-                "optimizer": checkpoint.optimizer,
-                "statistics": checkpoint.statistics,
-                "extra": checkpoint.extra,
-                "ema": checkpoint.ema,
-            }
+
+def write_checkpoint(folder: Path, payload: dict[str, Any], *, top1: float | None = None) -> Path:
+    """Write a payload of CPU tensors atomically, then its checksum; ``top1`` is the validation error at that step.
+
+    Raises OSError where there is no space, say; what was there before stays.
+    """
+    path = checkpoint_file(folder, payload["step"])
+    with replacing(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(payload, file)
+        except RuntimeError as error:  # what PyTorch's writer makes of the file's own error
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        digest = sha256_of(temporary)
+        size = temporary.stat().st_size
+    write_json(path.with_suffix(".json"), {"step": payload["step"], "sha256": digest, "bytes": size, "top1": top1})
+    return path
+
+
+def read_checkpoint(path: Path, *, run: str) -> Checkpoint:
+    """Read a checkpoint of the run of this name; CheckpointError where it is another's or unreadable."""
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is no readable checkpoint: {reason}") from None
+    found = payload.get("format") if isinstance(payload, dict) else None
+    if found != FORMAT:
+        newer = "; a newer version wrote it: update this one" if isinstance(found, int) and found > FORMAT else ""
+        raise CheckpointError(f"{path} has format {found}, and this version reads {FORMAT}{newer}")
+    if payload.get("run") != run:
+        raise CheckpointError(
+            f"{path} belongs to the run {payload.get('run')} (recipe, dataset, seed, config), not to {run}; remove it"
         )
-        self._pending = self._thread.submit(self._write, checkpoint.step, payload)
-
-    def wait(self) -> None:
-        """Wait until what was asked for is on disk; raise UserError if it could not be written."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        try:
-            pending.result()
-        except OSError as error:
-            raise UserError(
-                f"checkpoint not written to {self._folder}: {error}; earlier checkpoints are intact"
-            ) from error
-
-    def close(self) -> None:
-        """Wait for the last write and end the thread."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-
-    def _write(self, step: int, payload: dict[str, Any]) -> None:
-        path = self._folder / f"step-{step:08d}.pt"
-        with replacing(path) as temporary:
-            torch.save(payload, temporary)
-            digest = _sha256(temporary)
-        write_json(path.with_suffix(".json"), {"step": step, "sha256": digest, "bytes": path.stat().st_size})
-        for old in _steps(self._folder)[: -self._keep]:
-            (self._folder / f"step-{old:08d}.json").unlink(missing_ok=True)
-            (self._folder / f"step-{old:08d}.pt").unlink(missing_ok=True)
+    try:
+        return Checkpoint(**{key: value for key, value in payload.items() if key != "format"})
+    except TypeError as error:
+        raise CheckpointError(f"{path} is no complete checkpoint: {error}") from None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint whose checksum is right, and a line for each damaged newer one."""
     problems: list[str] = []
-    for step in reversed(_steps(folder)):
-        path = folder / f"step-{step:08d}.pt"
+    for step in reversed(checkpoint_steps(folder)):
+        path = checkpoint_file(folder, step)
         try:
-            if _sha256(path) == json.loads(path.with_suffix(".json").read_text())["sha256"]:
+            if sha256_of(path) == recorded(path)["sha256"]:
                 return path, problems
             problems.append(f"{path.name} does not match its checksum; falling back to the one before")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path.name} can't be read ({error}); falling back to the one before")
+    if problems:
+        problems.append(f"no checkpoint in {folder} is left; the run starts again from step 0")
     return None, problems
 
 
-def read_checkpoint(path: Path, *, config_hash: str) -> Checkpoint:
-    """Read a checkpoint of the run with this config hash; CheckpointError where it is another's or unreadable."""
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is no readable checkpoint: {reason}") from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        found = payload.get("format") if isinstance(payload, dict) else None
-        raise CheckpointError(f"{path} has format {found}; this version reads {FORMAT}")
-    if payload["config_hash"] != config_hash:
-        raise CheckpointError(f"{path} belongs to config {payload['config_hash']}, not to this run's {config_hash}")
-    return Checkpoint(**{key: value for key, value in payload.items() if key != "format"})
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of which there is a checkpoint, whole or damaged, in increasing order."""
+    names = (p.stem.removeprefix("step-") for p in folder.glob("step-*.json"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _steps(folder: Path) -> list[int]:
-    return sorted(int(p.stem.removeprefix("step-")) for p in folder.glob("step-*.json"))
+def remove_checkpoint(folder: Path, step: int) -> None:
+    """Remove a checkpoint, its JSON first: what is left half removed does not count."""
+    path = checkpoint_file(folder, step)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def recorded(path: Path) -> dict[str, Any]:
+    """Return what was noted with a checkpoint: step, sha256, bytes, top1. Raises OSError or ValueError."""
+    noted: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    return noted
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_cpu(item) for item in value]
-    return value

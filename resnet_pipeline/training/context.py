@@ -8,14 +8,21 @@ in a single process.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+
+from resnet_pipeline.errors import UserError
+
+TIMEOUT_VARIABLE = "RESNET_PIPELINE_TIMEOUT"
 
 
 class Context(Protocol):
@@ -37,7 +44,13 @@ class Context(Protocol):
         """Tell the launcher about progress; called equally often on every rank."""
 
     def should_stop(self) -> bool:
-        """Return whether this process was asked to stop (a signal, a pre-emption notice)."""
+        """Return whether this process was asked to save and stop; called at every step, so it must be cheap."""
+
+    def should_save(self) -> bool:
+        """Return whether a pre-emption was announced since the last call.
+
+        Called at the same step on every rank, every few seconds; every rank gets the same answer.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +69,102 @@ class LocalContext:
         """Return what the caller's ``stop`` says."""
         return self.stop()
 
+    def should_save(self) -> bool:
+        """Return False: a plain process is told by a signal, and stops."""
+        return False
+
 
 def local_device(local_rank: int = 0) -> torch.device:
     """Return this process's GPU where there is one, else the CPU."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def collective_timeout() -> timedelta:
+    """Return how long a collective may take before the attempt ends: RESNET_PIPELINE_TIMEOUT seconds, else 600."""
+    text = os.environ.get(TIMEOUT_VARIABLE, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86_400:
+        raise UserError(f"{TIMEOUT_VARIABLE} must be a number of seconds from 1 to 86400, not {text!r}")
+    return timedelta(seconds=seconds)
+
+
 @contextmanager
 def torchrun_context() -> Iterator[LocalContext]:
-    """Join the process group that torchrun's environment describes; a single process where there is none."""
+    """Join the process group that torchrun's environment describes; a single process where there is none.
+
+    SIGTERM (torchrun's, Slurm's and a spot machine's warning) asks the loop to save and stop at its next step.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     device = local_device(int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world == 1:
-        yield LocalContext(device=device)
+    with stop_on_sigterm() as stop:
+        if world == 1:
+            yield LocalContext(device=device, stop=stop)
+            return
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=collective_timeout())
+        try:
+            yield LocalContext(rank=dist.get_rank(), world_size=world, device=device, stop=stop)
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM came since; outside the main thread no signal can be caught."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told.is_set
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
     try:
-        yield LocalContext(rank=dist.get_rank(), world_size=world, device=device)
+        yield told.is_set
     finally:
-        dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, before)
+
+
+class Notice(IntEnum):
+    """What a rank has to tell the others; the highest wins."""
+
+    NONE = 0
+    LOOK = 1
+    """Time to ask the launcher for warnings, together."""
+    STOP = 2
+    """Save and stop."""
+
+
+class Notices:
+    """What any rank was told, known to all at the same step, without a step waiting for it.
+
+    Each `exchange` starts an all-reduce beside the training and takes the result of the one before: at most one step
+    late. It runs over gloo, also where the gradients run over NCCL, and never waits for the device.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._group: Any = None
+        if world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=collective_timeout())
+        self._under_way: tuple[torch.Tensor, Any] | None = None
+
+    def exchange(self, own: Notice) -> Notice:
+        """Take in this rank's notice; return the highest of all ranks at their last exchange (alone: this one)."""
+        if self._group is None:
+            return own
+        agreed = self.last()
+        value = torch.tensor([int(own)])
+        self._under_way = value, dist.all_reduce(value, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def last(self) -> Notice:
+        """Wait for the exchange that is under way and return what came of it."""
+        if self._under_way is None:
+            return Notice.NONE
+        (value, work), self._under_way = self._under_way, None
+        work.wait()
+        return Notice(int(value))
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -93,6 +181,15 @@ def all_gather(tensor: torch.Tensor, world_size: int) -> torch.Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size)]
     dist.all_gather(parts, tensor)
     return torch.stack(parts)
+
+
+def all_gather_objects(value: Any, world_size: int) -> list[Any]:
+    """Return every rank's value of a small picklable object, by rank."""
+    if world_size == 1:
+        return [value]
+    found: list[Any] = [None] * world_size
+    dist.all_gather_object(found, value)
+    return found
 
 
 def from_rank_zero(value: Any, world_size: int) -> Any:

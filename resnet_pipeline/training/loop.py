@@ -6,15 +6,19 @@ and knows nothing of who started it.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_pipeline.config import AugmentConfig, config_hash
+from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, view_batches
+from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models.weights import save_weights, weights_sha256
@@ -24,46 +28,100 @@ from resnet_pipeline.training.bn_stats import (
     load_statistics,
     recompute_statistics,
 )
-from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint, read_checkpoint
+from resnet_pipeline.training.checkpoint import newest_checkpoint, read_checkpoint
+from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
 from resnet_pipeline.training.classifier import build_classifier
-from resnet_pipeline.training.context import Context, all_reduce_sum, from_rank_zero
+from resnet_pipeline.training.context import (
+    Context,
+    Notice,
+    Notices,
+    all_gather_objects,
+    all_reduce_sum,
+    collective_timeout,
+    from_rank_zero,
+)
 from resnet_pipeline.training.ema import WeightAverage
+from resnet_pipeline.training.mirror import Mirror, fetch_newer
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.phases import PhasedBatches
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
 from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
-from resnet_pipeline.training.schedule import Schedule, ScheduleState
+from resnet_pipeline.training.schedule import Schedule
 from resnet_pipeline.training.setup import compile_network, prepare_device
+from resnet_pipeline.training.state import capture, restore
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
+from resnet_pipeline.training.system import StepTimes, SystemMetrics
 from resnet_pipeline.training.throughput import Throughput
+from resnet_pipeline.training.watchdog import HangError, Watchdog
 from resnet_pipeline.workspace import write_json
+
+_SECONDS_BETWEEN_LOOKS = 2.0  # at the launcher's warnings: asking it may take some milliseconds
 
 
 class NonFiniteError(UserError):
     """The loss or a gradient was NaN or infinite; the weights are those of before that step."""
 
 
-def train(run: RunDirectory, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> bool:
-    """Train the run to its end, from its newest checkpoint where it has one.
+class TakenOverError(UserError):
+    """Another process has started to train this run; this one must not write into it any more."""
+
+
+def train(
+    run: RunDirectory,
+    dataset: Dataset,
+    context: Context,
+    *,
+    backend: Backend = "auto",
+    mirror: Storage | None = None,
+) -> bool:
+    """Train the run to its end, from its newest checkpoint where it has one, here or in the ``mirror``.
 
     Returns True when the run is finished and its result written, False when it was asked to stop and has saved its
-    state. Raises ConfigError where the workers can't share the batch, NonFiniteError, and what the loader raises.
+    state. Raises ConfigError where the workers can't share the batch, CheckpointError, NonFiniteError, HangError where
+    another process does not answer, and what the loader raises.
     """
     if from_rank_zero(run.result_file.exists(), context.world_size):
         return True
-    trainer = Trainer(run, dataset, context, backend=backend)
+    limit = collective_timeout().total_seconds()
+    trainer = None
     try:
+        trainer = Trainer(run, dataset, context, backend=backend, mirror=mirror)
         return trainer.run_to_end()
+    except RuntimeError as error:
+        if "timed out" not in str(error).lower():
+            raise
+        where = f"at step {trainer.step}" if trainer else "at the start"
+        message = f"a worker did not answer rank {context.rank} for {limit:.0f} s {where}; this attempt ends"
+        note(run, trainer.step if trainer else 0, message)
+        raise HangError(f"{message}, and the run goes on from its newest checkpoint") from error
     finally:
-        trainer.close()
+        if trainer:
+            trainer.close()
+
+
+def note(run: RunDirectory, step: int, line: str) -> None:
+    """Say something that happened to a run: on stdout, and in its metrics, where whoever started it reads it."""
+    print(line, flush=True)
+    log = MetricsLog(run.metrics_file)
+    log.append("note", step, text=line)
+    log.close()
 
 
 class Trainer:
     """The state of a run in one of its processes."""
 
-    def __init__(self, run: RunDirectory, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        dataset: Dataset,
+        context: Context,
+        *,
+        backend: Backend = "auto",
+        mirror: Storage | None = None,
+    ) -> None:
         self.run, self.dataset, self.context, self.backend = run, dataset, context, backend
         self.config = config = run.config()
+        self.step = 0
         config.check_workers(context.world_size)
         prepare_device(context.device, config.precision)
         self.classifier = build_classifier(config.model, dataset, seed=config.seed, precision=config.precision)
@@ -74,19 +132,39 @@ class Trainer:
         self.schedule = Schedule(config.schedule, lr=config.optim.lr, steps=config.steps)
         self.guard = FiniteGuard(self.optimizer, context.device)
         self.sums = RunningSums(context.device)
-        self.step = 0
         self.seconds_before = 0.0
+        self.measured_from = 0  # the step of the last log point, or of the resumption
         self.last_train: dict[str, float] = {}
-        self.recent: list[torch.Tensor] = []  # sample numbers since the last log point, to name a bad batch
+        self.best: dict[str, float] = {}  # step and top1 of the lowest validation error so far
+        self.errors: dict[str, float] = {}
+        self.validated = -1  # the step that ``errors`` are of
+        self.identity = run.identity()
+        self.owner = f"{os.getpid()}-{time.time_ns()}"
         lead = context.rank == 0
-        self.log = MetricsLog(run.metrics_file) if lead else None
-        self.writer = CheckpointWriter(run.checkpoints) if lead else None
-        self._resume()
+        if lead:
+            self._prepare(mirror)
+        self.log = self._resume()
         self.model: torch.nn.Module = self.classifier
         if context.world_size > 1:
             # batch-norm statistics stay each rank's own: they are averaged where they are used
-            self.model = DistributedDataParallel(self.classifier, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.model = DistributedDataParallel(
+                self.classifier,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                # DDP rearranges its buckets after its first step unless parameters may be unused, and a ring of 3
+                # or more ranks adds in an order that depends on the place in a bucket: the first step after a
+                # resumption would differ in the last bit. (PyTorch warns that none was unused; that is so.)
+                find_unused_parameters=context.device.type == "cpu",
+            )
+        self.mirror = Mirror(run, mirror, say=self._say) if lead and mirror else None
+        sent = self.mirror.send_soon if self.mirror else lambda: None
+        self.writer = CheckpointWriter(run.checkpoints, written=sent, say=self._say) if lead else None
+        self.watchdog = Watchdog(2 * collective_timeout().total_seconds(), lambda: f"after step {self.step}")
+        self.notices = Notices(context.world_size)
+        self.looked = time.monotonic()
         self.throughput = Throughput()
+        self.step_times = StepTimes()
+        self.system = SystemMetrics(context.device)
         self.profile: Profile | None = None
         left = config.steps - self.step
         if from_rank_zero(run.profile_request.exists(), context.world_size) and left >= LEAST_STEPS:
@@ -99,28 +177,58 @@ class Trainer:
             self.model.train()
             while self.step < config.steps:
                 self._one_step(iter(batches))
+                notice = self.notices.exchange(self._notice())
                 if self._at(config.log_every):
                     self._log()
-                if self._at(config.eval_every) and self.step < config.steps:
-                    self._validate()
-                stopping = self._at(config.log_every) and self._asked_to_stop()
-                if self._at(config.checkpoint_every) or stopping:
+                improved = self._at(config.eval_every) and self.step < config.steps and self._validate()
+                warned = notice >= Notice.LOOK and self.context.should_save()
+                stopping = notice is Notice.STOP and self.step < config.steps
+                if self._at(config.checkpoint_every) or improved or warned or stopping:
                     self._save()
-                if stopping and self.step < config.steps:
-                    if self.writer:
-                        self.writer.wait()
+                if stopping:
+                    self._wait_for_writer()
+                    self.notices.last()
                     return False
+        self.notices.last()
         self._finish()
         return True
 
     def close(self) -> None:
-        """Wait for the checkpoint writer and close the metrics file."""
+        """Wait for the checkpoint writer and the mirror, and close the metrics file."""
+        self.watchdog.close()
+        if self.writer:
+            self.writer.close()
+        if self.mirror:
+            self.mirror.send_soon()
+            self.mirror.close()
+        if self.log:
+            self.log.close()
+
+    def _prepare(self, mirror: Storage | None) -> None:
+        """Make this attempt the run's owner, and bring what the mirror has and this machine has not."""
+        self.run.owner_file.write_text(self.owner)
         try:
-            if self.writer:
-                self.writer.close()
-        finally:
-            if self.log:
-                self.log.close()
+            lines = fetch_newer(self.run, mirror) if mirror else []
+        except UserError as error:
+            lines = [f"nothing fetched: {error}"]
+        for line in lines:
+            note(self.run, 0, line)
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+        self._append("note", text=line)
+
+    def _notice(self) -> Notice:
+        if self.context.should_stop():
+            return Notice.STOP
+        if self.context.rank == 0 and time.monotonic() - self.looked > _SECONDS_BETWEEN_LOOKS:
+            self.looked = time.monotonic()
+            return Notice.LOOK
+        return Notice.NONE
+
+    def _wait_for_writer(self) -> None:
+        if self.writer:
+            self.writer.wait()
 
     def _batches(self, start_step: int, steps: int) -> PhasedBatches:
         return PhasedBatches(self.config, start_step, steps, self._loader)
@@ -146,6 +254,8 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _one_step(self, batches: Iterator[Batch]) -> None:
+        self.watchdog.alive()
+        start = time.perf_counter()
         local = self.config.micro_batches // self.context.world_size
         with self.throughput.waiting():
             micro_batches = [next(batches) for _ in range(local)]
@@ -162,8 +272,8 @@ class Trainer:
             keep_gradients=self.compiled,
         )
         self.average.update(self.step)
-        self.recent.append(torch.cat([b.index for b in micro_batches]))
         self.step += 1
+        self.step_times.add(time.perf_counter() - start)
         if self.profile:
             self._profile(self.profile)
 
@@ -177,7 +287,10 @@ class Trainer:
 
     def _log(self) -> None:
         self._check_finite()
-        loss, error, images = self.sums.read()
+        self._check_owner()
+        loss, error, _ = self.sums.read()
+        images = (self.step - self.measured_from) * self.config.batch
+        self.measured_from = self.step
         self.schedule.observe_training(error)
         self.last_train = {"loss": loss, "error": error}
         self._append(
@@ -188,21 +301,66 @@ class Trainer:
             **self.last_train,
             shard_wait_seconds=round(self.dataset.shard_wait, 3),
             **self.throughput.read(images),
+            **self.step_times.read(),
         )
+        if self.log and self.system.due():
+            self._append("system", **self.system.read())
 
     def _check_finite(self) -> None:
         bad = self.guard.bad_step()
         if bad is not None:
-            first = self.step - len(self.recent)
-            keys = self.dataset.splits["train"].keys
-            names = [keys[i] for i in self.recent[bad - first].tolist()]
-            raise NonFiniteError(
-                f"loss or gradient not finite at step {bad} on rank {self.context.rank}; the weights are those before "
-                f"it, try a lower optim.lr; samples: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-            )
-        self.recent.clear()
+            raise NonFiniteError(self._blame(bad))
 
-    def _validate(self) -> dict[str, float]:
+    def _blame(self, step: int) -> str:
+        """Say which rank's samples made the loss or gradient of a step non-finite.
+
+        The averaged gradient is bad on every rank, but the weights are those of before the step: each rank computes
+        its micro-batches again, each alone. The guard lets no update through.
+        """
+        names: list[str] = []
+        with self._batches(step, 1) as batches:
+            for batch in batches:
+                fresh = RunningSums(self.context.device)
+                norm = train_step(
+                    self.classifier,
+                    self.optimizer,
+                    self.guard,
+                    fresh,
+                    [batch],
+                    step=step,
+                    precision=self.config.precision,
+                    label_smoothing=self.config.optim.label_smoothing,
+                )
+                if not torch.isfinite(norm):
+                    names += [self.dataset.splits["train"].keys[i] for i in batch.index.tolist()]
+        everyone = all_gather_objects(names, self.context.world_size)
+        bad = [(rank, found) for rank, found in enumerate(everyone) if found]
+        where = "; ".join(f"rank {r}, samples {', '.join(n[:8])}{' …' if len(n) > 8 else ''}" for r, n in bad[:3])
+        return (
+            f"loss or gradient not finite at step {step} on {where or 'no rank alone, only in their sum'}"
+            f"{f'; {len(bad) - 3} more ranks' if len(bad) > 3 else ''}; the weights are those before it and the last "
+            "checkpoint is good: look at the samples or try a lower optim.lr"
+        )
+
+    def _check_owner(self) -> None:
+        """Raise TakenOverError where a later attempt trains this run: a node that was cut off may live on."""
+        if self.log and self.run.owner_file.read_text() != self.owner:
+            raise TakenOverError(f"{self.run.path} is trained by another process now; this one ends")
+
+    def _validate(self) -> bool:
+        """Test in mid-training and note it; return whether the error is the lowest so far."""
+        self.errors = errors = self._errors()
+        self.schedule.observe_validation(errors["top1"])
+        improved = not self.best or errors["top1"] < self.best["top1"]
+        if improved:
+            self.best = {"step": self.step, "top1": errors["top1"]}
+        self.validated = self.step
+        self._append("validation", **errors)
+        # at validations only: under Ray a report is a barrier, and frequent ones block (its controller polls)
+        self.context.report({"step": float(self.step), **errors})
+        return improved
+
+    def _errors(self) -> dict[str, float]:
         split, views = self.dataset.eval_split, self.config.views
         counts = TopErrors()
         with self.throughput.paused(), averaged_statistics(self.classifier, self.context.world_size):
@@ -223,64 +381,40 @@ class Trainer:
                 ) as batches,
             ):
                 for batch in batches:
+                    self.watchdog.alive()
                     logits = self.classifier(batch.images[:, 0].to(self.context.device))
                     counts.add(logits, batch.labels.to(logits.device))
             self.classifier.train()
-            errors = TopErrors(all_reduce_sum(counts.sums.to(self.context.device))).errors()
-        self.schedule.observe_validation(errors["top1"])
-        self._append("validation", **errors)
-        # at validations only: under Ray a report is a barrier, and frequent ones block (its controller polls)
-        self.context.report({"step": float(self.step), **errors})
-        return errors
+            return TopErrors(all_reduce_sum(counts.sums.to(self.context.device))).errors()
 
-    def _append(self, kind: str, **values: float) -> None:
+    def _append(self, kind: str, **values: float | str) -> None:
         if self.log:
             self.log.append(kind, self.step, **values)
 
-    def _asked_to_stop(self) -> bool:
-        flag = torch.tensor([float(self.context.should_stop())], device=self.context.device)
-        return bool(all_reduce_sum(flag).item())
-
     def _save(self) -> None:
         self._check_finite()
-        statistics = gather_statistics(self.classifier, self.context.world_size)
+        self._check_owner()
+        start = time.perf_counter()
+        checkpoint = capture(self)
         if self.writer:
-            self.writer.write(
-                Checkpoint(
-                    step=self.step,
-                    config_hash=config_hash(self.config),
-                    model=self.classifier.state_dict(),
-                    optimizer=self.optimizer.state_dict(),
-                    statistics=statistics,
-                    extra={
-                        "schedule": self.schedule.state.to_dict(),
-                        "seconds": self.seconds_before + self.throughput.seconds,
-                        "last_train": self.last_train,
-                    },
-                    ema=self.average.weights,
-                )
-            )
+            top1 = self.errors["top1"] if self.validated == self.step else None
+            held = self.writer.write(checkpoint, top1=top1)
+            self._append("checkpoint", pause=round(time.perf_counter() - start, 5), bytes=held)
 
-    def _resume(self) -> None:
+    def _resume(self) -> MetricsLog | None:
+        """Take up the newest good checkpoint, if there is one; return rank 0's metrics file, which then says so."""
         newest = newest_checkpoint(self.run.checkpoints) if self.context.rank == 0 else None
         path, problems = from_rank_zero(newest, self.context.world_size)
         if path is not None:
-            checkpoint = read_checkpoint(path, config_hash=config_hash(self.config))
-            self.classifier.load_state_dict(checkpoint.model)
-            self.optimizer.load_state_dict(checkpoint.optimizer)
-            self.average.load(checkpoint.ema)
-            self.schedule.state = ScheduleState(**checkpoint.extra["schedule"])
-            statistics = checkpoint.statistics.to(self.context.device)
-            same = len(statistics) == self.context.world_size
-            load_statistics(self.classifier, statistics[self.context.rank] if same else statistics.mean(0))
-            self.step = checkpoint.step
-            self.seconds_before = checkpoint.extra["seconds"]
-            self.last_train = checkpoint.extra["last_train"]
-        if self.log and (self.step or self.run.metrics_file.stat().st_size):
-            self.log.append("resume", self.step, problems=len(problems))
-        if self.context.rank == 0:
-            for problem in problems:
-                print(problem, flush=True)
+            restore(self, read_checkpoint(path, run=self.identity))
+        if self.context.rank:
+            return None
+        log = MetricsLog(self.run.metrics_file)
+        if self.step or self.run.metrics_file.stat().st_size:
+            log.append("resume", self.step, workers=self.context.world_size)
+        for problem in problems:
+            note(self.run, self.step, problem)
+        return log
 
     def _finish(self) -> None:
         config, context = self.config, self.context
@@ -294,19 +428,22 @@ class Trainer:
                 recompute_statistics(self.classifier, batches, context.device)
         else:
             load_statistics(self.classifier, gather_statistics(self.classifier, context.world_size).mean(0))
-        errors = self._validate()
+        self._validate()
+        self._check_owner()
         if context.rank == 0:
-            self._write_result(errors)
+            self._write_result(self.errors)
 
     def _write_result(self, errors: dict[str, float]) -> None:
         seconds = self.seconds_before + self.throughput.seconds
         images = self.config.steps * self.config.batch
         digest = weights_sha256(self.classifier)
-        save_weights(
-            self.classifier,
-            self.run.weights_file,
-            {"recipe": self.config.recipe, "run": self.run.name, "weights_sha256": digest},
-        )
+        metadata = {"recipe": self.config.recipe, "run": self.run.name, "weights_sha256": digest}
+        try:
+            save_weights(self.classifier, self.run.weights_file, metadata)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.run.weights_file} can't be written: {error}; make room and start the same run again"
+            ) from error
         result: dict[str, Any] = {
             "steps": self.config.steps,
             "images": images,
@@ -317,6 +454,7 @@ class Trainer:
             "train_loss": self.last_train.get("loss"),
             "train_error": self.last_train.get("error"),
             "validation": errors,
+            "best": self.best,
             "weights_sha256": digest,
         }
         if self.log:

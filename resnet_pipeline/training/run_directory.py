@@ -9,8 +9,11 @@ Starting the same run again finds the same directory and goes on; a different co
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def delivery_file(self) -> Path:
+        """How far the metrics were delivered to MLflow, and to which run there."""
+        return self.path / "mlflow.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints."""
         return self.path / "checkpoints"
@@ -82,8 +90,13 @@ class RunDirectory:
         return self.path / "result.json"
 
     @property
+    def owner_file(self) -> Path:
+        """Names the attempt that trains this run now; an earlier one that still lives ends when it sees it."""
+        return self.path / "owner"
+
+    @property
     def stop_file(self) -> Path:
-        """Its presence asks the workers to save and stop at their next log point."""
+        """Its presence asks the workers to save and stop at their next step."""
         return self.path / "stop"
 
     @property
@@ -100,6 +113,10 @@ class RunDirectory:
     def error_file(self) -> Path:
         """What ended the last attempt, where it was something for the user to mend."""
         return self.path / "error.txt"
+
+    def identity(self) -> str:
+        """Return the name that the run's recipe, dataset, seed and config give it, however the directory is called."""
+        return run_name(self.config(), self.dataset()["fingerprint"])
 
     def config(self) -> RunConfig:
         """Read the run's config; UserError where the file is damaged."""
@@ -130,19 +147,34 @@ class RunDirectory:
 class MetricsLog:
     """The append-only metrics of a run, written by rank 0 alone.
 
-    A resumed run first appends ``{"kind": "resume", "step": s}``; readers then drop what came after step s.
+    A resumed run first appends ``{"kind": "resume", "step": s}``; readers then drop what came after step s. What a
+    full disk did not take is kept and written with the next line, so that no metric stops training.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._lock = threading.Lock()  # notes come from other threads
+        # a line that a killed process left half written must not swallow the first of this one
+        self._pending = b"" if _ends_a_line(path) else b"\n"
 
-    def append(self, kind: str, step: int, **values: float) -> None:
-        """Append one line: kind (train, validation, resume, done), step, time (Unix seconds), values."""
-        self._file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
+    def append(self, kind: str, step: int, **values: float | str) -> None:
+        """Append a line: kind (train, validation, system, checkpoint, note, resume, done), step, Unix time, values."""
+        line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n"
+        with self._lock:
+            self._pending += line.encode()
+            with suppress(OSError):
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,15 @@ class RunningSums:
         wrong = (logits.argmax(1) != labels).sum()
         self._sums += torch.stack([loss.detach().double() * len(labels), wrong.double(), wrong.new_tensor(len(labels))])
 
+    @property
+    def state(self) -> torch.Tensor:
+        """The sums of this rank, float64 [3], to go on from with `load`."""
+        return self._sums.clone()
+
+    def load(self, sums: torch.Tensor) -> None:
+        """Go on from sums [3] that an earlier `state` returned."""
+        self._sums.copy_(sums)
+
     def read(self) -> tuple[float, float, int]:
         """Return (mean loss, error in percent, images) over all ranks and start afresh."""
         loss, wrong, images = all_reduce_sum(self._sums.clone()).tolist()

@@ -1,0 +1,171 @@
+"""Checkpoints written behind the training's back, and which of them are kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.training.checkpoint import (
+    Checkpoint,
+    checkpoint_file,
+    checkpoint_steps,
+    recorded,
+    remove_checkpoint,
+    write_checkpoint,
+)
+
+_MOST_FAILURES = 3
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a background thread; keeps the newest ``keep`` and the one with the lowest error.
+
+    Training waits for a copy of the tensors, on their device, and for nothing else. At most two copies are held: the
+    one that is being written, and one that waits; if a third comes, it takes the waiting one's place. A checkpoint
+    that can't be written (no space) is said and training goes on; after three in a row `write` raises UserError. The
+    earlier ones stay. ``written`` is called, in the thread, after each.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        written: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._folder, self._keep, self._written, self._say = folder, keep, written, say
+        self._changed = threading.Condition()
+        self._waiting: tuple[dict[str, Any], float | None] | None = None
+        self._writing = self._closed = False
+        self._failures = 0
+        self._problem = ""
+        for left in folder.glob(".step-*"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def write(self, checkpoint: Checkpoint, *, top1: float | None = None) -> int:
+        """Copy the tensors and return their bytes; the file is written behind.
+
+        ``top1`` is the validation error where this step was validated.
+        """
+        if self._failures >= _MOST_FAILURES:
+            raise self._error()
+        snapshot = _copied(checkpoint.payload())
+        with self._changed:
+            self._waiting = (snapshot, top1)
+            self._changed.notify_all()
+        return _bytes(snapshot)
+
+    def wait(self) -> None:
+        """Wait until what was asked for is on disk; raise UserError if the last of it could not be written."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None and not self._writing)
+        if self._failures:
+            raise self._error()
+
+    def close(self) -> None:
+        """Wait for the last write and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _error(self) -> UserError:
+        return UserError(
+            f"checkpoint not written to {self._folder}: {self._problem}; earlier checkpoints are intact: make room "
+            "and start the same run again"
+        )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+                if self._waiting is None:
+                    return
+                (snapshot, top1), self._waiting = self._waiting, None
+                self._writing = True
+            try:
+                self._write(snapshot, top1)
+            finally:
+                del snapshot
+                with self._changed:
+                    self._writing = False
+                    self._changed.notify_all()
+
+    def _write(self, snapshot: dict[str, Any], top1: float | None) -> None:
+        step = snapshot["step"]
+        try:
+            write_checkpoint(self._folder, _on_host(snapshot), top1=top1)
+            self._remove_old(step)
+        except Exception as error:  # nothing may end this thread: training would wait for it for ever
+            self._failures = self._failures + 1 if isinstance(error, OSError) else _MOST_FAILURES
+            self._problem = str(error) or type(error).__name__
+            self._say(f"checkpoint of step {step} not written: {self._problem}; the earlier ones are intact")
+        else:
+            self._failures = 0
+            self._written()
+
+    def _remove_old(self, newest: int) -> None:
+        """Keep the last ones up to ``newest`` and the best; what is beyond it is of a history that is void."""
+        steps = checkpoint_steps(self._folder)
+        valid = [step for step in steps if step <= newest]
+        kept = {*valid[-self._keep :], *best_checkpoint(self._folder, valid)}
+        for step in steps:
+            if step not in kept:
+                remove_checkpoint(self._folder, step)
+
+
+def best_checkpoint(folder: Path, steps: list[int]) -> list[int]:
+    """Return the step with the lowest validation error, the first of equals; empty where none was validated."""
+    errors = {}
+    for step in steps:
+        try:
+            top1 = recorded(checkpoint_file(folder, step)).get("top1")
+        except (OSError, ValueError):
+            continue
+        if top1 is not None:
+            errors[step] = top1
+    return [min(errors, key=lambda step: (errors[step], step))] if errors else []
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of all tensors where they are: on a GPU that is queued behind the step, and does not wait."""
+    return _mapped(value, lambda tensor: tensor.detach().clone())
+
+
+def _on_host(snapshot: dict[str, Any]) -> Any:
+    """Return a snapshot in host memory; from a GPU through a stream of its own, beside the training's."""
+    devices = {tensor.device for tensor in _tensors(snapshot) if tensor.is_cuda}
+    if not devices:
+        return snapshot
+    (device,) = devices
+    torch.cuda.current_stream(device).synchronize()  # the copies are complete; this thread waits, not the training
+    with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+        return _mapped(snapshot, lambda tensor: tensor.cpu())
+
+
+def _bytes(snapshot: dict[str, Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(snapshot))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    _mapped(value, lambda tensor: found.append(tensor))
+    return found
+
+
+def _mapped(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, function) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mapped(item, function) for item in value]
+    return value

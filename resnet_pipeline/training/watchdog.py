@@ -1,0 +1,51 @@
+"""Ends a process that hangs: a collective that does not return, a decoder that waits for ever."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+EXIT_STATUS = 75  # EX_TEMPFAIL: starting it again may help
+
+
+class HangError(RuntimeError):
+    """Another process of the training did not answer in time; the attempt is over, its checkpoints are good."""
+
+
+class Watchdog:
+    """A thread that ends the process when `alive` was not called for ``limit`` seconds, with all stacks on stderr.
+
+    A process that waits in C code can't be sent an exception, so it is ended; whoever supervises it (Ray, torchrun)
+    starts it again from the newest checkpoint.
+    """
+
+    def __init__(self, limit: float, where: Callable[[], str]) -> None:
+        self._limit, self._where = limit, where
+        self._last = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def alive(self) -> None:
+        """Say that the process goes forward."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._limit / 4)):
+            if time.monotonic() - self._last > self._limit:
+                print(
+                    f"no progress in {self._limit:.0f} s {self._where()}: this process hangs and is ended; the run "
+                    "goes on from its newest checkpoint when it is started again",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(EXIT_STATUS)
