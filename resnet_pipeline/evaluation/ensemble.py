@@ -30,8 +30,8 @@ def errors_of(scores: Scores) -> dict[str, float]:
     places = label_places(scores.probabilities, scores.labels)
     images = max(len(places), 1)
     return {
-        "top1": 100 * np.count_nonzero(places >= 1) / images,
-        "top5": 100 * np.count_nonzero(places >= 5) / images,
+        "top1": 100 * int(np.count_nonzero(places >= 1)) / images,
+        "top5": 100 * int(np.count_nonzero(places >= 5)) / images,
         "images": float(len(places)),
     }
 
@@ -91,6 +91,7 @@ def average(
         if weights is not None and count > len(weights):
             break
         mean.add(member, 1.0 if weights is None else weights[count - 1])
+        del member  # before the next one is read
     if weights is not None and count != len(weights):
         raise UserError(f"{len(weights)} weights for another number of members")
     return mean.scores()
@@ -196,13 +197,13 @@ def _fit_logits(members: Sequence[Scores]) -> list[float]:
         z.grad = weights * (by_weight - weights @ by_weight)
         return torch.tensor(value / samples, dtype=torch.float64)
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return [float(w) for w in torch.softmax(z.detach(), 0)]
 
 
 def _terms(probabilities: npt.NDArray[np.floating], combine: Combine) -> Float64:
-    values = probabilities.astype(np.float64)
-    return np.log(np.maximum(values, _LEAST)) if combine == "logits" else values
+    values: Float64 = probabilities.astype(np.float64)
+    return values if combine == "probabilities" else np.log(np.maximum(values, _LEAST), out=values)
 
 
 def _probabilities(mean: Float64, combine: Combine) -> Float64:
@@ -220,6 +221,6 @@ def _errors_with(
     for start in range(0, len(labels), _ROWS):
         part = slice(start, start + _ROWS)
         places = label_places(total[part] + sign * _terms(member.probabilities[part], combine), labels[part])
-        wrong1 += np.count_nonzero(places >= 1)
-        wrong5 += np.count_nonzero(places >= 5)
+        wrong1 += int(np.count_nonzero(places >= 1))
+        wrong5 += int(np.count_nonzero(places >= 5))
     return {"top1": 100 * wrong1 / len(labels), "top5": 100 * wrong5 / len(labels)}
