@@ -202,15 +202,18 @@ def _fit_logits(members: Sequence[Scores]) -> list[float]:
 
 
 def _terms(probabilities: npt.NDArray[np.floating], combine: Combine) -> Float64:
-    values: Float64 = probabilities.astype(np.float64)
-    return values if combine == "probabilities" else np.log(np.maximum(values, _LEAST), out=values)
+    values: Float64 = np.array(probabilities, dtype=np.float64)
+    if combine == "logits":
+        np.log(np.maximum(values, _LEAST), out=values)
+    return values
 
 
 def _probabilities(mean: Float64, combine: Combine) -> Float64:
     if combine == "probabilities":
         return mean
     powers: Float64 = np.exp(mean - mean.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    powers /= powers.sum(1, keepdims=True)
+    return powers
 
 
 def _errors_with(
