@@ -16,6 +16,7 @@ import torch
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import check_labelled, label_places
+from resnet_pipeline.evaluation.intervals import error_interval
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples
 
 Combine = Literal["probabilities", "logits"]
@@ -34,6 +35,12 @@ def errors_of(scores: Scores) -> dict[str, float]:
         "top5": 100 * int(np.count_nonzero(places >= 5)) / images,
         "images": float(len(places)),
     }
+
+
+def intervals_of(scores: Scores) -> dict[str, tuple[float, float]]:
+    """Return the 95 % bootstrap intervals of top-1 and top-5 error in percent; UserError as `errors_of`."""
+    places = label_places(scores.probabilities, scores.labels)
+    return {"top1_interval": error_interval(places >= 1), "top5_interval": error_interval(places >= 5)}
 
 
 class Mean:

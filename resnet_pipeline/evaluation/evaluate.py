@@ -72,9 +72,9 @@ def chosen_samples(samples: int, images: int | None) -> Int64:
 
 
 def plan_chunks(
-    dataset: Dataset, split: str, protocol: Protocol, indices: Int64, *, chunk_pixels: int = CHUNK_PIXELS
+    dataset: Dataset, split: str, protocol: Protocol, indices: Int64, *, chunk_pixels: int | None = None
 ) -> list[Int64]:
-    """Cut samples into chunks of about ``chunk_pixels`` pixels in all their views; UserError where there are none.
+    """Cut samples into chunks of about ``chunk_pixels`` (CHUNK_PIXELS) pixels in all their views; UserError for none.
 
     For whole images they are ordered by shape first, so that those of one size stand in one chunk.
     """
@@ -90,7 +90,7 @@ def plan_chunks(
         views = (5 if protocol.kind == "10-crop" else 1) * mirrors * len(protocol.sides)
         pixels = np.full(len(indices), views * protocol.crop**2)
     ends = np.cumsum(pixels) - pixels  # where each sample begins
-    return np.split(indices, np.flatnonzero(np.diff(ends // chunk_pixels)) + 1)
+    return np.split(indices, np.flatnonzero(np.diff(ends // (chunk_pixels or CHUNK_PIXELS))) + 1)
 
 
 def check_models(models: Mapping[str, nn.Module], dataset: Dataset, split: str) -> None:

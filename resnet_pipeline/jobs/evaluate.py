@@ -63,7 +63,11 @@ def load_member(workspace: Workspace, reference: str) -> Member:
     if separator:
         return load_file(network, Path(file).expanduser())
     if address := _registered(reference):
-        return load_folder(fetch_model(Tracking(workspace), address))
+        try:
+            return load_folder(fetch_model(Tracking(workspace), address))
+        except UserError as error:
+            what = reference if address == reference else f"{reference}: no run directory of that name"
+            raise UserError(f"{what}: {error}") from None
     raise UserError(
         f"no model at {reference!r}: name a run directory, models:/NAME@ALIAS, runs:/ID, NETWORK=WEIGHTS-FILE, "
         "torchvision:NAME or timm:NAME"
