@@ -20,6 +20,7 @@ from resnet_pipeline.data.loaders import Backend, view_batches
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.whole_images import by_shape, whole_batches
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.passes import Passes
 from resnet_pipeline.evaluation.scores import Scores, merge_scores
 from resnet_pipeline.evaluation.views import Protocol
 from resnet_pipeline.models import Classifier, fold_batch_norm, fully_convolutional
@@ -30,10 +31,8 @@ Progress = Callable[[int, int], None]
 
 CHUNK_PIXELS = 2**27
 """What one chunk's views have in all: 2,675 centre crops of 224 pixels, or 267 images at 10 crops each."""
-_DECODED_TOGETHER = 16
-# One forward pass: on a CPU ten crops of 224 pixels, whose maps stay in the caches (a batch of 40 takes an eighth
-# longer); on a GPU 334. A network needs some 300 bytes for each pixel of its input.
-_PASS_PIXELS = {"cpu": 2**19, "cuda": 2**24}
+# What is decoded together, before it is cut into passes: enough for a few threads, and 12 MB
+_BATCH_PIXELS = 2**22
 
 
 def evaluate(
@@ -122,39 +121,39 @@ def score_chunks(
     samples = dataset.splits[split]
     done, total = 0, sum(len(chunk) for chunk in chunks)
     row = np.empty(len(samples), dtype=np.int64)
-    for chunk in chunks:
-        row[chunk] = np.arange(len(chunk))
-        sums = {name: torch.zeros(len(chunk), len(dataset.classes), dtype=torch.float64) for name in nets}
-        seconds, shared, start = dict.fromkeys(nets, 0.0), 0.0, time.perf_counter()
-        seen = 0
-        for images, index in _view_images(dataset, protocol, split, chunk, device, backend):
-            loaded = time.perf_counter()
-            shared += loaded - start
-            rows = torch.as_tensor(row[index.numpy()])
-            for name, net in nets.items():
-                before = time.perf_counter()
-                # reading the result back waits for the device, so the time is the network's own
-                sums[name].index_add_(0, rows, _view_scores(net, images, protocol.mirror).double().cpu())
-                seconds[name] += time.perf_counter() - before
-            seen += len(rows)
-            if progress:
-                progress(done + seen // len(protocol.sides), total)
-            start = time.perf_counter()
-        done += len(chunk)
-        yield {
-            name: Scores(
-                model=name,
-                weights_sha256=digests[name],
-                dataset_fingerprint=dataset.fingerprint,
-                split=split,
-                protocol=protocol.id,
-                seconds=seconds[name] + shared / len(nets),
-                keys=[samples.keys[i] for i in chunk],
-                labels=samples.labels[chunk],
-                probabilities=_averaged(sums[name], protocol).float().numpy(),
-            )
-            for name in nets
-        }
+    with Passes(device) as passes:
+        for chunk in chunks:
+            row[chunk] = np.arange(len(chunk))
+            sums = {name: torch.zeros(len(chunk), len(dataset.classes), dtype=torch.float64) for name in nets}
+            seconds, shared, start, seen = dict.fromkeys(nets, 0.0), 0.0, time.perf_counter(), 0
+            for images, index in _view_images(dataset, protocol, split, chunk, device, backend):
+                loaded = time.perf_counter()
+                shared += loaded - start
+                rows = torch.as_tensor(row[index.numpy()])
+                for name, net in nets.items():
+                    before = time.perf_counter()
+                    # reading the result back waits for the device, so the time is the network's own
+                    sums[name].index_add_(0, rows, passes.average(net, images, mirror=protocol.mirror).double())
+                    seconds[name] += time.perf_counter() - before
+                seen += len(rows)
+                if progress:
+                    progress(done + seen // len(protocol.sides), total)
+                start = time.perf_counter()
+            done += len(chunk)
+            yield {
+                name: Scores(
+                    model=name,
+                    weights_sha256=digests[name],
+                    dataset_fingerprint=dataset.fingerprint,
+                    split=split,
+                    protocol=protocol.id,
+                    seconds=seconds[name] + shared / len(nets),
+                    keys=[samples.keys[i] for i in chunk],
+                    labels=samples.labels[chunk],
+                    probabilities=_averaged(sums[name], protocol).float().numpy(),
+                )
+                for name in nets
+            }
 
 
 def _view_images(
@@ -167,8 +166,7 @@ def _view_images(
             split=split,
             sides=protocol.sides,
             indices=chunk,
-            batch_size=_DECODED_TOGETHER,
-            batch_pixels=_PASS_PIXELS[device.type] // 2,
+            batch_pixels=_BATCH_PIXELS,
             device=device,
             backend=backend,
         ) as found:
@@ -182,7 +180,7 @@ def _view_images(
             views=protocol.kind,
             resize=side,
             crop=protocol.crop,
-            batch_size=_DECODED_TOGETHER if device.type == "cpu" else 4 * _DECODED_TOGETHER,
+            batch_size=max(1, _BATCH_PIXELS // (protocol.crop**2 * (5 if protocol.kind == "10-crop" else 1))),
             indices=chunk,
             device=device,
             backend=backend,
@@ -212,22 +210,6 @@ class _Scorer(nn.Module):
 def _scorer(model: Classifier, protocol: Protocol) -> nn.Module:
     fast = fold_batch_norm(model)
     return _Scorer(fully_convolutional(fast, crop=protocol.crop) if protocol.kind == "whole" else fast, protocol)
-
-
-@torch.inference_mode()
-def _view_scores(net: nn.Module, views: torch.Tensor, mirror: bool) -> torch.Tensor:
-    """Average the scores over views uint8 [N, V, H, W, 3] and, with ``mirror``, their mirror images.
-
-    The views are passed on in parts of at most the device's pixels, at least one view at a time.
-    """
-    samples, count, height, width = views.shape[:4]
-    if mirror:
-        views = torch.cat([views, views.flip(3)], dim=1)
-        count *= 2
-    most = max(1, _PASS_PIXELS[views.device.type] // (height * width))
-    scores = torch.cat([net(part) for part in torch.split(views.flatten(0, 1), most)])
-    averaged: torch.Tensor = scores.view(samples, count, -1).mean(1)
-    return averaged
 
 
 def _averaged(sums: torch.Tensor, protocol: Protocol) -> torch.Tensor:

@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.data.shards import stage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation import evaluate as evaluation
 from resnet_pipeline.evaluation.evaluate import chosen_samples, evaluate, plan_chunks, score_chunks
+from resnet_pipeline.evaluation.passes import PASS_PIXELS
 from resnet_pipeline.evaluation.views import protocol_of
 from resnet_pipeline.models import Classifier, Normalize, build_model, fully_convolutional
 
@@ -137,6 +137,16 @@ def test_averaging_logits_is_another_protocol(digits, name):
     assert (difference < 1e-6) == (name == "center")
 
 
+def test_the_number_of_threads_changes_no_bit(digits):
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(evaluate({"a": network(1)}, digits, protocol_of("10-crop", VIEWS), images=100)["a"].probabilities)
+        assert torch.get_num_threads() == threads
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("name", ["10-crop", "multi-scale"])
 def test_chunks_in_any_order_and_grouping_give_the_same_bits(digits, name):
     models = {"a": network(1), "b": network(2)}
@@ -152,14 +162,14 @@ def test_chunks_in_any_order_and_grouping_give_the_same_bits(digits, name):
 
 
 def test_a_forward_pass_has_at_most_the_pixels_it_may(digits, monkeypatch):
-    monkeypatch.setitem(evaluation._PASS_PIXELS, "cpu", 4 * 20 * 20)
+    monkeypatch.setitem(PASS_PIXELS, "cpu", 4 * 20 * 20)
     model, shapes = network(1), []
     model.normalize.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
     for name in ("10-crop", "multi-scale"):
         evaluate({"a": model}, digits, protocol_of(name, VIEWS), images=30)
     assert max(n * h * w for n, h, w, _ in shapes) <= 4 * 20 * 20
     assert sum(n * (h == 20) for n, h, _, _ in shapes) == 60, "each image and its mirror image once"
-    monkeypatch.setitem(evaluation._PASS_PIXELS, "cpu", 1)
+    monkeypatch.setitem(PASS_PIXELS, "cpu", 1)
     evaluate({"a": model}, digits, protocol_of("multi-scale", VIEWS), images=3)
     assert {n for n, *_ in shapes[-12:]} == {1}
 
