@@ -183,8 +183,7 @@ def multi_scale(dataset, images: int, rounds: int) -> None:
     )
     print(f"  {crops[0]:,} crops")
     ours, per_scale, cropped = medians.values()
-    print(f"  dense cropping / ours: {cropped / ours:.1f};  a decode per scale / ours: {per_scale / ours:.2f}
-")
+    print(f"  dense cropping / ours: {cropped / ours:.1f};  a decode per scale / ours: {per_scale / ours:.2f}\n")
 
 
 def ensemble_files(folder: Path) -> None:
