@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from resnet_pipeline import cli_data
-from resnet_pipeline.cli_options import Json, Quiet, Root
+from resnet_pipeline import cli_data, cli_evaluation
+from resnet_pipeline.cli_options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli_options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
@@ -29,26 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
-
-DatasetName = Annotated[str, typer.Option("--dataset", help="The name that `stage` was given.")]
-Images = Annotated[int | None, typer.Option(min=1, help="Test on this many evenly spaced images only.")]
-Split = Annotated[str | None, typer.Option(help="Split to test on. Default: val, or test where there is no val.")]
-ProtocolName = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        help="center: one crop. 10-crop: corners and centre, mirrored too (Tables 2, 3). "
-        "multi-scale: the whole image at several sizes (Table 4).",
-    ),
-]
-Models = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL...",
-        help="A run directory, models:/NAME@ALIAS, runs:/ID, or NETWORK=WEIGHTS-FILE.",
-        show_default=False,
-    ),
-]
 
 
 def main() -> None:
@@ -244,49 +224,8 @@ def train(
     )
 
 
-@app.command()
-def evaluate(
-    models: Models,
-    dataset: DatasetName,
-    protocol: ProtocolName = "center",
-    root: Root = None,
-    split: Split = None,
-    images: Images = None,
-    json_file: Json = None,
-    quiet: Quiet = False,
-) -> None:
-    """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice."""
-    from resnet_pipeline.jobs.evaluate import evaluate_models
-
-    evaluations = evaluate_models(
-        Workspace.of(root), models, dataset, protocol, split=split, images=images, quiet=quiet
-    )
-    rows = [_evaluation(e) for e in evaluations]
-    _print_errors(f"{protocol} on {dataset}", rows)
-    _write(json_file, {"dataset": dataset, "protocol": protocol, "models": rows})
-
-
-@app.command()
-def ensemble(
-    models: Models,
-    dataset: DatasetName,
-    protocol: ProtocolName = "10-crop",
-    root: Root = None,
-    split: Split = None,
-    images: Images = None,
-    json_file: Json = None,
-    quiet: Quiet = False,
-) -> None:
-    """Average the scores of several networks and print the ensemble's error."""
-    from resnet_pipeline.jobs.evaluate import ensemble_errors, evaluate_models
-
-    evaluations = evaluate_models(
-        Workspace.of(root), models, dataset, protocol, split=split, images=images, quiet=quiet
-    )
-    errors = ensemble_errors(evaluations)
-    rows = [_evaluation(e) for e in evaluations]
-    _print_errors(f"{protocol} on {dataset}", [*rows, {"model": f"ensemble of {len(rows)}", **errors}])
-    _write(json_file, {"dataset": dataset, "protocol": protocol, "models": rows, "ensemble": errors})
+for command in cli_evaluation.COMMANDS:
+    app.command()(command)
 
 
 @app.command()
@@ -383,31 +322,6 @@ def doctor(root: Root = None, json_file: Json = None) -> None:
         table.add_row(finding.what, finding.state, finding.use)
     Console().print(table)
     _write(json_file, [vars(f) for f in findings])
-
-
-def _evaluation(evaluation: Any) -> dict[str, Any]:
-    return {
-        "model": evaluation.reference,
-        "network": evaluation.member.network,
-        "weights_sha256": evaluation.member.weights_sha256,
-        "split": evaluation.scores.split,
-        "protocol": evaluation.scores.protocol,
-        **evaluation.errors,
-        "seconds": round(evaluation.scores.seconds, 3),
-        "images_per_second": round(evaluation.scores.images_per_second, 2),
-        "scores": str(evaluation.path),
-        "reused": evaluation.reused,
-    }
-
-
-def _print_errors(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=title)
-    for column in ("model", "images", "top-1 error %", "top-5 error %", "images/s"):
-        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
-    for row in rows:
-        rate = f"{row['images_per_second']:,.1f}" if "images_per_second" in row else ""
-        table.add_row(row["model"], f"{int(row['images']):,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}", rate)
-    Console().print(table)
 
 
 if __name__ == "__main__":

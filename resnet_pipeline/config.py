@@ -24,6 +24,10 @@ Precision = Literal["float32", "bf16", "float64"]
 _MOST_STEPS = 10_000_000  # the paper's longest run has 600,000
 
 
+PAPER_SCALES = (224, 256, 384, 480, 640)
+"""The shorter sides of the paper's multi-scale testing (section 3.4)."""
+
+
 class ConfigError(UserError):
     """A config field has a value that cannot be; the text names the field."""
 
@@ -94,7 +98,7 @@ class ViewConfig:
 
     crop: int
     resize: int
-    scales: tuple[int, ...] = (224, 256, 384, 480, 640)
+    scales: tuple[int, ...] = PAPER_SCALES
     flip: bool = True
 
     def __post_init__(self) -> None:

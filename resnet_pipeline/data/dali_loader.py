@@ -23,13 +23,14 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from resnet_pipeline.data.ahead import Ahead
 from resnet_pipeline.data.audit import audit
-from resnet_pipeline.data.augment import Plan, ViewPlan
+from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan
 from resnet_pipeline.data.dataset import Split
 from resnet_pipeline.data.resize import Resizer
 from resnet_pipeline.data.torch_loader import broken_sample
 from resnet_pipeline.errors import UserError
 
-P = TypeVar("P", Plan, ViewPlan)
+P = TypeVar("P", Plan, ViewPlan, WholePlan)
+T = TypeVar("T")
 
 _SMALL = 64
 """Crops of up to this side are resized by DALI on the CPU too: calls from Python would cost more than the kernel."""
@@ -76,27 +77,40 @@ class DaliExecutor:
             graph = partial(self._view_graph, count=first.corners.shape[1])
             yield from self._run(plans, _view_arrays, graph, self._copy)
 
+    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+        """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
+        first = next(plans, None)
+        if first is None:
+            return
+        plans = _chain(first, plans)
+        if self._decodes_only(int(first.resized.min())):
+            with closing(Resizer(self._threads)) as resizer:
+                yield from self._run_ahead(plans, lambda _: [], self._image_graph, resizer.whole)
+        else:
+            graph = partial(self._whole_graph, count=first.resized.shape[1])
+            yield from self._run(plans, _whole_arrays, graph, self._copy_each)
+
     def _decodes_only(self, side: int) -> bool:
         return self._device.type == "cpu" and side > _SMALL
 
-    def _image_graph(self, source: Iterator[list[Any]]) -> Any:
+    def _image_graph(self, source: Iterator[list[Any]]) -> list[Any]:
         (encoded,) = fn.external_source(source=source, num_outputs=1, dtype=[types.UINT8], no_copy=True)
-        return fn.decoders.image(encoded, **self._decoding)
+        return [fn.decoders.image(encoded, **self._decoding)]
 
-    def _window_graph(self, source: Iterator[list[Any]]) -> Any:
+    def _window_graph(self, source: Iterator[list[Any]]) -> list[Any]:
         encoded, start, shape = fn.external_source(
             source=source, num_outputs=3, dtype=[types.UINT8, types.INT32, types.INT32], no_copy=True
         )
-        return self._windows(encoded, start, shape)
+        return [self._windows(encoded, start, shape)]
 
-    def _crop_graph(self, source: Iterator[list[Any]], size: int) -> Any:
+    def _crop_graph(self, source: Iterator[list[Any]], size: int) -> list[Any]:
         encoded, start, shape, flip = fn.external_source(
             source=source, num_outputs=4, dtype=[types.UINT8, types.INT32, types.INT32, types.INT32], no_copy=True
         )
         images = fn.resize(
             self._windows(encoded, start, shape), size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True
         )
-        return fn.flip(images, horizontal=flip)
+        return [fn.flip(images, horizontal=flip)]
 
     def _windows(self, encoded: Any, start: Any, shape: Any) -> Any:
         if self._fill is None:
@@ -110,7 +124,7 @@ class DaliExecutor:
             fill_values=self._fill,
         )
 
-    def _view_graph(self, source: Iterator[list[Any]], count: int) -> Any:
+    def _view_graph(self, source: Iterator[list[Any]], count: int) -> list[Any]:
         encoded, resized, shape, *corners = fn.external_source(
             source=source,
             num_outputs=3 + count,
@@ -119,7 +133,14 @@ class DaliExecutor:
         )
         images = fn.decoders.image(encoded, **self._decoding)
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
-        return fn.stack(*(fn.slice(images, start=c, shape=shape, axes=[0, 1]) for c in corners), axis=0)
+        return [fn.stack(*(fn.slice(images, start=c, shape=shape, axes=[0, 1]) for c in corners), axis=0)]
+
+    def _whole_graph(self, source: Iterator[list[Any]], count: int) -> list[Any]:
+        encoded, *sizes = fn.external_source(
+            source=source, num_outputs=1 + count, dtype=[types.UINT8, *[types.FLOAT] * count], no_copy=True
+        )
+        images = fn.decoders.image(encoded, **self._decoding)
+        return [fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for size in sizes]
 
     @property
     def _decoding(self) -> dict[str, Any]:
@@ -130,9 +151,9 @@ class DaliExecutor:
         self,
         plans: Iterator[P],
         arrays_of: Callable[[P], list[Any]],
-        graph: Callable[[Iterator[list[Any]]], Any],
-        finish: Callable[[P, Any], torch.Tensor],
-    ) -> Iterator[tuple[P, torch.Tensor]]:
+        graph: Callable[[Iterator[list[Any]]], list[Any]],
+        finish: Callable[..., T],
+    ) -> Iterator[tuple[P, T]]:
         with closing(Ahead(self._run(plans, arrays_of, graph, finish), self._prefetch)) as batches:
             yield from batches
 
@@ -140,9 +161,9 @@ class DaliExecutor:
         self,
         plans: Iterator[P],
         arrays_of: Callable[[P], list[Any]],
-        graph: Callable[[Iterator[list[Any]]], Any],
-        finish: Callable[[P, Any], torch.Tensor],
-    ) -> Iterator[tuple[P, torch.Tensor]]:
+        graph: Callable[[Iterator[list[Any]]], list[Any]],
+        finish: Callable[..., T],
+    ) -> Iterator[tuple[P, T]]:
         # DALI takes the arrays without a copy, so they live here until their batch is out
         ahead: deque[tuple[P, list[Any]]] = deque()
 
@@ -160,27 +181,32 @@ class DaliExecutor:
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
-            pipeline.set_outputs(graph(source()))
+            pipeline.set_outputs(*graph(source()))
         pipeline.build()
         while True:
             try:
-                (output,) = pipeline.run()
+                outputs = pipeline.run()
             except StopIteration:
                 return
             except RuntimeError as error:
                 raise self._blame(ahead[0][0], error) from None
             plan, _ = ahead[0]
-            yield plan, finish(plan, output)
+            yield plan, finish(plan, *outputs)
             ahead.popleft()
 
     def _copy(self, _: Plan | ViewPlan, output: Any) -> torch.Tensor:
-        output = output.as_tensor()
+        return self._torch(output.as_tensor())
+
+    def _copy_each(self, plan: WholePlan, *outputs: Any) -> list[list[torch.Tensor]]:
+        return [[self._torch(output[i]) for i in range(len(plan.index))] for output in outputs]
+
+    def _torch(self, output: Any) -> torch.Tensor:
         images = torch.empty(output.shape(), dtype=torch.uint8, device=self._device)
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         feed_ndarray(output, images, cuda_stream=stream)
         return images
 
-    def _blame(self, plan: Plan | ViewPlan, error: RuntimeError) -> UserError:
+    def _blame(self, plan: Plan | ViewPlan | WholePlan, error: RuntimeError) -> UserError:
         """Find the sample of a failed batch that can't be decoded; DALI names none."""
         for index in plan.index:
             result, _ = audit(self._samples.encoded(int(index)).tobytes())
@@ -204,6 +230,10 @@ def _view_arrays(plan: ViewPlan) -> list[Any]:
     shape = np.tile(np.array(plan.crop, dtype=np.int32), (len(plan.index), 1))
     corners = [np.ascontiguousarray(c) for c in plan.corners.astype(np.int32).transpose(1, 0, 2)]
     return [plan.resized.astype(np.float32), shape, *corners]
+
+
+def _whole_arrays(plan: WholePlan) -> list[Any]:
+    return [np.ascontiguousarray(sizes, dtype=np.float32) for sizes in plan.resized.transpose(1, 0, 2)]
 
 
 def _chain(first: P, rest: Iterator[P]) -> Iterator[P]:

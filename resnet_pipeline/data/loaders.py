@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from resnet_pipeline.config import AugmentConfig
-from resnet_pipeline.data.augment import Plan, ViewPlan, plan_crops, plan_views, resized_sizes
+from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan, plan_crops, plan_views, resized_sizes
 from resnet_pipeline.data.dataset import Dataset, Split
 from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
 from resnet_pipeline.data.shard_files import Reached
 from resnet_pipeline.errors import UserError
 
 Backend = Literal["auto", "dali", "torch"]
-ViewKind = Literal["center", "10-crop", "whole"]
+ViewKind = Literal["center", "10-crop"]
 T = TypeVar("T")
 
 THREADS, PREFETCH = "RESNET_PIPELINE_LOADER_THREADS", "RESNET_PIPELINE_LOADER_PREFETCH"
@@ -56,6 +56,9 @@ class Executor(Protocol):
 
     def views(self, plans: Iterator[ViewPlan]) -> Iterator[tuple[ViewPlan, torch.Tensor]]:
         """Yield each plan with its images."""
+
+    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+        """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
 
 
 def train_batches(
@@ -119,7 +122,7 @@ def train_batches(
                 )
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
-    return Loader(lambda: _executor(samples, micro_batch, device, threads, prefetch, backend, fill), run)
+    return Loader(lambda: executor_of(samples, micro_batch, device, threads, prefetch, backend, fill), run)
 
 
 def view_batches(
@@ -140,26 +143,17 @@ def view_batches(
 ) -> Loader[ViewBatch]:
     """Return views of this rank's samples, each sample exactly once; the last batch is smaller, nothing is padded.
 
-    ``indices`` are the samples to look at, all by default; rank r takes every world-th of them from r on. For
-    ``whole`` the samples are ordered by size, and a batch holds images of one size; where not all shards fit into the
-    cache, by size within as many shards as do. Otherwise samples are read in the order of the shards.
+    ``indices`` are the samples to look at, all by default; rank r takes every world-th of them from r on. They are read
+    in the order of the shards.
     """
     samples = dataset.splits[split]
     chosen = (np.arange(len(samples), dtype=np.int64) if indices is None else indices)[rank::world]
     resized = resized_sizes(samples.width[chosen], samples.height[chosen], resize)
 
-    by_size = views == "whole"
-    window = samples.files.room_for(2 * len(samples.shards)) // 2 or 1 if by_size else 1
-    ahead = stretches_along(samples.shard[chosen], window)
+    ahead = stretches_along(samples.shard[chosen], 1)
 
     def plans(reached: Reached) -> Iterator[ViewPlan]:
-        for stretch in ahead if by_size else ():
-            reached(stretch.start)
-            for rows in _groups(resized[stretch.start : stretch.stop], batch_size):
-                yield plan_views(
-                    views, index=chosen[stretch.start + rows], resized=resized[stretch.start + rows], crop=crop
-                )
-        for rows in () if by_size else _slices(len(chosen), batch_size):
+        for rows in slices(len(chosen), batch_size):
             reached(int(rows[0]))
             yield plan_views(views, index=chosen[rows], resized=resized[rows], crop=crop)
 
@@ -168,7 +162,7 @@ def view_batches(
             for plan, images in executor.views(plans(reached)):
                 yield ViewBatch(images, torch.from_numpy(samples.labels[plan.index]), torch.from_numpy(plan.index))
 
-    return Loader(lambda: _executor(samples, batch_size, device, threads, prefetch, backend, None), run)
+    return Loader(lambda: executor_of(samples, batch_size, device, threads, prefetch, backend, None), run)
 
 
 class Loader(Generic[T]):
@@ -197,7 +191,7 @@ class Loader(Generic[T]):
         self._batches = iter(())  # the generators that hold them end when they are dropped
 
 
-def _executor(
+def executor_of(
     samples: Split,
     most: int,
     device: torch.device | None,
@@ -206,6 +200,7 @@ def _executor(
     backend: Backend,
     fill: Any,
 ) -> Executor:
+    """Return the executor of a backend for batches of at most ``most`` samples; UserError where it is not there."""
     device = device or torch.device("cpu")
     threads = threads or _from_environment(THREADS) or torch.get_num_threads()
     prefetch = prefetch or _from_environment(PREFETCH) or 2
@@ -231,15 +226,7 @@ def _from_environment(name: str) -> int | None:
     return int(text)
 
 
-def _slices(samples: int, batch_size: int) -> Iterator[Int64]:
+def slices(samples: int, batch_size: int) -> Iterator[Int64]:
+    """Yield the rows 0 to ``samples`` in order, at most ``batch_size`` at a time."""
     for start in range(0, samples, batch_size):
         yield np.arange(start, min(start + batch_size, samples), dtype=np.int64)
-
-
-def _groups(resized: Int64, batch_size: int) -> Iterator[Int64]:
-    """Yield rows whose resized images have one size, at most ``batch_size`` of them."""
-    order = np.lexsort((resized[:, 1], resized[:, 0]))
-    changes = np.flatnonzero(np.any(np.diff(resized[order], axis=0) != 0, axis=1)) + 1
-    for group in np.split(order, changes):
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.dlpack import from_dlpack
 
-from resnet_pipeline.data.augment import Plan, ViewPlan
+from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan
 
 
 class Resizer:
@@ -48,6 +48,17 @@ class Resizer:
                 view.copy_(whole[y : y + height, x : x + width])
 
         self._each(len(images), one)
+        return images
+
+    def whole(self, plan: WholePlan, decoded: Any) -> list[list[torch.Tensor]]:
+        """Return images uint8 [h, w, 3], a list per size, of decoded images, N arrays uint8 [h, w, 3]."""
+        images: list[list[torch.Tensor]] = [[torch.empty(0)] * len(plan.index) for _ in range(plan.resized.shape[1])]
+
+        def one(i: int) -> None:
+            for row, (height, width) in zip(images, plan.resized[i].tolist(), strict=True):
+                row[i] = _resized(decoded[i], (height, width))[0].permute(1, 2, 0)
+
+        self._each(len(plan.index), one)
         return images
 
     def close(self) -> None:

@@ -30,7 +30,24 @@ def run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "up", "down", "deploy", "stage", "train", "evaluate", "ensemble", "report", "recipes", "export", "doctor"],
+    [
+        "demo",
+        "up",
+        "down",
+        "deploy",
+        "stage",
+        "train",
+        "evaluate",
+        "ensemble",
+        "analyse",
+        "responses",
+        "submission",
+        "check-submission",
+        "report",
+        "recipes",
+        "export",
+        "doctor",
+    ],
 )
 def test_every_command_has_help(run, command):
     code, out, _ = run(command, "--help")

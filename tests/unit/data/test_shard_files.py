@@ -16,6 +16,7 @@ from resnet_pipeline.data.cache import CacheFolder
 from resnet_pipeline.data.dataset import Dataset, NoDatasetError
 from resnet_pipeline.data.loaders import train_batches, view_batches
 from resnet_pipeline.data.order import Stretch
+from resnet_pipeline.data.whole_images import whole_batches
 from resnet_pipeline.errors import UserError
 
 PAD = AugmentConfig(kind="pad-crop", crop=24, pad=4)
@@ -112,8 +113,16 @@ def test_evaluation_reads_each_shard_once_within_the_limit(digits_in_s3, sharded
     )
     images = {}
     for source in (dataset, sharded_digits):
-        with view_batches(source, split="val", views=views, resize=24, crop=24, batch_size=50) as found:
-            images[source.storage.url] = {int(i): x for b in found for i, x in zip(b.index, b.images, strict=True)}
+        everything = np.arange(len(source.splits["val"]))
+        loader = (
+            whole_batches(source, split="val", sides=[24, 30], indices=everything, batch_pixels=2**14)
+            if views == "whole"
+            else view_batches(source, split="val", views=views, resize=24, crop=24, batch_size=50)
+        )
+        with loader as found:
+            images[source.storage.url] = {
+                (int(i), x.shape): x for b in found for i, x in zip(b.index, b.images, strict=True)
+            }
     ours, local = images.values()
     assert ours.keys() == local.keys() and all(torch.equal(ours[i], local[i]) for i in local)
     assert sorted(brought) == [f"shards/val-0000{i}.tar" for i in range(4)]
