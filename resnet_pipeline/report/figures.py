@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from resnet_pipeline.report.content import Curve, Member
 
 # Okabe and Ito's colours, told apart by the colour-blind; each is legible on white and on near-black.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9")
 _INK = "#80868b"  # axes and text, legible on either background
 
 
@@ -50,7 +50,7 @@ def _figure(
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     for number, member in enumerate(members):
-        draw(axes, member, _COLORS[number % len(_COLORS)])
+        draw(axes, member, COLORS[number % len(COLORS)])
     if logarithmic:
         axes.set_yscale("log")
     elif highest := [v for m in members for v in (*m.train_error.values, *m.val_error.values)]:
