@@ -174,7 +174,8 @@ def train(
 ) -> None:
     """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
     from resnet_pipeline.config import with_overrides
-    from resnet_pipeline.jobs.train import register_run, train_run
+    from resnet_pipeline.jobs.register import register_run
+    from resnet_pipeline.jobs.train import train_run
     from resnet_pipeline.recipes import get_recipe
 
     extra = [f"seed={seed}", *([f"steps={steps}"] if steps is not None else [])]
@@ -226,11 +227,18 @@ def ensemble(
     root: Root = None,
     split: Split = None,
     images: Images = None,
+    registered_as: Annotated[
+        str | None,
+        typer.Option(
+            "--register", metavar="NAME", help="Register it in MLflow under this name; its members must be registered."
+        ),
+    ] = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Average the scores of several networks and print the ensemble's error."""
     from resnet_pipeline.jobs.evaluate import ensemble_errors, evaluate_models
+    from resnet_pipeline.jobs.register import register_ensemble_of
 
     evaluations = evaluate_models(
         Workspace.of(root), models, dataset, protocol, split=split, images=images, quiet=quiet
@@ -238,7 +246,94 @@ def ensemble(
     errors = ensemble_errors(evaluations)
     rows = [_evaluation(e) for e in evaluations]
     _print_errors(f"{protocol} on {dataset}", [*rows, {"model": f"ensemble of {len(rows)}", **errors}])
-    _write(json_file, {"dataset": dataset, "protocol": protocol, "models": rows, "ensemble": errors})
+    version = register_ensemble_of(Workspace.of(root), registered_as, evaluations, dataset) if registered_as else None
+    _write(
+        json_file,
+        {
+            "dataset": dataset,
+            "protocol": protocol,
+            "models": rows,
+            "ensemble": errors,
+            "version": version.uri if version else None,
+        },
+    )
+
+
+@app.command()
+def promote(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="models:/NAME@ALIAS, models:/NAME/VERSION, or NAME for its candidate.",
+            show_default=False,
+        ),
+    ],
+    protocol: ProtocolName = "10-crop",
+    top: Annotated[int, typer.Option(help="The error to compare: 1 for top-1, 5 for top-5.")] = 1,
+    root: Root = None,
+    json_file: Json = None,
+) -> None:
+    """Make a registered version the champion, if it is better than the champion by more than chance.
+
+    Both need scores of the whole split on the same dataset; the errors are compared image by image. What is not let
+    through is refused with the reasons, exit status 2; a first champion needs only the scores.
+    """
+    from dataclasses import asdict
+
+    from resnet_pipeline.jobs.promote import promote as promote_job
+
+    if top not in (1, 5):
+        raise UserError(f"--top must be 1 or 5, not {top}")
+    done = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
+    _write(
+        json_file,
+        {
+            "version": done.version.uri,
+            "before": done.before.uri if done.before else None,
+            "reason": done.reason,
+            "comparison": asdict(done.comparison) if done.comparison else None,
+        },
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="As for evaluate, or a registered ensemble.", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="Images, at any depth; or one image.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="The file: NAME.csv, NAME.parquet or NAME.json.", show_default=False)],
+    protocol: ProtocolName = "center",
+    top: Annotated[int, typer.Option(min=1, help="How many of the best classes to write.")] = 5,
+    dataset: Annotated[
+        str | None, typer.Option(help="A staged dataset whose class names to use for weights that have none.")
+    ] = None,
+    root: Root = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Name the best classes of every image in a folder, with their probabilities.
+
+    The images are decoded, resized and cropped as in `evaluate`. Files that can't be decoded are listed, in the output
+    with the reason, and don't stop it.
+    """
+    from resnet_pipeline.jobs.predict import predict_folder
+
+    done = predict_folder(
+        Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset, quiet=quiet
+    )
+    print(
+        f"{done.path}: {done.images:,} images" + (f", {len(done.broken):,} files can't be used:" if done.broken else "")
+    )
+    for name, reason in done.broken[:10]:
+        print(f"  {name}: {reason}")
+    if len(done.broken) > 10:
+        print(f"  and {len(done.broken) - 10:,} more, in the output's column `error`")
+    _write(
+        json_file,
+        {"output": str(done.path), "images": done.images, "broken": [{"file": f, "reason": r} for f, r in done.broken]},
+    )
 
 
 @app.command()
