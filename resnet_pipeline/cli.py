@@ -337,6 +337,41 @@ def predict(
 
 
 @app.command()
+def explore(
+    models: Models,
+    dataset: DatasetName,
+    protocol: ProtocolName = "center",
+    root: Root = None,
+    split: Split = None,
+    images: Images = None,
+    mistakes: Annotated[int, typer.Option(min=0, help="How many of the worst mistakes to show.")] = 48,
+    output: Annotated[
+        Path | None, typer.Option(help="The page. Default: reports/errors-….html under the root.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write an HTML page on a network's mistakes: the worst ones, confusions, errors per class, reliability.
+
+    Several networks, or a registered ensemble, are averaged. Scores that are missing are computed first.
+    """
+    from resnet_pipeline.jobs.explore import explore as explore_job
+
+    print(
+        explore_job(
+            Workspace.of(root),
+            models,
+            dataset,
+            protocol,
+            split=split,
+            images=images,
+            mistakes=mistakes,
+            output=output,
+            quiet=quiet,
+        )
+    )
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[str] | None,
