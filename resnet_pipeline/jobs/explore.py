@@ -17,7 +17,7 @@ from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.members import words_of
 from resnet_pipeline.evaluation.scores import Scores
 from resnet_pipeline.jobs.evaluate import evaluate_models
-from resnet_pipeline.jobs.register import tested_errors
+from resnet_pipeline.jobs.register import measured_errors
 from resnet_pipeline.report.explorer import (
     ClassName,
     ClassRow,
@@ -83,7 +83,7 @@ def explorer_data(
         dataset_name=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        tested=tested_errors(scores, len(samples)),
+        measured=measured_errors(scores, len(samples)),
         calibration=calibrate(scores.probabilities, scores.labels),
         mistakes=_mistakes(samples, rows, scores, best, names, mistakes),
         wrong=int(np.count_nonzero(best[:, 0] != scores.labels)),

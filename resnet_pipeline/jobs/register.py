@@ -34,7 +34,7 @@ from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.report.deviations import deviations_of
-from resnet_pipeline.report.model_card import ModelCard, TestedErrors, with_errors
+from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
 from resnet_pipeline.report.terminal import duration, human
 from resnet_pipeline.workspace import Workspace, checked_name, write_json
 
@@ -115,7 +115,7 @@ def record_tests(
     """
     of, before = int(version.tags["split_images"]), tested_before(version.tags)
     tests = {p: s for p, s in tests.items() if s.protocol not in before or len(s.keys) >= before[s.protocol].images}
-    tested = {s.protocol: tested_errors(s, of) for s in tests.values()}
+    tested = {s.protocol: measured_errors(s, of) for s in tests.values()}
     everything = {**before, **tested}
     card = card if card is not None else fetch_card(tracking, version)
     describe(
@@ -128,10 +128,10 @@ def record_tests(
     )
 
 
-def tested_errors(scores: Scores, of: int) -> TestedErrors:
+def measured_errors(scores: Scores, of: int) -> MeasuredErrors:
     """Return the errors of scores with their intervals; ``of`` is the number of the split's images."""
     errors, places = errors_of(scores), label_places(scores.probabilities, scores.labels)
-    return TestedErrors(
+    return MeasuredErrors(
         protocol=scores.protocol,
         split=scores.split,
         images=len(scores.keys),
@@ -143,7 +143,7 @@ def tested_errors(scores: Scores, of: int) -> TestedErrors:
     )
 
 
-def error_tags(tested: Iterable[TestedErrors]) -> dict[str, str]:
+def error_tags(tested: Iterable[MeasuredErrors]) -> dict[str, str]:
     """Return errors, intervals and the number of images as tags of a version."""
     tags = {}
     for found in tested:
@@ -157,13 +157,13 @@ def error_tags(tested: Iterable[TestedErrors]) -> dict[str, str]:
     return tags
 
 
-def tested_before(tags: Mapping[str, str]) -> dict[str, TestedErrors]:
+def tested_before(tags: Mapping[str, str]) -> dict[str, MeasuredErrors]:
     """Return what ``error_tags`` wrote, by protocol."""
     found = {}
     for protocol in (key.removesuffix("_images") for key in tags if key.endswith("_images") and key != "split_images"):
         intervals = [tags[f"{protocol}_{k}_interval"].split(" to ") for k in ("top1", "top5")]
         (low1, high1), (low5, high5) = ((float(low), float(high)) for low, high in intervals)
-        found[protocol] = TestedErrors(
+        found[protocol] = MeasuredErrors(
             protocol=protocol,
             split=tags["split"],
             images=int(tags[f"{protocol}_images"]),

@@ -15,7 +15,7 @@ from PIL import Image
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration
 from resnet_pipeline.report.evaluation_figures import reliability_figure
-from resnet_pipeline.report.model_card import TestedErrors
+from resnet_pipeline.report.model_card import MeasuredErrors
 from resnet_pipeline.workspace import replacing
 
 THUMBNAIL = 144
@@ -92,7 +92,7 @@ class ExplorerData:
     dataset_name: str
     dataset_fingerprint: str
     created: str
-    tested: TestedErrors
+    measured: MeasuredErrors
     calibration: Calibration
     mistakes: list[Mistake]
     wrong: int

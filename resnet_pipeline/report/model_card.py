@@ -12,7 +12,7 @@ _ERRORS = "## Errors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestedErrors:
+class MeasuredErrors:
     """Errors in percent under a protocol (its id) on ``images`` of a split's ``of`` images, with 95 % intervals."""
 
     protocol: str
@@ -38,7 +38,7 @@ class ModelCard:
     facts: Mapping[str, str]
     data: Mapping[str, str]
     training: Mapping[str, str]
-    errors: Sequence[TestedErrors]
+    errors: Sequence[MeasuredErrors]
     deviations: Sequence[str]
 
     def markdown(self) -> str:
@@ -61,7 +61,7 @@ class ModelCard:
         yield from _USE
 
 
-def with_errors(card: str, errors: Sequence[TestedErrors]) -> str:
+def with_errors(card: str, errors: Sequence[MeasuredErrors]) -> str:
     """Return a card with its section of errors written anew."""
     before, found, after = card.partition(f"\n{_ERRORS}\n")
     if not found:
@@ -70,7 +70,7 @@ def with_errors(card: str, errors: Sequence[TestedErrors]) -> str:
     return before + found + "\n" + "\n".join(_error_lines(errors)) + "\n" + rest
 
 
-def _error_lines(errors: Sequence[TestedErrors]) -> Iterator[str]:
+def _error_lines(errors: Sequence[MeasuredErrors]) -> Iterator[str]:
     if not errors:
         yield "Not tested under any protocol yet."
         return

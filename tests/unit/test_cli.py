@@ -30,7 +30,23 @@ def run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "up", "down", "deploy", "stage", "train", "evaluate", "ensemble", "report", "recipes", "export", "doctor"],
+    [
+        "demo",
+        "up",
+        "down",
+        "deploy",
+        "stage",
+        "train",
+        "evaluate",
+        "ensemble",
+        "promote",
+        "predict",
+        "explore",
+        "report",
+        "recipes",
+        "export",
+        "doctor",
+    ],
 )
 def test_every_command_has_help(run, command):
     code, out, _ = run(command, "--help")
@@ -65,6 +81,9 @@ def test_doctor_says_what_is_here(run, tmp_path):
         (["train", "digits/resnet20", "--dataset", "digits", "--set", "optim.lr=x"], "optim.lr"),
         (["evaluate", "x", "--dataset", "missing"], "missing"),
         (["report", "--dataset", "missing"], "missing"),
+        (["explore", "x", "--dataset", "missing"], "missing"),
+        (["promote", "x", "--top", "3"], "--top must be 1 or 5"),
+        (["predict", "x", "/nowhere", "--output", "o.txt"], "o.txt must end in"),
         (["deploy"], "PREFECT_API_URL"),
         (["recipes", "--json", "/dev/null/r.json"], "/dev/null/r.json"),
     ],
