@@ -152,18 +152,19 @@ def server(demo, run_program):
     port, log = free_port(), root.parent / "serve.log"
     command = ("models", "serve", "-m", "models:/digits-three@champion", "--env-manager", "local", "-p", str(port))
     own = {k: v for k, v in os.environ.items() if k != "MLFLOW_REGISTRY_URI"}
-    process = subprocess.Popen(
-        [str(BINARIES / "mlflow"), *command],
-        env={
-            **own,
-            "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
-            "PATH": f"{BINARIES}:{own['PATH']}",
-        },
-        cwd=root.parent,
-        stdout=log.open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [str(BINARIES / "mlflow"), *command],
+            env={
+                **own,
+                "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
+                "PATH": f"{BINARIES}:{own['PATH']}",
+            },
+            cwd=root.parent,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def ask(path: str, body: object = None) -> tuple[int, str]:
         request = urllib.request.Request(
