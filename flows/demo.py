@@ -15,6 +15,7 @@ from flows.evaluate import ensemble_evaluate
 from flows.parameters import Protocol
 from flows.stage import stage_dataset
 from flows.train import DigitsNetwork, digits_train
+from resnet_pipeline.adapters.mlflow_tracking import tracking_uri
 from resnet_pipeline.adapters.ray_train import keeping_ray
 from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
@@ -65,9 +66,11 @@ def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
 
 def mlflow_command(workspace: Workspace) -> str:
     """Return the command that opens MLflow's page on the runs, or its address where a server is set."""
-    if server := os.environ.get("MLFLOW_TRACKING_URI"):
-        return server
-    return f"{_program('mlflow')} server --backend-store-uri sqlite:///{workspace.mlflow / 'mlflow.db'} --port 5000"
+    # whether MLFLOW_TRACKING_URI is set says nothing here: MLflow's client sets it itself, to what it was told to use
+    address = tracking_uri(workspace)
+    if address.startswith("http"):
+        return address
+    return f"{_program('mlflow')} server --backend-store-uri {address} --port 5000"
 
 
 def prefect_command(workspace: Workspace) -> str:
