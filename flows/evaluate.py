@@ -7,21 +7,22 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import DatasetName, EvaluationImages, ModelReference, ProtocolName, documented
+from flows.parameters import (
+    Average,
+    Combined,
+    DatasetName,
+    EvaluationImages,
+    EvaluationWorkers,
+    ModelReference,
+    ProtocolName,
+    Scales,
+    documented,
+)
 from flows.shell import say, table
-from resnet_pipeline.evaluation.published import ENSEMBLE_SOURCE, ENSEMBLE_TOP5
-from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
+from resnet_pipeline.evaluation.published import ENSEMBLES
+from resnet_pipeline.jobs.analyse import ensemble, score_sources
+from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.workspace import Workspace
-
-# The paper names neither the six models nor their order, only that two have 152 layers (docs/DEVIATIONS.md).
-ILSVRC2015_MEMBERS = [
-    "models:/imagenet-resnet34-b@candidate",
-    "models:/imagenet-resnet34-c@candidate",
-    "models:/imagenet-resnet50@candidate",
-    "models:/imagenet-resnet101@candidate",
-    "models:/imagenet-resnet152/1",
-    "models:/imagenet-resnet152/2",
-]
 
 Members = Annotated[list[ModelReference], Field(min_length=1, description="The networks, by reference.")]
 
@@ -33,10 +34,16 @@ def evaluate(
     dataset: DatasetName = "ilsvrc2012",
     protocol: ProtocolName = "10-crop",
     images: EvaluationImages = None,
+    scales: Scales = None,
+    average: Average = "softmax",
+    workers: EvaluationWorkers = None,
 ) -> list[dict[str, Any]]:
     """Test networks under one protocol; networks whose scores are kept are not run again."""
-    evaluations = evaluate_models(Workspace.of(), models, dataset, protocol, images=images, say=say())
-    rows = [_row(evaluation) for evaluation in evaluations]
+    evaluations = evaluate_models(
+        Workspace.of(), models, dataset, protocol,
+        images=images, scales=scales, average=average, workers=workers, say=say(),
+    )  # fmt: skip
+    rows = [{"model": evaluation.reference, **evaluation.errors} for evaluation in evaluations]
     table(f"evaluation-{dataset}-{protocol}", rows, f"Errors on {dataset}, {protocol}, percent")
     return rows
 
@@ -44,25 +51,32 @@ def evaluate(
 @flow(name="ensemble-evaluate")
 @documented
 def ensemble_evaluate(
-    members: Members = ILSVRC2015_MEMBERS,
+    members: Members = list(ENSEMBLES["ilsvrc2015"]),  # noqa: B006 - shown in the form, never changed
     dataset: DatasetName = "ilsvrc2012",
     protocol: ProtocolName = "multi-scale",
     images: EvaluationImages = None,
+    scales: Scales = None,
+    average: Average = "softmax",
+    combine: Combined = "probabilities",
+    workers: EvaluationWorkers = None,
 ) -> dict[str, Any]:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
     tell = say()
-    evaluations = evaluate_models(Workspace.of(), members, dataset, protocol, images=images, say=tell)
-    errors = ensemble_errors(evaluations)
-    rows = [*(_row(e) for e in evaluations), {"model": "ensemble", **errors}]
+    sources = score_sources(
+        Workspace.of(), members, dataset, protocol,
+        images=images, scales=scales, average=average, workers=workers, say=tell,
+    )  # fmt: skip
+    result = ensemble(sources, combine=combine, contributions=len(sources) > 1)
+    rows = [
+        {"model": row["model"], "images": row["images"], "top1": row["top1"], "top5": row["top5"]}
+        for row in [*result["members"], {"model": "ensemble", **result["ensemble"]}]
+    ]
     table(f"ensemble-{dataset}-{protocol}", rows, f"Errors on {dataset}, {protocol}, percent")
-    ilsvrc = evaluations[0].scores.probabilities.shape[1] == 1000
-    beside = f" (the paper: top-5 {ENSEMBLE_TOP5} %; {ENSEMBLE_SOURCE})" if ilsvrc else ""
+    errors = result["ensemble"]
+    paper = result.get("paper")
     tell(
-        f"ensemble of {len(evaluations)} on {dataset}, {protocol}: top-1 error {errors['top1']:.2f} %, "
-        f"top-5 error {errors['top5']:.2f} %{beside}"
+        f"ensemble of {len(sources)} on {dataset}, {protocol}: top-1 error {errors['top1']:.2f} %, "
+        f"top-5 error {errors['top5']:.2f} %"
+        + (f" (the paper: top-5 {paper['top5']} %; {paper['source']}, not these images)" if paper else "")
     )
-    return {"members": rows[:-1], "ensemble": errors}
-
-
-def _row(evaluation: Evaluation) -> dict[str, Any]:
-    return {"model": evaluation.reference, **evaluation.errors}
+    return {"members": rows[:-1], "ensemble": rows[-1], "without": result.get("without")}

@@ -48,7 +48,26 @@ Protocols = Annotated[list[Protocol], Field(description="How the finished networ
 EvaluationImages = Annotated[
     int | None, Field(ge=1, description="Test on this many evenly spaced images only; empty for all.")
 ]
+Scales = Annotated[
+    list[int] | None,
+    Field(description="Shorter sides to average over, as [224, 256, 384]; empty for each network's own."),
+]
+Average = Annotated[
+    Literal["softmax", "logits"],
+    Field(description="What is averaged over views: softmax, as the authors did, or logits."),
+]
+Combined = Annotated[
+    Literal["probabilities", "logits"], Field(description="What is averaged over the members of an ensemble.")
+]
+EvaluationWorkers = Annotated[
+    int | None,
+    Field(ge=1, description="Tasks on Ray at a time; empty for all of RAY_ADDRESS's cluster, else this process alone."),
+]
 Registered = Annotated[bool, Field(description="Register the finished network in MLflow's model registry.")]
 ModelReference = Annotated[
-    str, Field(min_length=1, description="models:/NAME@ALIAS, runs:/ID, a run directory, or NETWORK=WEIGHTS-FILE.")
+    str,
+    Field(
+        min_length=1,
+        description="A registered model's NAME or NAME@ALIAS, a run's id or directory, or NETWORK=WEIGHTS-FILE.",
+    ),
 ]

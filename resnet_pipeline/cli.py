@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from resnet_pipeline import cli_evaluation, cli_registry
+from resnet_pipeline.cli_options import DatasetName, Json, Quiet, Root
+from resnet_pipeline.cli_options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace, write_json
+from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
 
 app = typer.Typer(
     name="resnet-pipeline",
@@ -25,36 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--root",
-        envvar=ROOT_VARIABLE,
-        help="Where everything is kept: datasets, runs, scores, reports. Default: ./work",
-    ),
-]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars or lines.")]
-DatasetName = Annotated[str, typer.Option("--dataset", help="The name that `stage` was given.")]
-Images = Annotated[int | None, typer.Option(min=1, help="Test on this many evenly spaced images only.")]
-Split = Annotated[str | None, typer.Option(help="Split to test on. Default: val, or test where there is no val.")]
-ProtocolName = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        help="center: one crop. 10-crop: corners and centre, mirrored too (Tables 2, 3). "
-        "multi-scale: the whole image at several sizes (Table 4).",
-    ),
-]
-Models = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL...",
-        help="A run directory, models:/NAME@ALIAS, runs:/ID, or NETWORK=WEIGHTS-FILE.",
-        show_default=False,
-    ),
-]
 
 
 def main() -> None:
@@ -197,178 +170,8 @@ def train(
     )
 
 
-@app.command()
-def evaluate(
-    models: Models,
-    dataset: DatasetName,
-    protocol: ProtocolName = "center",
-    root: Root = None,
-    split: Split = None,
-    images: Images = None,
-    json_file: Json = None,
-    quiet: Quiet = False,
-) -> None:
-    """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice."""
-    from resnet_pipeline.jobs.evaluate import evaluate_models
-
-    evaluations = evaluate_models(
-        Workspace.of(root), models, dataset, protocol, split=split, images=images, quiet=quiet
-    )
-    rows = [_evaluation(e) for e in evaluations]
-    _print_errors(f"{protocol} on {dataset}", rows)
-    _write(json_file, {"dataset": dataset, "protocol": protocol, "models": rows})
-
-
-@app.command()
-def ensemble(
-    models: Models,
-    dataset: DatasetName,
-    protocol: ProtocolName = "10-crop",
-    root: Root = None,
-    split: Split = None,
-    images: Images = None,
-    registered_as: Annotated[
-        str | None,
-        typer.Option(
-            "--register", metavar="NAME", help="Register it in MLflow under this name; its members must be registered."
-        ),
-    ] = None,
-    json_file: Json = None,
-    quiet: Quiet = False,
-) -> None:
-    """Average the scores of several networks and print the ensemble's error."""
-    from resnet_pipeline.jobs.evaluate import ensemble_errors, evaluate_models
-    from resnet_pipeline.jobs.register import register_ensemble_of
-
-    evaluations = evaluate_models(
-        Workspace.of(root), models, dataset, protocol, split=split, images=images, quiet=quiet
-    )
-    errors = ensemble_errors(evaluations)
-    rows = [_evaluation(e) for e in evaluations]
-    _print_errors(f"{protocol} on {dataset}", [*rows, {"model": f"ensemble of {len(rows)}", **errors}])
-    version = register_ensemble_of(Workspace.of(root), registered_as, evaluations, dataset) if registered_as else None
-    _write(
-        json_file,
-        {
-            "dataset": dataset,
-            "protocol": protocol,
-            "models": rows,
-            "ensemble": errors,
-            "version": version.uri if version else None,
-        },
-    )
-
-
-@app.command()
-def promote(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="models:/NAME@ALIAS, models:/NAME/VERSION, or NAME for its candidate.",
-            show_default=False,
-        ),
-    ],
-    protocol: ProtocolName = "10-crop",
-    top: Annotated[int, typer.Option(help="The error to compare: 1 for top-1, 5 for top-5.")] = 1,
-    root: Root = None,
-    json_file: Json = None,
-) -> None:
-    """Make a registered version the champion, if it is better than the champion by more than chance.
-
-    Both need scores of the whole split on the same dataset; the errors are compared image by image. What is not let
-    through is refused with the reasons, exit status 2; a first champion needs only the scores.
-    """
-    from dataclasses import asdict
-
-    from resnet_pipeline.jobs.promote import promote as promote_job
-
-    if top not in (1, 5):
-        raise UserError(f"--top must be 1 or 5, not {top}")
-    done = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
-    _write(
-        json_file,
-        {
-            "version": done.version.uri,
-            "before": done.before.uri if done.before else None,
-            "reason": done.reason,
-            "comparison": asdict(done.comparison) if done.comparison else None,
-        },
-    )
-
-
-@app.command()
-def predict(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="As for evaluate, or a registered ensemble.", show_default=False)
-    ],
-    folder: Annotated[Path, typer.Argument(help="Images, at any depth; or one image.", show_default=False)],
-    output: Annotated[Path, typer.Option(help="The file: NAME.csv, NAME.parquet or NAME.json.", show_default=False)],
-    protocol: ProtocolName = "center",
-    top: Annotated[int, typer.Option(min=1, help="How many of the best classes to write.")] = 5,
-    dataset: Annotated[
-        str | None, typer.Option(help="A staged dataset whose class names to use for weights that have none.")
-    ] = None,
-    root: Root = None,
-    json_file: Json = None,
-    quiet: Quiet = False,
-) -> None:
-    """Name the best classes of every image in a folder, with their probabilities.
-
-    The images are decoded, resized and cropped as in `evaluate`. Files that can't be decoded are listed, in the output
-    with the reason, and don't stop it.
-    """
-    from resnet_pipeline.jobs.predict import predict_folder
-
-    done = predict_folder(
-        Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset, quiet=quiet
-    )
-    print(
-        f"{done.path}: {done.images:,} images" + (f", {len(done.broken):,} files can't be used:" if done.broken else "")
-    )
-    for name, reason in done.broken[:10]:
-        print(f"  {name}: {reason}")
-    if len(done.broken) > 10:
-        print(f"  and {len(done.broken) - 10:,} more, in the output's column `error`")
-    _write(
-        json_file,
-        {"output": str(done.path), "images": done.images, "broken": [{"file": f, "reason": r} for f, r in done.broken]},
-    )
-
-
-@app.command()
-def explore(
-    models: Models,
-    dataset: DatasetName,
-    protocol: ProtocolName = "center",
-    root: Root = None,
-    split: Split = None,
-    images: Images = None,
-    mistakes: Annotated[int, typer.Option(min=0, help="How many of the worst mistakes to show.")] = 48,
-    output: Annotated[
-        Path | None, typer.Option(help="The page. Default: reports/errors-….html under the root.")
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Write an HTML page on a network's mistakes: the worst ones, confusions, errors per class, reliability.
-
-    Several networks, or a registered ensemble, are averaged. Scores that are missing are computed first.
-    """
-    from resnet_pipeline.jobs.explore import explore as explore_job
-
-    print(
-        explore_job(
-            Workspace.of(root),
-            models,
-            dataset,
-            protocol,
-            split=split,
-            images=images,
-            mistakes=mistakes,
-            output=output,
-            quiet=quiet,
-        )
-    )
+for command in (*cli_evaluation.COMMANDS, *cli_registry.COMMANDS):
+    app.command()(command)
 
 
 @app.command()
@@ -465,40 +268,6 @@ def doctor(root: Root = None, json_file: Json = None) -> None:
         table.add_row(finding.what, finding.state, finding.use)
     Console().print(table)
     _write(json_file, [vars(f) for f in findings])
-
-
-def _evaluation(evaluation: Any) -> dict[str, Any]:
-    return {
-        "model": evaluation.reference,
-        "network": evaluation.member.network,
-        "weights_sha256": evaluation.member.weights_sha256,
-        "split": evaluation.scores.split,
-        "protocol": evaluation.scores.protocol,
-        **evaluation.errors,
-        "seconds": round(evaluation.scores.seconds, 3),
-        "images_per_second": round(evaluation.scores.images_per_second, 2),
-        "scores": str(evaluation.path),
-        "reused": evaluation.reused,
-    }
-
-
-def _print_errors(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=title)
-    for column in ("model", "images", "top-1 error %", "top-5 error %", "images/s"):
-        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
-    for row in rows:
-        rate = f"{row['images_per_second']:,.1f}" if "images_per_second" in row else ""
-        table.add_row(row["model"], f"{int(row['images']):,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}", rate)
-    Console().print(table)
-
-
-def _write(path: Path | None, value: Any) -> None:
-    if path is None:
-        return
-    try:
-        write_json(path, value)
-    except OSError as error:
-        raise UserError(f"--json {path} can't be written: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ from resnet_pipeline.errors import UserError, did_you_mean
 T = TypeVar("T")
 
 
+PAPER_SCALES = (224, 256, 384, 480, 640)
+"""The shorter sides of the paper's multi-scale testing (section 3.4)."""
+
+
 class ConfigError(UserError):
     """A config field has a value that cannot be; the text names the field."""
 
@@ -90,7 +94,7 @@ class ViewConfig:
 
     crop: int
     resize: int
-    scales: tuple[int, ...] = (224, 256, 384, 480, 640)
+    scales: tuple[int, ...] = PAPER_SCALES
     flip: bool = True
 
     def __post_init__(self) -> None:

@@ -154,6 +154,14 @@ class ViewPlan:
     crop: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class WholePlan:
+    """N images to be decoded once and resized to S sizes each, ``resized`` int64 [N, S, 2] (height, width)."""
+
+    index: Int64
+    resized: Int64
+
+
 def resized_sizes(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32], shorter: int) -> Int64:
     """Return (height, width) int64 [N, 2] of images resized to a shorter side; the longer one is rounded down."""
     h, w = height.astype(np.int64), width.astype(np.int64)
@@ -162,15 +170,9 @@ def resized_sizes(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32], s
 
 
 def plan_views(kind: str, *, index: Int64, resized: Int64, crop: int) -> ViewPlan:
-    """Plan ``center`` (V = 1), ``10-crop`` (V = 5: four corners and the centre, to be mirrored by the caller).
-
-    ``whole`` (V = 1) takes the resized images as they are, which must all have one size.
-    """
+    """Plan ``center`` (V = 1) or ``10-crop`` (V = 5: four corners and the centre, to be mirrored by the caller)."""
     spare = resized - crop
     centre = np.rint(spare / 2).astype(np.int64)  # as torchvision: halves round to even
-    if kind == "whole":
-        size = (int(resized[0, 0]), int(resized[0, 1]))
-        return ViewPlan(index, resized, np.zeros((len(index), 1, 2), dtype=np.int64), size)
     if kind == "center":
         return ViewPlan(index, resized, centre[:, None, :], (crop, crop))
     zero = np.zeros_like(spare[:, 0])

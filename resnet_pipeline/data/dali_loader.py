@@ -19,12 +19,13 @@ from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from resnet_pipeline.data.audit import audit
-from resnet_pipeline.data.augment import Plan, ViewPlan
+from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan
 from resnet_pipeline.data.dataset import Split
 from resnet_pipeline.data.torch_loader import broken_sample
 from resnet_pipeline.errors import UserError
 
-P = TypeVar("P", Plan, ViewPlan)
+P = TypeVar("P", Plan, ViewPlan, WholePlan)
+T = TypeVar("T")
 
 
 class DaliExecutor:
@@ -51,8 +52,8 @@ class DaliExecutor:
             yield from self._run(
                 _chain(first, plans),
                 _crop_arrays,
-                lambda source: self._crop_graph(source, first.size),
-                lambda plan: [plan.size, plan.size, 3],
+                lambda source: [self._crop_graph(source, first.size)],
+                lambda outputs, plan: self._copy(outputs[0], [len(plan.index), plan.size, plan.size, 3]),
             )
 
     def views(self, plans: Iterator[ViewPlan]) -> Iterator[tuple[ViewPlan, torch.Tensor]]:
@@ -63,8 +64,23 @@ class DaliExecutor:
             yield from self._run(
                 _chain(first, plans),
                 _view_arrays,
-                lambda source: self._view_graph(source, count),
-                lambda plan: [count, *plan.crop, 3],
+                lambda source: [self._view_graph(source, count)],
+                lambda outputs, plan: self._copy(outputs[0], [len(plan.index), count, *plan.crop, 3]),
+            )
+
+    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+        """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
+        first = next(plans, None)
+        if first is not None:
+            count = first.resized.shape[1]
+            yield from self._run(
+                _chain(first, plans),
+                lambda plan: [np.ascontiguousarray(plan.resized[:, i], dtype=np.float32) for i in range(count)],
+                lambda source: self._whole_graph(source, count),
+                lambda outputs, plan: [
+                    [self._copy_one(output[i], plan.resized[i, j]) for i in range(len(plan.index))]
+                    for j, output in enumerate(outputs)
+                ],
             )
 
     def close(self) -> None:
@@ -100,6 +116,13 @@ class DaliExecutor:
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
         return fn.stack(*(fn.slice(images, start=c, shape=shape, axes=[0, 1]) for c in corners), axis=0)
 
+    def _whole_graph(self, source: Iterator[list[Any]], count: int) -> list[Any]:
+        encoded, *sizes = fn.external_source(
+            source=source, num_outputs=1 + count, dtype=[types.UINT8, *[types.FLOAT] * count], no_copy=True
+        )
+        images = fn.decoders.image(encoded, **self._decoding)
+        return [fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for size in sizes]
+
     @property
     def _decoding(self) -> dict[str, Any]:
         device = "mixed" if self._device.type == "cuda" else "cpu"
@@ -109,9 +132,9 @@ class DaliExecutor:
         self,
         plans: Iterator[P],
         arrays_of: Callable[[P], list[Any]],
-        graph: Callable[[Iterator[list[Any]]], Any],
-        shape_of: Callable[[P], list[int]],
-    ) -> Iterator[tuple[P, torch.Tensor]]:
+        graph: Callable[[Iterator[list[Any]]], list[Any]],
+        take: Callable[[Any, P], T],
+    ) -> Iterator[tuple[P, T]]:
         # DALI takes the arrays without a copy, so they live here until their batch is out
         ahead: deque[tuple[P, list[Any]]] = deque()
 
@@ -129,12 +152,11 @@ class DaliExecutor:
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
-            pipeline.set_outputs(graph(source()))
+            pipeline.set_outputs(*graph(source()))
         pipeline.build()
         while True:
             try:
-                (output,) = pipeline.run()
-                images = self._copy(output, [len(ahead[0][0].index), *shape_of(ahead[0][0])])
+                images = take(pipeline.run(), ahead[0][0])
             except StopIteration:
                 return
             except RuntimeError as error:
@@ -148,7 +170,13 @@ class DaliExecutor:
         feed_ndarray(output.as_tensor(), images, cuda_stream=stream)
         return images
 
-    def _blame(self, plan: Plan | ViewPlan, error: RuntimeError) -> UserError:
+    def _copy_one(self, output: Any, size: npt.NDArray[np.int64]) -> torch.Tensor:
+        image = torch.empty([int(size[0]), int(size[1]), 3], dtype=torch.uint8, device=self._device)
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        feed_ndarray(output, image, cuda_stream=stream)
+        return image
+
+    def _blame(self, plan: Plan | ViewPlan | WholePlan, error: RuntimeError) -> UserError:
         """Find the sample of a failed batch that can't be decoded; DALI names none."""
         for index in plan.index:
             result, _ = audit(self._samples.encoded(int(index)).tobytes())

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from resnet_pipeline.config import AugmentConfig
-from resnet_pipeline.data.augment import Plan, ViewPlan, plan_crops, plan_views, resized_sizes
+from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan, plan_crops, plan_views, resized_sizes
 from resnet_pipeline.data.dataset import Dataset, Split
 from resnet_pipeline.data.order import Int64, micro_batch_positions, samples_at
 from resnet_pipeline.errors import UserError
 
 Backend = Literal["auto", "dali", "torch"]
-ViewKind = Literal["center", "10-crop", "whole"]
+ViewKind = Literal["center", "10-crop"]
 T = TypeVar("T")
 
 
@@ -50,6 +50,9 @@ class Executor(Protocol):
 
     def views(self, plans: Iterator[ViewPlan]) -> Iterator[tuple[ViewPlan, torch.Tensor]]:
         """Yield each plan with its images."""
+
+    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+        """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
 
     def close(self) -> None:
         """Release threads and memory."""
@@ -106,7 +109,7 @@ def train_batches(
             )
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
-    return Loader(lambda: _executor(samples, micro_batch, device, threads, prefetch, backend, fill), run)
+    return Loader(lambda: executor_of(samples, micro_batch, device, threads, prefetch, backend, fill), run)
 
 
 def view_batches(
@@ -127,22 +130,21 @@ def view_batches(
 ) -> Loader[ViewBatch]:
     """Return views of this rank's samples, each sample exactly once; the last batch is smaller, nothing is padded.
 
-    ``indices`` are the samples to look at, all by default; rank r takes every world-th of them from r on. For
-    ``whole`` the samples are ordered by size, and a batch holds images of one size.
+    ``indices`` are the samples to look at, all by default; rank r takes every world-th of them from r on.
     """
     samples = dataset.splits[split]
     chosen = (np.arange(len(samples), dtype=np.int64) if indices is None else indices)[rank::world]
     resized = resized_sizes(samples.width[chosen], samples.height[chosen], resize)
 
     def plans() -> Iterator[ViewPlan]:
-        for rows in _groups(resized, batch_size) if views == "whole" else _slices(len(chosen), batch_size):
+        for rows in slices(len(chosen), batch_size):
             yield plan_views(views, index=chosen[rows], resized=resized[rows], crop=crop)
 
     def run(executor: Executor) -> Iterator[ViewBatch]:
         for plan, images in executor.views(plans()):
             yield ViewBatch(images, torch.from_numpy(samples.labels[plan.index]), torch.from_numpy(plan.index))
 
-    return Loader(lambda: _executor(samples, batch_size, device, threads, prefetch, backend, None), run)
+    return Loader(lambda: executor_of(samples, batch_size, device, threads, prefetch, backend, None), run)
 
 
 class Loader(Generic[T]):
@@ -176,7 +178,7 @@ class Loader(Generic[T]):
             self._executor = None
 
 
-def _executor(
+def executor_of(
     samples: Split,
     most: int,
     device: torch.device | None,
@@ -185,6 +187,7 @@ def _executor(
     backend: Backend,
     fill: Any,
 ) -> Executor:
+    """Return the executor of a backend for batches of at most ``most`` samples; UserError where it is not there."""
     device = device or torch.device("cpu")
     if backend != "torch":
         try:
@@ -199,15 +202,7 @@ def _executor(
     return TorchExecutor(samples, device, fill)
 
 
-def _slices(samples: int, batch_size: int) -> Iterator[Int64]:
+def slices(samples: int, batch_size: int) -> Iterator[Int64]:
+    """Yield the rows 0 to ``samples`` in order, at most ``batch_size`` at a time."""
     for start in range(0, samples, batch_size):
         yield np.arange(start, min(start + batch_size, samples), dtype=np.int64)
-
-
-def _groups(resized: Int64, batch_size: int) -> Iterator[Int64]:
-    """Yield rows whose resized images have one size, at most ``batch_size`` of them."""
-    order = np.lexsort((resized[:, 1], resized[:, 0]))
-    changes = np.flatnonzero(np.any(np.diff(resized[order], axis=0) != 0, axis=1)) + 1
-    for group in np.split(order, changes):
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from resnet_pipeline.data.augment import Plan, ViewPlan
+from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan
 from resnet_pipeline.data.dataset import Split
 from resnet_pipeline.errors import UserError
 
@@ -41,6 +41,21 @@ class TorchExecutor:
                 height, width = plan.crop
                 images.append(torch.stack([image[:, y : y + height, x : x + width] for y, x in corners]))
             yield plan, torch.stack(images).permute(0, 1, 3, 4, 2).contiguous().to(self._device)
+
+    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+        """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
+        for plan in plans:
+            decoded = [self._decode(int(index)) for index in plan.index]
+            yield (
+                plan,
+                [
+                    [
+                        _resize(image, (int(height), int(width))).permute(1, 2, 0).contiguous().to(self._device)
+                        for image, (height, width) in zip(decoded, sizes, strict=True)
+                    ]
+                    for sizes in plan.resized.transpose(1, 0, 2)
+                ],
+            )
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,50 +1,236 @@
-"""Ensembles and errors from kept scores; no network runs here (the paper, section 3.4 and Table 5)."""
+"""Ensembles from kept scores; no network runs here (the paper, section 3.4 and Table 5).
+
+``probabilities`` averages the members' softmax, ``logits`` their log-probabilities: a logit is that but for a constant
+per sample, which the softmax of the mean takes out again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.metrics import TopErrors
-from resnet_pipeline.evaluation.scores import Scores
+from resnet_pipeline.evaluation.confusion import check_labelled, label_places
+from resnet_pipeline.evaluation.intervals import error_interval
+from resnet_pipeline.evaluation.scores import Scores, check_same_samples
+
+Combine = Literal["probabilities", "logits"]
+Float64 = npt.NDArray[np.float64]
+_LEAST = 2.0**-149  # the smallest positive float32: the logarithm of a probability that was rounded to zero
+_ROWS = 4096
+_EM_STEPS = 500
 
 
 def errors_of(scores: Scores) -> dict[str, float]:
-    """Return top-1 and top-5 error in percent and the number of images."""
-    counts = TopErrors()
-    counts.add(torch.as_tensor(scores.probabilities), torch.as_tensor(scores.labels))
-    return counts.errors()
+    """Return top-1 and top-5 error in percent and the number of images; UserError where a label is not known."""
+    places = label_places(scores.probabilities, scores.labels)
+    images = max(len(places), 1)
+    return {
+        "top1": 100 * int(np.count_nonzero(places >= 1)) / images,
+        "top5": 100 * int(np.count_nonzero(places >= 5)) / images,
+        "images": float(len(places)),
+    }
 
 
-def average(members: Sequence[Scores]) -> Scores:
-    """Return the mean of the members' probabilities.
+def intervals_of(scores: Scores) -> dict[str, tuple[float, float]]:
+    """Return the 95 % bootstrap intervals of top-1 and top-5 error in percent; UserError as `errors_of`."""
+    places = label_places(scores.probabilities, scores.labels)
+    return {"top1_interval": error_interval(places >= 1), "top5_interval": error_interval(places >= 5)}
 
-    Raises UserError naming the first member whose dataset, split, samples or classes are not the first one's.
+
+class Mean:
+    """The weighted mean of members that come one after the other, so that one of them is in memory at a time."""
+
+    def __init__(self, combine: Combine = "probabilities") -> None:
+        self._combine = combine
+        self._members: list[Scores] = []  # without their probabilities
+        self._total: npt.NDArray[np.float64] | None = None
+        self._weight = 0.0
+
+    def add(self, member: Scores, weight: float = 1.0) -> None:
+        """Add a member; UserError where its dataset, split, samples or classes are not the first one's."""
+        empty = np.empty((0, member.probabilities.shape[1]), dtype=np.float32)
+        described = replace(member, probabilities=empty)
+        if self._members:
+            check_same_samples([self._members[0], described])
+        self._members.append(described)
+        if self._total is None:
+            self._total = np.zeros(member.probabilities.shape, dtype=np.float64)
+        for start in range(0, len(self._total), _ROWS):
+            part = slice(start, start + _ROWS)
+            self._total[part] += weight * _terms(member.probabilities[part], self._combine)
+        self._weight += weight
+
+    def scores(self) -> Scores:
+        """Return the mean as scores, float32; UserError where there is no member."""
+        if self._total is None:
+            raise UserError("an ensemble needs at least one member")
+        mean = np.empty(self._total.shape, dtype=np.float32)
+        for start in range(0, len(mean), _ROWS):
+            part = slice(start, start + _ROWS)
+            mean[part] = _probabilities(self._total[part] / self._weight, self._combine)
+        return replace(
+            self._members[0],
+            model=" + ".join(m.model for m in self._members),
+            weights_sha256="",
+            seconds=sum(m.seconds for m in self._members),
+            probabilities=mean,
+        )
+
+
+def average(
+    members: Iterable[Scores], *, weights: Sequence[float] | None = None, combine: Combine = "probabilities"
+) -> Scores:
+    """Return the mean of the members, which may be read one after the other; ``weights`` are equal by default.
+
+    Raises UserError naming the first member whose dataset, split, samples or classes are not the first one's, and
+    where weights are negative, all zero, or not one per member.
     """
-    if not members:
-        raise UserError("an ensemble needs at least one member")
-    first = members[0]
-    for member in members[1:]:
-        for field in ("dataset_fingerprint", "split", "keys"):
-            if getattr(member, field) != getattr(first, field):
-                what = field.replace("_", " ")
-                raise UserError(f"scores of {member.model} and {first.model} can't be averaged: their {what} differ")
-        if member.probabilities.shape != first.probabilities.shape:
-            raise UserError(
-                f"scores of {member.model} have {member.probabilities.shape[1]} classes, "
-                f"those of {first.model} {first.probabilities.shape[1]}"
-            )
-    total = np.zeros(first.probabilities.shape, dtype=np.float64)
+    if weights is not None and not (all(w >= 0 for w in weights) and sum(weights) > 0):
+        raise UserError(f"weights must be at least 0 and not all 0, not {list(weights)}")
+    mean, count = Mean(combine), 0
+    for count, member in enumerate(members, 1):
+        if weights is not None and count > len(weights):
+            break
+        mean.add(member, 1.0 if weights is None else weights[count - 1])
+        del member  # before the next one is read
+    if weights is not None and count != len(weights):
+        raise UserError(f"{len(weights)} weights for another number of members")
+    return mean.scores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyStep:
+    """A member that greedy selection took, and the errors in percent of all taken so far."""
+
+    member: int
+    top1: float
+    top5: float
+
+
+def greedy_selection(
+    members: Sequence[Scores], *, combine: Combine = "probabilities", by: Literal["top1", "top5"] = "top5"
+) -> list[GreedyStep]:
+    """Take, one after the other, the member that lowers the ensemble's error most; the curve has a step per member.
+
+    Ties fall to the other error, then to the earlier member. The curve is selected on the samples that it reports:
+    its lowest point is optimistic.
+    """
+    check_same_samples(members)
+    total = np.zeros(members[0].probabilities.shape, dtype=np.float64)
+    left, steps = list(range(len(members))), list[GreedyStep]()
+    second = "top1" if by == "top5" else "top5"
+    while left:
+        found = {i: _errors_with(total, members[i], combine, members[0].labels) for i in left}
+        best = min(left, key=lambda i: (found[i][by], found[i][second], i))
+        for start in range(0, len(total), _ROWS):
+            part = slice(start, start + _ROWS)
+            total[part] += _terms(members[best].probabilities[part], combine)
+        steps.append(GreedyStep(member=best, top1=found[best]["top1"], top5=found[best]["top5"]))
+        left.remove(best)
+    return steps
+
+
+def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilities") -> list[dict[str, float]]:
+    """Return the errors in percent of the ensemble without each member; UserError where it has only one."""
+    check_same_samples(members)
+    if len(members) < 2:
+        raise UserError("leaving a member out needs at least two members")
+    total = np.zeros(members[0].probabilities.shape, dtype=np.float64)
     for member in members:
-        total += member.probabilities
+        for start in range(0, len(total), _ROWS):
+            part = slice(start, start + _ROWS)
+            total[part] += _terms(member.probabilities[part], combine)
+    return [_errors_with(total, member, combine, members[0].labels, sign=-1) for member in members]
+
+
+def halves(samples: int, *, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split the sample numbers at random into a half to fit on and a half to report on, each ascending."""
+    order = np.random.default_rng(seed).permutation(samples)
+    return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
+
+
+def rows_of(scores: Scores, rows: npt.NDArray[np.int64]) -> Scores:
+    """Return the scores of some samples."""
     return replace(
-        first,
-        model=" + ".join(m.model for m in members),
-        weights_sha256="",
-        seconds=sum(m.seconds for m in members),
-        probabilities=(total / len(members)).astype(np.float32),
+        scores,
+        keys=[scores.keys[i] for i in rows],
+        labels=scores.labels[rows],
+        probabilities=scores.probabilities[rows],
     )
+
+
+def fit_weights(members: Sequence[Scores], *, combine: Combine = "probabilities") -> list[float]:
+    """Return weights ≥ 0 with sum 1 that minimise the mean negative log-likelihood of the labels.
+
+    For ``probabilities`` this is a mixture, fitted by expectation maximisation; for ``logits`` by L-BFGS.
+    Both losses are convex in the weights. Report on other samples than these: see `halves`.
+    """
+    check_same_samples(members)
+    check_labelled(members[0].labels)
+    if combine == "logits":
+        return _fit_logits(members)
+    labels = members[0].labels[:, None]
+    own = np.stack([np.take_along_axis(m.probabilities, labels, 1)[:, 0] for m in members]).astype(np.float64)
+    own = np.maximum(own, _LEAST)
+    weights = np.full(len(members), 1 / len(members))
+    for _ in range(_EM_STEPS):
+        weights *= (own / (weights @ own)).mean(1)
+    return [float(w) for w in weights / weights.sum()]
+
+
+def _fit_logits(members: Sequence[Scores]) -> list[float]:
+    """Minimise over z, the weights being softmax(z), so that they stay positive with sum 1."""
+    labels, samples = members[0].labels, len(members[0].labels)
+    z = torch.zeros(len(members), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([z], max_iter=20, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        weights = torch.softmax(z.detach(), 0)
+        value, gradient = 0.0, np.zeros(len(members))
+        for start in range(0, samples, _ROWS):
+            part = slice(start, start + _ROWS)
+            logs = np.stack([_terms(m.probabilities[part], "logits") for m in members])
+            mean = _probabilities(np.tensordot(weights.numpy(), logs, 1), "logits")
+            label = labels[part, None]
+            value -= float(np.log(np.maximum(np.take_along_axis(mean, label, 1), _LEAST)).sum())
+            gradient += (mean * logs).sum((1, 2)) - np.take_along_axis(logs, label[None], 2).sum((1, 2))
+        by_weight = torch.from_numpy(gradient / samples)
+        z.grad = weights * (by_weight - weights @ by_weight)
+        return torch.tensor(value / samples, dtype=torch.float64)
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return [float(w) for w in torch.softmax(z.detach(), 0)]
+
+
+def _terms(probabilities: npt.NDArray[np.floating], combine: Combine) -> Float64:
+    values: Float64 = np.array(probabilities, dtype=np.float64)
+    if combine == "logits":
+        np.log(np.maximum(values, _LEAST), out=values)
+    return values
+
+
+def _probabilities(mean: Float64, combine: Combine) -> Float64:
+    if combine == "probabilities":
+        return mean
+    powers: Float64 = np.exp(mean - mean.max(1, keepdims=True))
+    powers /= powers.sum(1, keepdims=True)
+    return powers
+
+
+def _errors_with(
+    total: Float64, member: Scores, combine: Combine, labels: npt.NDArray[np.int64], *, sign: int = 1
+) -> dict[str, float]:
+    """Return the errors of a sum of members with one more, or one fewer; the order of a sum is that of its mean."""
+    wrong1 = wrong5 = 0
+    for start in range(0, len(labels), _ROWS):
+        part = slice(start, start + _ROWS)
+        places = label_places(total[part] + sign * _terms(member.probabilities[part], combine), labels[part])
+        wrong1 += int(np.count_nonzero(places >= 1))
+        wrong5 += int(np.count_nonzero(places >= 5))
+    return {"top1": 100 * wrong1 / len(labels), "top5": 100 * wrong5 / len(labels)}

@@ -41,3 +41,16 @@ PUBLISHED: dict[str, PublishedError] = {
 # Table 5: six models of different depth, two of them 152 layers, ILSVRC 2015 test server
 ENSEMBLE_TOP5 = 3.57
 ENSEMBLE_SOURCE = "Table 5: ensemble of six, ImageNet test server"
+
+ENSEMBLES: dict[str, tuple[str, ...]] = {
+    # The paper names neither the six models nor their order, only that two have 152 layers (docs/DEVIATIONS.md).
+    "ilsvrc2015": (
+        "models:/imagenet-resnet34-b@candidate",
+        "models:/imagenet-resnet34-c@candidate",
+        "models:/imagenet-resnet50@candidate",
+        "models:/imagenet-resnet101@candidate",
+        "models:/imagenet-resnet152/1",
+        "models:/imagenet-resnet152/2",
+    )
+}
+"""Ensembles by name: what stands for its members wherever members are named."""

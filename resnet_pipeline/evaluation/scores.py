@@ -1,13 +1,15 @@
 """Score files: a network's class probabilities for each sample of a split, under one protocol, kept for good.
 
-A score file is a Parquet table: ``key`` (the sample's original name), ``label`` (int32), ``scores`` (a list of one
-float32 probability per class). What it belongs to is JSON in the schema's metadata.
+A score file is a Parquet table: ``key`` (the sample's original name), ``label`` (int32; −1 where it is not known),
+``scores`` (a list of one probability per class, float32 or float16). What it belongs to is JSON in the schema's
+metadata.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,12 @@ from resnet_pipeline.workspace import replacing
 
 FORMAT = 1
 _METADATA = b"resnet_pipeline"
+_ROWS_PER_GROUP = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Probabilities float32 [N, C] of N samples in the split's order, with what they were computed from."""
+    """Probabilities float32 or float16 [N, C] of N samples in the split's order, with what they were computed from."""
 
     model: str
     weights_sha256: str
@@ -34,12 +37,17 @@ class Scores:
     seconds: float
     keys: list[str]
     labels: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.floating]
 
     @property
     def images_per_second(self) -> float:
         """Images (not views) per second of the evaluation that made the scores."""
         return len(self.keys) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample's label is known; those of a test archive are not."""
+        return bool((self.labels >= 0).all())
 
 
 def score_path(folder: Path, *, dataset_fingerprint: str, split: str, protocol: str, weights_sha256: str) -> Path:
@@ -48,9 +56,9 @@ def score_path(folder: Path, *, dataset_fingerprint: str, split: str, protocol: 
 
 
 def write_scores(scores: Scores, path: Path) -> None:
-    """Write a score file, atomically."""
+    """Write a score file, atomically, with the probabilities' own type."""
     samples, classes = scores.probabilities.shape
-    flat = pa.array(np.ascontiguousarray(scores.probabilities, dtype=np.float32).reshape(-1))
+    flat = pa.array(np.ascontiguousarray(scores.probabilities).reshape(-1))
     metadata = {
         "format": FORMAT,
         "model": scores.model,
@@ -69,19 +77,20 @@ def write_scores(scores: Scores, path: Path) -> None:
         }
     ).replace_schema_metadata({_METADATA: json.dumps(metadata).encode()})
     with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        # probabilities don't repeat: a dictionary and compression cost time and save nothing
+        pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, use_dictionary=False, compression="none")
 
 
 def read_scores(path: Path) -> Scores:
     """Read a score file; UserError names the file where it is missing, damaged or something else."""
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            metadata = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} is no score file of format {FORMAT}; evaluate again to make one")
+            keys, labels, probabilities = _columns(file)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"score file {path} can't be read: {str(error).splitlines()[0]}") from None
-    metadata = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is no score file of format {FORMAT}; evaluate again to make one")
-    column = table.column("scores").combine_chunks()
     return Scores(
         model=metadata["model"],
         weights_sha256=metadata["weights_sha256"],
@@ -89,8 +98,77 @@ def read_scores(path: Path) -> Scores:
         split=metadata["split"],
         protocol=metadata["protocol"],
         seconds=metadata["seconds"],
-        keys=table.column("key").to_pylist(),
-        labels=table.column("label").to_numpy().astype(np.int64),
-        # a copy: Arrow's memory is read-only, which torch warns of
-        probabilities=column.flatten().to_numpy().reshape(len(column), column.type.list_size).copy(),
+        keys=keys,
+        labels=labels,
+        probabilities=probabilities,
     )
+
+
+def merge_scores(parts: Sequence[Scores], keys: Sequence[str]) -> Scores:
+    """Put the scores of disjoint parts of a split together, in the order of ``keys``.
+
+    Raises ValueError unless the parts hold each key exactly once.
+    """
+    place = {key: row for row, key in enumerate(keys)}
+    found = [key for part in parts for key in part.keys]
+    if len(place) != len(keys) or len(found) != len(keys) or set(found) != set(place):
+        raise ValueError(f"parts with {len(found)} samples are not the {len(keys)} samples, each once")
+    rows = np.fromiter((place[key] for key in found), dtype=np.int64, count=len(found))
+    probabilities = np.empty((len(keys), parts[0].probabilities.shape[1]), dtype=parts[0].probabilities.dtype)
+    labels = np.empty(len(keys), dtype=np.int64)
+    start = 0
+    for part in parts:
+        own = rows[start : start + len(part.keys)]
+        probabilities[own], labels[own] = part.probabilities, part.labels
+        start += len(part.keys)
+    return replace(
+        parts[0],
+        seconds=sum(part.seconds for part in parts),
+        keys=list(keys),
+        labels=labels,
+        probabilities=probabilities,
+    )
+
+
+def check_same_samples(scores: Sequence[Scores]) -> None:
+    """Raise UserError naming the first scores whose dataset, split, samples or classes are not the first one's."""
+    if not scores:
+        raise UserError("no scores were named")
+    first = scores[0]
+    for other in scores[1:]:
+        both = f"scores of {other.model} and {first.model} can't be used together"
+        if other.dataset_fingerprint != first.dataset_fingerprint:
+            raise UserError(f"{both}: their dataset fingerprints differ, {_short(other)} and {_short(first)}")
+        if other.split != first.split:
+            raise UserError(f"{both}: their splits differ, {other.split} and {first.split}")
+        if len(other.keys) != len(first.keys):
+            raise UserError(f"{both}: they have {len(other.keys):,} and {len(first.keys):,} samples")
+        if other.keys != first.keys:
+            row = next(row for row, pair in enumerate(zip(other.keys, first.keys, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f"{both}: their keys differ: sample {row} is {other.keys[row]} in one, {first.keys[row]} in the other"
+            )
+        if other.probabilities.shape != first.probabilities.shape:
+            raise UserError(
+                f"{both}: they have {other.probabilities.shape[1]} and {first.probabilities.shape[1]} classes"
+            )
+        if not np.array_equal(other.labels, first.labels):
+            raise UserError(f"{both}: their labels differ")
+
+
+def _short(scores: Scores) -> str:
+    return scores.dataset_fingerprint[:12]
+
+
+def _columns(file: pq.ParquetFile) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+    """Read keys, labels and probabilities group by group, so that no second copy of the whole is made."""
+    rows, kind = file.metadata.num_rows, file.schema_arrow.field("scores").type
+    keys: list[str] = []
+    labels = np.empty(rows, dtype=np.int64)
+    probabilities = np.empty((rows, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
+    for batch in file.iter_batches(_ROWS_PER_GROUP):
+        part = slice(len(keys), len(keys) + batch.num_rows)
+        labels[part] = batch.column("label").to_numpy()
+        probabilities[part] = batch.column("scores").flatten().to_numpy().reshape(-1, kind.list_size)
+        keys += batch.column("key").to_pylist()
+    return keys, labels, probabilities

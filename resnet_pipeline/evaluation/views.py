@@ -1,4 +1,4 @@
-"""The paper's testing protocols as data: which images a network sees of each sample.
+"""The paper's testing protocols as data: which images a network sees of each sample, and what is averaged.
 
 ``center``: one centre crop. ``10-crop``: corners and centre, each mirrored (Krizhevsky et al., 2012; Tables 2 and 3).
 ``multi-scale``: fully convolutional over the whole image at several shorter sides, mirrored too (Table 4).
@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,34 +14,59 @@ from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.errors import UserError, did_you_mean
 
 PROTOCOLS = ("center", "10-crop", "multi-scale")
+AVERAGES = ("softmax", "logits")
 ViewKind = Literal["center", "10-crop", "whole"]
+Average = Literal["softmax", "logits"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """``kind`` of views at each of the shorter sides ``sides``; ``mirror`` adds the mirror image of every view."""
+    """``kind`` of views at each of the shorter sides ``sides``; ``mirror`` adds the mirror image of every view.
+
+    ``average`` says what is averaged over views: class probabilities (the authors) or logits, whose softmax is taken
+    at the end.
+    """
 
     name: str
     kind: ViewKind
     sides: tuple[int, ...]
     crop: int
     mirror: bool
+    average: Average = "softmax"
 
     @property
     def id(self) -> str:
         """A name that tells this protocol from every other: it is a part of a score file's path."""
         sides = "-".join(map(str, self.sides))
-        return f"{self.name}-{self.crop}-of-{sides}{'-mirrored' if self.mirror else ''}"
+        logits = "-logits" if self.average == "logits" else ""
+        return f"{self.name}-{self.crop}-of-{sides}{'-mirrored' if self.mirror else ''}{logits}"
 
 
-def protocol_of(name: str, views: ViewConfig) -> Protocol:
-    """Return the protocol of this name for a network's view sizes; UserError for an unknown name."""
-    if name == "center":
-        return Protocol(name=name, kind="center", sides=(views.resize,), crop=views.crop, mirror=False)
-    if name == "10-crop":
-        return Protocol(name=name, kind="10-crop", sides=(views.resize,), crop=views.crop, mirror=views.flip)
-    if name == "multi-scale":
-        return Protocol(name=name, kind="whole", sides=views.scales, crop=views.crop, mirror=views.flip)
-    raise UserError(
-        f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}; the protocols are {', '.join(PROTOCOLS)}"
+def protocol_of(
+    name: str, views: ViewConfig, *, scales: Sequence[int] | None = None, average: str = "softmax"
+) -> Protocol:
+    """Return the protocol of this name for a network's view sizes.
+
+    ``scales`` are the shorter sides to test at instead of the network's own; scores are averaged over them. Raises
+    UserError for an unknown name or average, and for a scale that is less than the crop or named twice.
+    """
+    if average not in AVERAGES:
+        raise UserError(f"unknown average {average!r}{did_you_mean(average, AVERAGES)}; it is softmax or logits")
+    if name not in PROTOCOLS:
+        raise UserError(
+            f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}; the protocols are {', '.join(PROTOCOLS)}"
+        )
+    sides = tuple(sorted(scales)) if scales else (views.scales if name == "multi-scale" else (views.resize,))
+    for side in sides:
+        if side < views.crop:
+            raise UserError(f"scale {side} is less than the network's crops of {views.crop} pixels")
+        if sides.count(side) > 1:
+            raise UserError(f"scale {side} is named twice")
+    return Protocol(
+        name=name,
+        kind="whole" if name == "multi-scale" else name,  # type: ignore[arg-type]
+        sides=sides,
+        crop=views.crop,
+        mirror=views.flip and name != "center",
+        average=average,  # type: ignore[arg-type]
     )

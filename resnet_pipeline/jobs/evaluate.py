@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resnet_pipeline.adapters.mlflow_registry import fetch_model
+import numpy as np
+
+from resnet_pipeline.adapters.mlflow_registry import fetch_members, fetch_model
 from resnet_pipeline.adapters.mlflow_tracking import Tracking
 from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.order import Int64
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
-from resnet_pipeline.evaluation.evaluate import chosen_samples, evaluate
+from resnet_pipeline.evaluation.evaluate import check_models, chosen_samples, plan_chunks, score_chunks
 from resnet_pipeline.evaluation.members import Member, load_file, load_folder
+from resnet_pipeline.evaluation.parts import Parts, lacking_models
+from resnet_pipeline.evaluation.published import ENSEMBLES
+from resnet_pipeline.evaluation.reference_weights import REFERENCE_SOURCES, load_reference
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.views import Protocol, protocol_of
 from resnet_pipeline.jobs.progress import counting
+from resnet_pipeline.models import Classifier
 from resnet_pipeline.training.context import local_device
 from resnet_pipeline.workspace import Workspace
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One network's errors under a protocol; ``reused`` if the scores were kept from before."""
+    """One network's errors under a protocol; ``reused`` if the scores were kept from before.
+
+    Errors of a split whose labels are not known hold the number of images alone.
+    """
 
     reference: str
     member: Member
@@ -35,20 +50,46 @@ class Evaluation:
 def load_member(workspace: Workspace, reference: str) -> Member:
     """Load the network of a MODEL reference.
 
-    A reference is a run directory (a path, or its name under runs/), ``models:/…`` or ``runs:/…`` of MLflow, or
-    ``NETWORK=WEIGHTS-FILE``. Raises UserError where it points nowhere.
+    A reference is a run directory (a path, or its name under runs/), ``models:/…`` or ``runs:/…`` of MLflow, the name
+    of a registered model, alone or with an alias (``imagenet-resnet50@champion``), a run id, ``NETWORK=WEIGHTS-FILE``,
+    or ``torchvision:NAME`` or ``timm:NAME``. Raises UserError where it points nowhere.
     """
-    if reference.startswith(("models:/", "runs:/")):
-        return load_folder(fetch_model(Tracking(workspace), reference))
+    if reference.startswith(REFERENCE_SOURCES):
+        return load_reference(reference)
     for folder in (Path(reference), workspace.runs / reference):
         if folder.is_dir():
             return load_folder(folder)
     network, separator, file = reference.partition("=")
     if separator:
         return load_file(network, Path(file).expanduser())
+    if address := _registered(reference):
+        try:
+            return load_folder(fetch_model(Tracking(workspace), address))
+        except UserError as error:
+            what = reference if address == reference else f"{reference}: no run directory of that name"
+            raise UserError(f"{what}: {error}") from None
     raise UserError(
-        f"no model at {reference!r}: name a run directory, models:/NAME@ALIAS, runs:/ID or NETWORK=WEIGHTS-FILE"
+        f"no model at {reference!r}: name a run directory, models:/NAME@ALIAS, runs:/ID, NETWORK=WEIGHTS-FILE, "
+        "torchvision:NAME or timm:NAME"
     )
+
+
+def load_members(workspace: Workspace, reference: str) -> list[Member]:
+    """Load the network of a MODEL reference, or all members where it names a registered ensemble."""
+    address = mlflow_address(workspace, reference)
+    return fetch_members(Tracking(workspace), address) if address else [load_member(workspace, reference)]
+
+
+def mlflow_address(workspace: Workspace, reference: str) -> str | None:
+    """Return ``models:/…`` or ``runs:/…`` for a MODEL reference that stands for it; None for all others."""
+    elsewhere = reference.startswith(REFERENCE_SOURCES) or "=" in reference or reference in ENSEMBLES
+    folders = (Path(reference), workspace.runs / reference)
+    return None if elsewhere or any(folder.is_dir() for folder in folders) else _registered(reference)
+
+
+def expanded(references: Sequence[str]) -> list[str]:
+    """Return the references with the names of ensembles replaced by their members."""
+    return [member for reference in references for member in ENSEMBLES.get(reference, (reference,))]
 
 
 def evaluate_models(
@@ -59,12 +100,19 @@ def evaluate_models(
     *,
     split: str | None = None,
     images: int | None = None,
+    scales: Sequence[int] | None = None,
+    average: str = "softmax",
+    workers: int | None = None,
+    half: bool = False,
     quiet: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> list[Evaluation]:
     """Evaluate networks under a protocol; only those whose scores are not kept are run, sharing the decoding.
 
-    ``images`` limits the evaluation to that many evenly spaced images of the split.
+    ``scales`` are the shorter sides instead of each network's own; ``average`` is softmax or logits, over the views;
+    ``images`` limits the evaluation to that many evenly spaced images of the split; ``half`` keeps scores as float16.
+    ``workers`` is the number of tasks on Ray at a time; without it the cluster that RAY_ADDRESS names is used in full,
+    and where there is none, this process. An evaluation that was killed goes on with the chunks that are missing.
     """
     dataset = Dataset.open(workspace.dataset(dataset_name))
     split = split or dataset.eval_split
@@ -72,16 +120,14 @@ def evaluate_models(
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     if images is not None and images < 1:
         raise UserError(f"images must be at least 1, not {images}")
-    members = {reference: load_member(workspace, reference) for reference in dict.fromkeys(references)}
-    paths, kept = {}, {}
-    missing: dict[Protocol, dict[str, Member]] = {}
+    members = {reference: load_member(workspace, reference) for reference in dict.fromkeys(expanded(references))}
+    check_models({name: member.classifier for name, member in members.items()}, dataset, split)
+    indices = chosen_samples(len(dataset.splits[split]), images)
+    groups: dict[Protocol, list[str]] = {}
+    paths, reused = {}, []
     for reference, member in members.items():
-        protocol = protocol_of(protocol_name, member.views)
-        subset = (
-            protocol.id
-            if images is None
-            else f"{protocol.id}-{len(chosen_samples(len(dataset.splits[split]), images))}-images"
-        )
+        protocol = protocol_of(protocol_name, member.views, scales=scales, average=average)
+        subset = protocol.id if images is None else f"{protocol.id}-{len(indices)}-images"
         paths[reference] = score_path(
             workspace.scores,
             dataset_fingerprint=dataset.fingerprint,
@@ -90,39 +136,106 @@ def evaluate_models(
             weights_sha256=member.weights_sha256,
         )
         if paths[reference].exists():
-            kept[reference] = read_scores(paths[reference])
+            reused.append(reference)
         else:
-            missing.setdefault(protocol, {})[reference] = member
-    fresh: dict[str, Scores] = {}
-    for protocol, group in missing.items():
-        title = f"{protocol_name}: {', '.join(m.name for m in group.values())}"
-        with counting(title, quiet=quiet, say=say) as update:
-            fresh |= evaluate(
-                {reference: member.classifier for reference, member in group.items()},
-                dataset,
-                protocol,
-                split=split,
-                images=images,
-                device=local_device(),
-                progress=update,
-            )
-    for reference, scores in fresh.items():
-        write_scores(scores, paths[reference])
-    if kept:
-        say(f"{protocol_name}: scores of {', '.join(members[r].name for r in kept)} kept from before")
+            groups.setdefault(protocol, []).append(reference)
+    for protocol, group in groups.items():
+        own = {reference: (members[reference], paths[reference]) for reference in group}
+        with counting(f"{protocol_name}: {', '.join(members[r].name for r in group)}", quiet=quiet, say=say) as update:
+            _compute(own, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say)
+    if reused:
+        say(f"{protocol_name}: scores of {', '.join(members[r].name for r in reused)} kept from before")
     return [
         Evaluation(
             reference=reference,
-            member=members[reference],
-            scores=(scores := kept.get(reference) or fresh[reference]),
+            member=member,
+            scores=(scores := read_scores(paths[reference])),
             path=paths[reference],
-            errors=errors_of(scores),
-            reused=reference in kept,
+            errors=errors_of(scores) if scores.labelled else {"images": float(len(scores.keys))},
+            reused=reference in reused,
         )
-        for reference in members
+        for reference, member in members.items()
     ]
 
 
 def ensemble_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     """Return the errors of the members' averaged probabilities, from their kept scores."""
     return errors_of(average([e.scores for e in evaluations]))
+
+
+def _compute(
+    members: Mapping[str, tuple[Member, Path]],
+    dataset: Dataset,
+    split: str,
+    protocol: Protocol,
+    indices: Int64,
+    *,
+    workers: int | None,
+    half: bool,
+    update: Callable[[int, int], None],
+    say: Say,
+) -> None:
+    """Compute the missing chunks of each member, then write its score file."""
+    chunks = plan_chunks(dataset, split, protocol, indices)
+    models = {reference: member.classifier for reference, (member, _) in members.items()}
+    parts = {reference: Parts(path, [len(chunk) for chunk in chunks]) for reference, (_, path) in members.items()}
+    lacking = lacking_models(parts)
+    total = sum(len(chunks[number]) for number in lacking)
+    if len(lacking) < len(chunks):
+        say(f"{protocol.name}: going on with {len(lacking)} of {len(chunks)} chunks")
+    if workers is not None or os.environ.get("RAY_ADDRESS"):
+        from resnet_pipeline.adapters.ray_evaluate import score_on_ray
+
+        score_on_ray(
+            models, dataset.path, protocol, split=split, chunks=chunks, parts=parts, lacking=lacking, workers=workers,
+            progress=lambda done: update(done, total),
+        )  # fmt: skip
+    else:
+        _score_here(models, dataset, split, protocol, chunks, parts, lacking, lambda done: update(done, total))
+    keys = [dataset.splits[split].keys[i] for i in indices]
+    for reference, (_, path) in members.items():
+        scores = parts[reference].merge(keys)
+        if half:
+            scores = replace(scores, probabilities=scores.probabilities.astype(np.float16))
+        write_scores(scores, path)
+        parts[reference].remove()
+
+
+def _score_here(
+    models: Mapping[str, Classifier],
+    dataset: Dataset,
+    split: str,
+    protocol: Protocol,
+    chunks: Sequence[Int64],
+    parts: Mapping[str, Parts],
+    lacking: Mapping[int, Sequence[str]],
+    progress: Callable[[int], None],
+) -> None:
+    """Compute chunks in this process; those that the same models lack, one after the other in one go."""
+    done = 0
+    for names, group in itertools.groupby(lacking, key=lambda number: tuple(lacking[number])):
+        numbers = list(group)
+        scored = score_chunks(
+            {name: models[name] for name in names},
+            dataset,
+            protocol,
+            split=split,
+            chunks=[chunks[number] for number in numbers],
+            device=local_device(),
+            progress=lambda seen, _, before=done: progress(before + seen),  # type: ignore[misc]
+        )
+        for number, found in zip(numbers, scored, strict=True):
+            for name in names:
+                parts[name].write(number, found[name])
+            done += len(chunks[number])
+
+
+def _registered(reference: str) -> str | None:
+    """Return the MLflow address of a registered model's name, an alias of it, or a run id; None for anything else."""
+    if reference.startswith(("models:/", "runs:/")):
+        return reference
+    if re.fullmatch(r"[0-9a-f]{32}", reference):
+        return f"runs:/{reference}"
+    if re.fullmatch(r"[\w.-]+@[\w.-]+", reference):
+        return f"models:/{reference}"
+    return f"models:/{reference}@candidate" if re.fullmatch(r"[\w.-]+", reference) else None

@@ -16,7 +16,7 @@ from resnet_pipeline.evaluation.confusion import Int64, class_errors, confusion_
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.members import words_of
 from resnet_pipeline.evaluation.scores import Scores
-from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.evaluate import evaluate_models, mlflow_address
 from resnet_pipeline.jobs.register import measured_errors
 from resnet_pipeline.report.explorer import (
     ClassName,
@@ -51,13 +51,16 @@ def explore(
     Returns its path, reports/errors-<dataset>-<model>-<protocol>.html under the root by default. Raises UserError as
     ``evaluate_models`` does.
     """
-    tracking = Tracking(workspace)
-    members = [member for reference in references for member in member_references(tracking, reference)]
+    dataset, tracking = Dataset.open(workspace.dataset(dataset_name)), Tracking(workspace)
+    members = [
+        member
+        for reference in references
+        for member in member_references(tracking, mlflow_address(workspace, reference) or reference)
+    ]
     evaluations = evaluate_models(
         workspace, members, dataset_name, protocol, split=split, images=images, quiet=quiet, say=say
     )
     scores = average([e.scores for e in evaluations])
-    dataset = Dataset.open(workspace.dataset(dataset_name))
     names = [e.member.name for e in evaluations]
     title = f"Errors of {names[0] if len(names) == 1 else f'an ensemble of {len(names)}'} on {dataset.name}"
     data = explorer_data(dataset, scores, title=title, models=names, mistakes=mistakes)

@@ -17,14 +17,12 @@ import pyarrow.csv
 import pyarrow.parquet
 from torch import nn
 
-from resnet_pipeline.adapters.mlflow_registry import fetch_members
-from resnet_pipeline.adapters.mlflow_tracking import Tracking
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.members import Member, words_of
 from resnet_pipeline.evaluation.predict import Image, Predictor, checked
 from resnet_pipeline.evaluation.views import protocol_of
-from resnet_pipeline.jobs.evaluate import load_member
+from resnet_pipeline.jobs.evaluate import expanded, load_members
 from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.training.context import local_device
 from resnet_pipeline.workspace import Workspace, replacing
@@ -90,10 +88,7 @@ def predict_folder(
 
 
 def _members(workspace: Workspace, reference: str, dataset_name: str | None) -> list[Member]:
-    if reference.startswith(("models:/", "runs:/")):
-        members = fetch_members(Tracking(workspace), reference)
-    else:
-        members = [load_member(workspace, reference)]
+    members = [m for one in expanded([reference]) for m in load_members(workspace, one)]
     return [_named(workspace, member, dataset_name) for member in members]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from resnet_pipeline.adapters.mlflow_registry import (
-    CANDIDATE,
     CHAMPION,
     ModelVersion,
     alias_of,
@@ -25,6 +24,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.promotion import Comparison, compare
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path
 from resnet_pipeline.evaluation.views import protocol_of
+from resnet_pipeline.jobs.evaluate import mlflow_address
 from resnet_pipeline.jobs.register import record_tests
 from resnet_pipeline.workspace import Workspace
 
@@ -55,12 +55,12 @@ def promote(
 
     Both must have scores of the whole split under the protocol, on the dataset of one fingerprint; a first champion
     needs only the scores. Scores are looked for in the workspace, then at the version itself. ``reference`` is
-    ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or a NAME, whose candidate is meant.
+    ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, NAME@ALIAS, or a NAME, whose candidate is meant.
 
     Raises PromotionRefusedError with all reasons, UserError for a reference that points nowhere.
     """
     tracking = Tracking(workspace)
-    version = resolve(tracking, reference if reference.startswith("models:/") else f"models:/{reference}@{CANDIDATE}")
+    version = resolve(tracking, mlflow_address(workspace, reference) or reference)
     champion = alias_of(tracking, version.name, CHAMPION)
     if champion and champion.version == version.version:
         say(f"{version.name} version {version.version} is the champion already")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -24,12 +25,10 @@ from resnet_pipeline.adapters.mlflow_tracking import Tracking
 from resnet_pipeline.config import RunConfig, ViewConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.confusion import label_places
-from resnet_pipeline.evaluation.ensemble import average, errors_of
-from resnet_pipeline.evaluation.intervals import error_interval
+from resnet_pipeline.evaluation.ensemble import average, errors_of, intervals_of
 from resnet_pipeline.evaluation.published import ENSEMBLE_SOURCE, ENSEMBLE_TOP5, PUBLISHED, PublishedError
 from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
-from resnet_pipeline.jobs.evaluate import Evaluation
+from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.train import TrainedRun
@@ -69,13 +68,24 @@ def register_run(
 
 
 def register_ensemble_of(
-    workspace: Workspace, name: str, evaluations: Sequence[Evaluation], dataset_name: str, *, say: Say = print
+    workspace: Workspace,
+    name: str,
+    references: Sequence[str],
+    dataset_name: str | None,
+    protocol: str,
+    *,
+    say: Say = print,
+    **testing: Any,
 ) -> ModelVersion:
     """Register the ensemble of registered networks under ``name``, with its error from their kept scores.
 
-    Raises UserError for a member that is not registered.
+    ``testing`` are further parameters of ``evaluate_models``. Raises UserError for a member that is not registered.
     """
     checked_name(name, "model name")
+    files = [reference for reference in references if reference.endswith(".parquet")]
+    if dataset_name is None or files:
+        raise UserError(f"{files[0] if files else name} can't be registered: name its models, and --dataset")
+    evaluations = evaluate_models(workspace, references, dataset_name, protocol, say=lambda text: None, **testing)
     tracking = Tracking(workspace)
     dataset = Dataset.open(workspace.dataset(dataset_name))
     members = [_member_version(tracking, e) for e in evaluations]
@@ -130,16 +140,16 @@ def record_tests(
 
 def measured_errors(scores: Scores, of: int) -> MeasuredErrors:
     """Return the errors of scores with their intervals; ``of`` is the number of the split's images."""
-    errors, places = errors_of(scores), label_places(scores.probabilities, scores.labels)
+    errors, intervals = errors_of(scores), intervals_of(scores)
     return MeasuredErrors(
         protocol=scores.protocol,
         split=scores.split,
         images=len(scores.keys),
         of=of,
         top1=errors["top1"],
-        top1_interval=error_interval(places >= 1),
+        top1_interval=intervals["top1_interval"],
         top5=errors["top5"],
-        top5_interval=error_interval(places >= 5),
+        top5_interval=intervals["top5_interval"],
     )
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.models.folded import FoldedResNet
 from resnet_pipeline.models.normalize import Classifier
 from resnet_pipeline.models.resnet import ResNet
 
@@ -20,7 +21,7 @@ class FullyConvolutional(nn.Module):
 
     def __init__(self, classifier: Classifier, *, crop: int) -> None:
         super().__init__()
-        if not isinstance(classifier.network, ResNet):
+        if not isinstance(classifier.network, (ResNet, FoldedResNet)):
             raise TypeError(f"no fully convolutional form of {type(classifier.network).__name__}")
         self.normalize = classifier.normalize
         self.network = classifier.network
@@ -42,7 +43,7 @@ def fully_convolutional(classifier: Classifier, *, crop: int) -> FullyConvolutio
     return FullyConvolutional(classifier, crop=crop)
 
 
-def _feature_size(network: ResNet, crop: int) -> int:
+def _feature_size(network: ResNet | FoldedResNet, crop: int) -> int:
     """Return the side of the last map for a crop."""
     size = crop
     if network.architecture.stem == "imagenet":

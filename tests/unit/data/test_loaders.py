@@ -93,7 +93,7 @@ def test_bytes_do_not_depend_on_workers_threads_prefetch_or_where_one_starts(pho
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
 @pytest.mark.parametrize("world", [1, 3])
-@pytest.mark.parametrize("views", ["center", "10-crop", "whole"])
+@pytest.mark.parametrize("views", ["center", "10-crop"])
 def test_evaluation_neither_pads_nor_drops(photo_set, backend, world, views):
     seen = []
     for rank in range(world):

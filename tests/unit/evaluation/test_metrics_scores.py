@@ -9,9 +9,9 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.ensemble import average, errors_of
+from resnet_pipeline.evaluation.ensemble import average, errors_of, rows_of
 from resnet_pipeline.evaluation.metrics import TopErrors, label_ranks
-from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path, write_scores
+from resnet_pipeline.evaluation.scores import Scores, merge_scores, read_scores, score_path, write_scores
 
 
 def make_scores(seed=0, samples=200, classes=20, **changes):
@@ -85,12 +85,48 @@ def test_an_ensemble_is_the_mean_of_probabilities():
     assert errors_of(same) == errors_of(members[0])
 
 
+def test_half_precision_keeps_the_errors_and_half_the_bytes(tmp_path):
+    scores = make_scores(samples=2000, classes=100)
+    half = dataclasses.replace(scores, probabilities=scores.probabilities.astype(np.float16))
+    write_scores(scores, tmp_path / "32.parquet")
+    write_scores(half, tmp_path / "16.parquet")
+    again = read_scores(tmp_path / "16.parquet")
+    assert again.probabilities.dtype == np.float16
+    np.testing.assert_array_equal(again.probabilities, half.probabilities)
+    np.testing.assert_allclose(again.probabilities, scores.probabilities, rtol=2**-11, atol=2**-25)
+    assert (tmp_path / "16.parquet").stat().st_size < 0.6 * (tmp_path / "32.parquet").stat().st_size
+    for name, value in errors_of(again).items():
+        assert value == pytest.approx(errors_of(scores)[name], abs=0.2)
+
+
+def test_parts_are_put_together_in_the_split_s_order():
+    scores = make_scores(samples=97)
+    order = np.random.default_rng(3).permutation(97)
+    parts = [rows_of(scores, rows) for rows in np.array_split(order, 4)]
+    merged = merge_scores(parts, scores.keys)
+    assert merged.keys == scores.keys and merged.seconds == pytest.approx(4 * scores.seconds)
+    np.testing.assert_array_equal(merged.labels, scores.labels)
+    np.testing.assert_array_equal(merged.probabilities, scores.probabilities)
+    for wrong in (parts[1:], [*parts, parts[0]], [*parts[1:], parts[1]]):
+        with pytest.raises(ValueError, match="each once"):
+            merge_scores(wrong, scores.keys)
+
+
+def test_scores_of_another_length_are_named():
+    shorter = rows_of(make_scores(1), np.arange(150))
+    with pytest.raises(UserError, match=r"model1 and model0 .* 150 and 200 samples"):
+        average([make_scores(0), shorter])
+    with pytest.raises(UserError, match="at least one member"):
+        average([])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"dataset_fingerprint": "e" * 64}, "dataset fingerprint"),
         ({"split": "test"}, "split"),
-        ({"keys": [f"x{i}" for i in range(200)]}, "keys"),
+        ({"keys": [f"x{i}" for i in range(200)]}, "sample 0 is x0"),
+        ({"labels": np.zeros(200, np.int64)}, "labels"),
         ({"probabilities": np.ones((200, 7), np.float32)}, "classes"),
     ],
 )

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import save_file
 
 from resnet_pipeline.adapters.mlflow_ensemble import ENSEMBLE_FILE
 from resnet_pipeline.adapters.mlflow_registry import fetch_card, fetch_model, resolve
@@ -26,6 +27,7 @@ from resnet_pipeline.jobs.predict import predict_folder
 from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
 from resnet_pipeline.jobs.register import register_ensemble_of, register_run
 from resnet_pipeline.jobs.train import TrainedRun
+from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
@@ -227,9 +229,11 @@ def test_a_served_model_takes_bytes_base64_and_paths_and_gives_the_evaluation_s_
 
 def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(registered, pyfunc, digits, tmp_path):
     workspace, runs = registered
-    tested = evaluations(workspace, f"models:/{NAME}/2", str(runs[2].run.path))
-    version = register_ensemble_of(workspace, "digits-two", tested, "digits", say=quiet)
-    assert version.new and not register_ensemble_of(workspace, "digits-two", tested, "digits", say=quiet).new
+    members = [f"models:/{NAME}/2", str(runs[2].run.path)]
+    tested = evaluations(workspace, *members)
+    version = register_ensemble_of(workspace, "digits-two", members, "digits", "center", quiet=True, say=quiet)
+    again = register_ensemble_of(workspace, "digits-two", members, "digits", "10-crop", quiet=True, say=quiet)
+    assert version.new and (again.new, again.uri) == (False, version.uri)
     tags = resolve(Tracking(workspace), version.uri).tags
     assert tags["members"] == f"models:/{NAME}/2, models:/{NAME}/3"
     mean = average([e.scores for e in tested])
@@ -259,12 +263,15 @@ def test_an_ensemble_needs_registered_members_with_the_weights_it_was_made_of(re
     from resnet_pipeline.adapters.mlflow_ensemble import load_members
 
     workspace, runs = registered
-    (tested,) = evaluations(workspace, str(runs[0].run.path))
-    unknown = dataclasses.replace(tested, member=dataclasses.replace(tested.member, weights_sha256="f" * 64))
-    with pytest.raises(UserError, match="is not registered"):
-        register_ensemble_of(workspace, "digits-x", [unknown], "digits", say=quiet)
-    with pytest.raises(UserError, match="model name"):
-        register_ensemble_of(workspace, "a/b", [tested], "digits", say=quiet)
+    save_file(build_model("cifar-resnet20", num_classes=10).state_dict(), tmp_path / "w.safetensors")
+    for name, member, dataset, said in (
+        ("x", f"cifar-resnet20={tmp_path / 'w.safetensors'}", "digits", "is not registered, and an ensemble refers"),
+        ("a/b", str(runs[0].run.path), "digits", "model name"),
+        ("x", "scores.parquet", "digits", "scores.parquet can't be registered"),
+        ("x", str(runs[0].run.path), None, "name its models, and --dataset"),
+    ):
+        with pytest.raises(UserError, match=said):
+            register_ensemble_of(workspace, name, [member], dataset, "center", quiet=True, say=quiet)
     (tmp_path / ENSEMBLE_FILE).write_text(
         json.dumps({"members": [{"uri": "models:/a/1", "recipe": "r", "weights_sha256": "0" * 64}]})
     )
@@ -322,10 +329,6 @@ def test_what_can_t_be_predicted_is_one_line_and_leaves_nothing(registered, tmp_
 
 
 def test_weights_without_class_names_take_a_dataset_s(registered, tmp_path):
-    from safetensors.torch import save_file
-
-    from resnet_pipeline.models import build_model
-
     workspace, _ = registered
     for classes in (10, 7):
         save_file(build_model("cifar-resnet20", num_classes=classes).state_dict(), tmp_path / f"w{classes}.safetensors")

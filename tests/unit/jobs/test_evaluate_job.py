@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation import evaluate as evaluation
+from resnet_pipeline.evaluation.scores import read_scores
+from resnet_pipeline.jobs.analyse import ensemble, score_sources
+from resnet_pipeline.jobs.evaluate import _registered, evaluate_models, expanded
+from resnet_pipeline.models import build_model
+from resnet_pipeline.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path, digits):
+    space = Workspace(tmp_path / "work")
+    space.datasets.mkdir(parents=True)
+    (space.datasets / "digits").symlink_to(digits.path)
+    return space
+
+
+@pytest.fixture
+def models(tmp_path):
+    for depth in (8, 14):
+        torch.manual_seed(depth)
+        torch.save(build_model(f"cifar-resnet{depth}").state_dict(), tmp_path / f"{depth}.pth")
+    return [f"cifar-resnet{depth}={tmp_path / f'{depth}.pth'}" for depth in (8, 14)]
+
+
+def run(workspace, models, said=None, **options):
+    say = (said if said is not None else []).append
+    return evaluate_models(workspace, models, "digits", "center", quiet=True, say=say, **options)
+
+
+def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models, monkeypatch, tmp_path, digits):
+    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 60 * 32 * 32)
+    whole = run(workspace, models)[0].scores
+    again = Workspace(tmp_path / "again")
+    again.datasets.mkdir(parents=True)
+    (again.datasets / "digits").symlink_to(digits.path)
+    real, calls = evaluation.view_batches, []
+
+    def counted(*arguments, **options):
+        calls.append(options["indices"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "view_batches", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(again, models)
+    assert not list(again.scores.glob("*/*/*/*.parquet")), "no score file before all is there"
+    calls.clear()
+    # one chunk of one model is lost as well, as on a full disk
+    lost = sorted(again.scores.glob("*/*/*/*.parts/00001-*"))[0]
+    lost.write_bytes(lost.read_bytes()[:100])
+    monkeypatch.setattr(evaluation, "view_batches", lambda *a, **o: calls.append(o["indices"]) or real(*a, **o))
+    said: list[str] = []
+    found = run(again, models, said)
+    assert "going on with 5 of 7 chunks" in said[0] and len(calls) == 5
+    assert sum(map(len, calls)) == 364 - 2 * 60
+    for one in found:
+        np.testing.assert_array_equal(one.scores.keys, whole.keys)
+    np.testing.assert_array_equal(found[0].scores.probabilities, whole.probabilities)
+    assert not list(again.scores.glob("*/*/*/*.parts"))
+    assert [e.reused for e in run(again, models)] == [True, True]
+
+
+@pytest.mark.slow
+def test_a_killed_test_goes_on(workspace, models):
+    code = (
+        "import sys; from pathlib import Path; from resnet_pipeline.workspace import Workspace\n"
+        "from resnet_pipeline.evaluation import evaluate; evaluate.CHUNK_PIXELS = 20 * 32 * 32\n"
+        "from resnet_pipeline.jobs.evaluate import evaluate_models\n"
+        "evaluate_models(Workspace(Path(sys.argv[1])), sys.argv[2:], 'digits', 'center', quiet=True)\n"
+    )
+    command = [sys.executable, "-c", code, str(workspace.root), models[0]]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not list(workspace.scores.glob("*/*/*/*.parts/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(workspace.scores.glob("*/*/*/*.parquet"))
+    kept = len(list(workspace.scores.glob("*/*/*/*.parts/0*.parquet")))
+    assert 0 < kept < 19
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert f"going on with {19 - kept} of 19 chunks" in done.stdout
+    (file,) = workspace.scores.glob("*/*/*/*.parquet")
+    assert len(read_scores(file).keys) == 364
+
+
+def test_scores_in_half_precision_by_parameter(workspace, models):
+    (whole,), (half,) = run(workspace, models[:1], images=50), run(workspace, models[:1], images=51, half=True)
+    assert whole.scores.probabilities.dtype == np.float32 and half.scores.probabilities.dtype == np.float16
+
+
+def test_scales_and_averages_have_files_of_their_own(workspace, models):
+    options = [{}, {"scales": [36]}, {"average": "logits"}, {"scales": [32, 36]}]
+    paths = {run(workspace, models[:1], images=20, **o)[0].path for o in options}
+    assert len(paths) == 4
+
+
+def test_an_ensemble_of_models_and_of_their_score_files_is_one(workspace, models):
+    evaluated = run(workspace, models, images=100)
+    by_model = ensemble(score_sources(workspace, models, "digits", "center", images=100, say=lambda text: None))
+    files = [str(e.path) for e in evaluated]
+    by_file = ensemble(score_sources(workspace, files, None, "center"), fit=True, greedy=True, contributions=True)
+    assert by_file["ensemble"] == by_model["ensemble"]
+    low, high = by_file["ensemble"]["top1_interval"]
+    assert low <= by_file["ensemble"]["top1"] <= high
+    assert sum(by_file["fitted"]["weights"]) == pytest.approx(1)
+    assert by_file["fitted"]["fitted_on"] + by_file["fitted"]["reported_on"] == 100
+    assert sorted(step["member"] for step in by_file["greedy"]) == sorted(files)
+    assert by_file["greedy"][-1]["top1"] == by_file["ensemble"]["top1"]
+    assert by_file["without"][0]["top1"] == evaluated[1].errors["top1"]
+    assert "paper" not in by_file, "not 1,000 classes"
+
+
+def test_bad_input_is_named(workspace, models, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--dataset"):
+        score_sources(workspace, models, None, "center")
+    with pytest.raises(UserError, match=r"gone\.parquet"):
+        ensemble(score_sources(workspace, [str(tmp_path / "gone.parquet")], None, "center"))
+    with pytest.raises(UserError, match="no split 'test'"):
+        run(workspace, models, split="test")
+    with pytest.raises(UserError, match=r"gone\.pth"):
+        run(workspace, [f"cifar-resnet8={tmp_path / 'gone.pth'}"])
+    torch.save(build_model("cifar-resnet8", num_classes=7).state_dict(), tmp_path / "7.pth")
+    with pytest.raises(UserError, match="7 classes, dataset 'digits' has 10"):
+        run(workspace, [f"cifar-resnet8={tmp_path / '7.pth'}"])
+    with pytest.raises(UserError, match="no model at 'some/where'"):
+        run(workspace, ["some/where"])
+
+    def away(*arguments):
+        raise UserError("MLflow: not found")
+
+    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.fetch_model", away)
+    with pytest.raises(UserError, match="imagenet-resnet34-b@candidate: MLflow: not found"):
+        run(workspace, ["ilsvrc2015"])
+    with pytest.raises(UserError, match="no run directory of that name: MLflow: not found"):
+        run(workspace, ["nothing"])
+
+
+def test_registered_models_may_be_named_shortly():
+    assert _registered("imagenet-resnet50") == "models:/imagenet-resnet50@candidate"
+    assert _registered("imagenet-resnet50@champion") == "models:/imagenet-resnet50@champion"
+    assert _registered("a" * 32) == f"runs:/{'a' * 32}"
+    assert _registered("models:/x/3") == "models:/x/3"
+    assert _registered("some/folder") is None
+    assert len(expanded(["ilsvrc2015", "x"])) == 7
