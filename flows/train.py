@@ -22,7 +22,8 @@ from flows.parameters import (
 from flows.shell import say, table
 from resnet_pipeline.config import RunConfig, with_overrides
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
-from resnet_pipeline.jobs.train import TrainedRun, register_run, train_run
+from resnet_pipeline.jobs.register import register_run
+from resnet_pipeline.jobs.train import TrainedRun, train_run
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.workspace import Workspace
 

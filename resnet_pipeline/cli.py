@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from resnet_pipeline import cli_data, cli_evaluation
+from resnet_pipeline import cli_data, cli_evaluation, cli_registry
 from resnet_pipeline.cli_options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli_options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
@@ -193,7 +193,8 @@ def train(
 ) -> None:
     """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
     from resnet_pipeline.config import with_overrides
-    from resnet_pipeline.jobs.train import register_run, train_run
+    from resnet_pipeline.jobs.register import register_run
+    from resnet_pipeline.jobs.train import train_run
     from resnet_pipeline.recipes import get_recipe
 
     extra = [f"seed={seed}", *([f"steps={steps}"] if steps is not None else [])]
@@ -224,7 +225,7 @@ def train(
     )
 
 
-for command in cli_evaluation.COMMANDS:
+for command in (*cli_evaluation.COMMANDS, *cli_registry.COMMANDS):
     app.command()(command)
 
 

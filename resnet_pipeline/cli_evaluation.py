@@ -109,6 +109,12 @@ def ensemble(
         bool, typer.Option("--contributions", help="Also show the errors without each member.")
     ] = False,
     workers: Workers = None,
+    registered_as: Annotated[
+        str | None,
+        typer.Option(
+            "--register", metavar="NAME", help="Register it in MLflow under this name; its members must be registered."
+        ),
+    ] = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -118,9 +124,14 @@ def ensemble(
     """
     from resnet_pipeline.jobs.analyse import ensemble as combined
     from resnet_pipeline.jobs.analyse import score_sources
+    from resnet_pipeline.jobs.register import register_ensemble_of
 
     if combine not in ("probabilities", "logits"):
         raise UserError(f"--combine is probabilities or logits, not {combine!r}")
+    if registered_as and (combine, average) != ("probabilities", "softmax"):
+        raise UserError(
+            "--register takes the mean of probabilities, as it is served: not --combine or --average logits"
+        )
     sources = score_sources(
         Workspace.of(root), models, dataset, protocol,
         split=split, images=images, scales=_scales(scales), average=average, workers=workers, quiet=quiet,
@@ -138,6 +149,12 @@ def ensemble(
         if key in result:
             print_member_errors(title, result[key])
     members = result.pop("members")
+    if registered_as:
+        version = register_ensemble_of(
+            Workspace.of(root), registered_as, [source.name for source in sources], dataset, protocol,
+            split=split, images=images, scales=_scales(scales), quiet=quiet,
+        )  # fmt: skip
+        result["version"] = version.uri
     write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": members, **result})
 
 

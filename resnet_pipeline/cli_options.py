@@ -43,14 +43,14 @@ Half = Annotated[bool, typer.Option("--float16", help="Keep the scores in half t
 OptionalDataset = Annotated[
     str | None, typer.Option("--dataset", help="The name that `stage` was given; not needed for score files.")
 ]
-_MODEL = (
+MODEL = (
     "A run directory, a registered model's NAME or NAME@ALIAS, models:/…, runs:/ID, NETWORK=WEIGHTS-FILE, "
     "torchvision:NAME or timm:NAME"
 )
-Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=f"{_MODEL}.", show_default=False)]
+Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=f"{MODEL}.", show_default=False)]
 Members = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL...", help=f"{_MODEL}, or a score file (….parquet).", show_default=False),
+    typer.Argument(metavar="MODEL...", help=f"{MODEL}, or a score file (….parquet).", show_default=False),
 ]
 
 

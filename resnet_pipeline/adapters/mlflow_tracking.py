@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -141,6 +142,7 @@ class Tracking:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import logging
 
         for name in ("mlflow", "alembic"):
@@ -265,4 +267,8 @@ def _guarded(call: Callable[[], Any]) -> Any:
         return call()
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
+        if away := re.search(r"request to (\w+://[^/]+)\S* failed with exception .*(?:retries|onnect)", text):
+            raise TrackingError(
+                f"MLflow at {away[1]} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
+            ) from error
         raise TrackingError(f"MLflow: {text[:300]}") from error

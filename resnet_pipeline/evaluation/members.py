@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,11 @@ _CAFFE_MEAN = (123.68, 116.779, 103.939)
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A network ready to be tested: its name, classifier, view sizes, and its weights' SHA-256."""
+    """A network ready to be tested: its name, classifier, view sizes, and its weights' SHA-256.
+
+    ``classes`` are its dataset's class names in the order of the labels, ``class_words`` what they mean in words (the
+    names again, where the dataset has no words); both are empty for weights that were trained elsewhere.
+    """
 
     name: str
     classifier: Classifier
@@ -36,6 +41,8 @@ class Member:
     weights_sha256: str
     network: str
     recipe: str | None = None
+    classes: tuple[str, ...] = ()
+    class_words: tuple[str, ...] = ()
 
 
 def load_folder(folder: Path, *, name: str | None = None) -> Member:
@@ -61,6 +68,8 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
         weights_sha256=weights_sha256(classifier),
         network=config.model.name,
         recipe=config.recipe,
+        classes=tuple(classes := stored["dataset"]["classes"]),
+        class_words=words_of(classes, stored["dataset"].get("class_words", {})),
     )
 
 
@@ -86,6 +95,11 @@ def load_file(network: str, weights: Path) -> Member:
         weights_sha256=weights_sha256(classifier),
         network=network,
     )
+
+
+def words_of(classes: Sequence[str], class_words: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the words of each class in order, its name where there are none."""
+    return tuple(class_words.get(name) or name for name in classes)
 
 
 def _mean_shape(weights: Path) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.adapters.mlflow_registry import fetch_model
+from resnet_pipeline.adapters.mlflow_registry import fetch_members, fetch_model
 from resnet_pipeline.adapters.mlflow_tracking import Tracking
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.order import Int64
@@ -73,6 +73,19 @@ def load_member(workspace: Workspace, reference: str) -> Member:
         f"no model at {reference!r}: name a run directory, models:/NAME@ALIAS, runs:/ID, NETWORK=WEIGHTS-FILE, "
         "torchvision:NAME or timm:NAME"
     )
+
+
+def load_members(workspace: Workspace, reference: str) -> list[Member]:
+    """Load the network of a MODEL reference, or all members where it names a registered ensemble."""
+    address = mlflow_address(workspace, reference)
+    return fetch_members(Tracking(workspace), address) if address else [load_member(workspace, reference)]
+
+
+def mlflow_address(workspace: Workspace, reference: str) -> str | None:
+    """Return ``models:/…`` or ``runs:/…`` for a MODEL reference that stands for it; None for all others."""
+    elsewhere = reference.startswith(REFERENCE_SOURCES) or "=" in reference or reference in ENSEMBLES
+    folders = (Path(reference), workspace.runs / reference)
+    return None if elsewhere or any(folder.is_dir() for folder in folders) else _registered(reference)
 
 
 def expanded(references: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The training job: a recipe on a staged dataset, on Ray, to a registered model version."""
+"""The training job: a recipe on a staged dataset, on Ray, to a finished run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from types import FrameType
 from typing import Any
 
 from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.adapters.mlflow_registry import ModelVersion, register
 from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray_train import check_workers, fit, mirror_of, ray_cluster
 from resnet_pipeline.config import RunConfig, to_dict
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.progress import TrainingProgress
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.training.checkpoint import newest_checkpoint
@@ -28,7 +26,7 @@ from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.training.workers import Workers
-from resnet_pipeline.workspace import Workspace, write_json
+from resnet_pipeline.workspace import Workspace
 
 Say = Callable[[str], None]
 
@@ -84,26 +82,6 @@ def train_run(
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
 
 
-def register_run(
-    workspace: Workspace, trained: TrainedRun, evaluations: Sequence[Evaluation] = (), *, say: Say = print
-) -> ModelVersion:
-    """Register a finished run as a model version that carries its errors per protocol; its MLflow run gets them too."""
-    tracking = Tracking(workspace)
-    result = trained.result
-    errors = {"val_top1_error": result["validation"]["top1"], "val_top5_error": result["validation"]["top5"]}
-    for evaluation in evaluations:
-        name = evaluation.scores.protocol
-        errors |= {f"{name}_top1_error": evaluation.errors["top1"], f"{name}_top5_error": evaluation.errors["top5"]}
-    version = register(tracking, trained.run, tags={name: f"{value:.3f}" for name, value in errors.items()})
-    if version.new:
-        tracking.log_values(trained.run, errors, step=result["steps"])
-        for evaluation in evaluations:
-            tracking.log_file(trained.run, evaluation.path, f"scores/{evaluation.scores.protocol}")
-    write_json(trained.run.path / "version.json", {"version": str(version), "uri": version.uri})
-    say(f"{trained.run.config().recipe}: {'registered' if version.new else 'already registered'} as {version}")
-    return version
-
-
 def most_workers(config: RunConfig, gpus: int) -> int:
     """Return the largest number of workers up to ``gpus`` (at least one) that divides the step's micro-batches."""
     return max(w for w in range(1, max(1, gpus) + 1) if config.micro_batches % w == 0)
@@ -147,7 +125,12 @@ def _train(
     with ray_cluster() as resources:
         counts = counts or (most_workers(config, resources.gpus),)
         check_workers(counts[0], resources)
-        about = {"name": dataset.name, "fingerprint": dataset.fingerprint, "classes": list(dataset.classes)}
+        about = {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "classes": list(dataset.classes),
+            "class_words": dataset.manifest.get("class_words", {}),
+        }
         run = RunDirectory.create(workspace.runs, config, about)
         run.stop_file.unlink(missing_ok=True)
         run.error_file.unlink(missing_ok=True)

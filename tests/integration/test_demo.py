@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
+import os
 import re
+import signal
+import subprocess
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +20,7 @@ import pytest
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.evaluation.ensemble import average, errors_of
 from resnet_pipeline.evaluation.scores import read_scores
+from tests.integration.conftest import BINARIES, free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -79,26 +88,29 @@ def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monke
         assert version.tags["dataset_fingerprint"] == fingerprint
 
 
-def test_a_registered_model_loads_in_mlflow_and_scores_the_same(demo, monkeypatch):
-    import mlflow
-    import torch
-
+def kept_scores(root, name):
+    """Return the centre-crop scores of a registered candidate, and those images' files."""
     from resnet_pipeline.adapters.mlflow_tracking import Tracking
-    from resnet_pipeline.data.loaders import view_batches
     from resnet_pipeline.workspace import Workspace
 
-    root, _, _ = demo
-    dataset = Dataset.open(root / "datasets" / "digits")
     client = Tracking(Workspace(root)).client
-    model = mlflow.pyfunc.load_model("models:/digits-resnet20@candidate")
-    digest = client.get_model_version_by_alias("digits-resnet20", "candidate").tags["weights_sha256"]
+    digest = client.get_model_version_by_alias(name, "candidate").tags["weights_sha256"]
     (file,) = (root / "scores").glob(f"*/val/center-16-of-18/{digest[:16]}.parquet")
-    kept = read_scores(file)
-    with view_batches(dataset, split="val", views="center", resize=18, crop=16, batch_size=50) as batches:
-        batch = next(iter(batches))
-    predicted = model.predict(batch.images[:, 0].numpy())
-    np.testing.assert_allclose(predicted, kept.probabilities[:50], atol=1e-5)
-    assert torch.equal(batch.labels, torch.from_numpy(kept.labels[:50]))
+    kept, split = read_scores(file), Dataset.open(root / "datasets" / "digits").splits["val"]
+    number = {key: i for i, key in enumerate(split.keys)}
+    return kept, [split.encoded(number[key]).tobytes() for key in kept.keys]
+
+
+def test_a_registered_model_loads_in_mlflow_and_scores_the_same(demo):
+    import mlflow
+    import pandas as pd
+
+    root, _, _ = demo
+    kept, files = kept_scores(root, "digits-resnet20")
+    model = mlflow.pyfunc.load_model("models:/digits-resnet20@candidate")
+    found = model.predict(pd.DataFrame({"image": files[:50]}), params={"top": 10})
+    for row, expected in zip(found.itertuples(), kept.probabilities[:50], strict=True):
+        np.testing.assert_allclose(row.probabilities, expected[[int(label) for label in row.labels]], atol=1e-5)
 
 
 def test_prefect_has_the_flow_runs(demo):
@@ -123,3 +135,87 @@ def test_running_it_again_reuses_everything_in_seconds(demo, run_program):
     assert time.monotonic() - start < 30
     assert "3 of 3 networks were finished before and reused" in done.stdout
     assert before == {p: p.stat().st_mtime_ns for p in Path(root / "runs").rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def server(demo, run_program):
+    """Register the demo's ensemble, promote it, serve it as MLflow's users do; yield a function that asks it."""
+    root, _, _ = demo
+    runs = sorted(str(p) for p in (root / "runs").iterdir())
+    for command in (
+        ("ensemble", *runs, "--dataset", "digits", "--protocol", "center", "--register", "digits-three"),
+        ("promote", "digits-three", "--protocol", "center"),
+    ):
+        done = run_program("resnet-pipeline", *command, cwd=root.parent)
+        assert done.returncode == 0, done.stdout
+    assert "mlflow models serve -m models:/digits-three@champion" in done.stdout
+    port, log = free_port(), root.parent / "serve.log"
+    command = ("models", "serve", "-m", "models:/digits-three@champion", "--env-manager", "local", "-p", str(port))
+    own = {k: v for k, v in os.environ.items() if k != "MLFLOW_REGISTRY_URI"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [str(BINARIES / "mlflow"), *command],
+            env={
+                **own,
+                "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
+                "PATH": f"{BINARIES}:{own['PATH']}",
+            },
+            cwd=root.parent,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def ask(path: str, body: object = None) -> tuple[int, str]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    try:
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            with contextlib.suppress(urllib.error.URLError):
+                if ask("ping")[0] == 200:
+                    break
+            time.sleep(0.5)
+        yield ask
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_the_ensemble_is_served_over_http_and_answers_as_the_evaluation(demo, server):
+    kept, files = kept_scores(demo[0], "digits-three")
+    encoded = [base64.b64encode(file).decode() for file in files[:8]]
+    status, text = server("invocations", {"dataframe_records": [{"image": image} for image in encoded]})
+    assert status == 200, text
+    for row, expected in zip(json.loads(text)["predictions"], kept.probabilities[:8], strict=True):
+        assert len(row["labels"]) == len(row["words"]) == 5
+        np.testing.assert_allclose(row["probabilities"], expected[[int(label) for label in row["labels"]]], atol=1e-5)
+        assert row["labels"][0] == str(expected.argmax())
+    again = json.loads(server("invocations", {"inputs": {"image": encoded}})[1])["predictions"]
+    assert [row["labels"] for row in again] == [row["labels"] for row in json.loads(text)["predictions"]]
+
+
+def test_what_the_server_can_t_use_is_refused_and_it_lives_on(demo, server):
+    _, files = kept_scores(demo[0], "digits-three")
+    good = base64.b64encode(files[0]).decode()
+    half = base64.b64encode(files[0][: len(files[0]) // 2]).decode()
+    for image, said in ((half, "image 2 can't be decoded"), ("AAAA", "no image format"), ("/etc/passwd", "")):
+        status, text = server("invocations", {"dataframe_records": [{"image": good}, {"image": image}]})
+        assert status == 400 and said in text and "Traceback" not in text, text
+    for body, said in (
+        ({"dataframe_records": [{"picture": good}]}, "image"),
+        ({"dataframe_records": [{"image": good}], "params": {"protocol": "x"}}, "unknown protocol"),
+    ):
+        status, text = server("invocations", body)
+        assert status == 400 and said in text, text
+    assert server("ping")[0] == 200
+    assert server("invocations", {"dataframe_records": [{"image": good}]})[0] == 200

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_pipeline.jobs.explore import explorer_data
 from resnet_pipeline.report import write_report
+from resnet_pipeline.report.explorer import write_explorer
 from tests.sample_report import sample_report
+from tests.unit.report.test_explorer import scores_of
 
 pytestmark = pytest.mark.integration
 
@@ -67,3 +70,31 @@ def test_nothing_sticks_out_to_the_side(browser, tmp_path, width):
     dump = browser(f"--window-size={width},900", "--dump-dom", probe.as_uri()).stdout
     scroll, inner = map(int, re.search(r"<title>(\d+)/(\d+)</title>", dump).groups())
     assert scroll <= inner == width
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_the_error_explorer_is_drawn_fits_sorts_and_runs_no_class_s_name(browser, tmp_path, digits, width, monkeypatch):
+    hostile = (
+        "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">Unbreakably"
+        + "long" * 20
+    )
+    monkeypatch.setitem(digits.manifest, "class_words", {"3": hostile})
+    data = explorer_data(digits, scores_of(digits), title="Errors", models=["a"])
+    page = write_explorer(data, tmp_path / "errors.html")
+    browser(f"--window-size={width},1800", f"--screenshot={tmp_path / 'page.png'}", page.as_uri())
+    with Image.open(tmp_path / "page.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert (pixels[2, 2] == 255).all(), "a light page"
+    assert 0.02 < (pixels.sum(2) < 600).mean() < 0.6
+    assert (np.abs(pixels - (0xB8, 0x4A, 0x00)).sum(2) < 40).sum() > 500, "the bars of wrong guesses"
+    probe = """<script>
+      const broken = [...document.images].filter(image => !(image.complete && image.naturalWidth)).length;
+      document.querySelectorAll("th button")[1].click();
+      const first = Number(document.getElementById("table").tBodies[0].rows[0].cells[1].textContent);
+      document.title += `:${document.documentElement.scrollWidth}:${innerWidth}:${broken}:${first}`;
+    </script></body>"""
+    page.write_text(page.read_text().replace("</body>", probe))
+    dump = browser(f"--window-size={width},900", "--dump-dom", page.as_uri()).stdout
+    title, scroll, inner, broken, first = re.search(r"<title>(.*)</title>", dump)[1].split(":")
+    assert title == "Errors" and int(scroll) <= int(inner) == width and int(broken) == 0
+    assert int(first) == max(row.images for row in data.classes)

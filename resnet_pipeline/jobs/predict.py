@@ -1,0 +1,181 @@
+"""The prediction job: the best classes of every image in a folder, as a table in a file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from torch import nn
+
+from resnet_pipeline.adapters.datasets import open_dataset
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.members import Member, words_of
+from resnet_pipeline.evaluation.predict import Image, Predictor, checked
+from resnet_pipeline.evaluation.views import protocol_of
+from resnet_pipeline.jobs.evaluate import expanded, load_members
+from resnet_pipeline.jobs.progress import counting
+from resnet_pipeline.training.context import local_device
+from resnet_pipeline.workspace import Workspace, replacing
+
+ENDINGS = (".csv", ".parquet", ".json")
+_BATCH_IMAGES, _BATCH_BYTES = 256, 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPredictions:
+    """What a folder came to: the file that was written, the images that are in it, and (file, reason) of the others."""
+
+    path: Path
+    images: int
+    broken: list[tuple[str, str]]
+
+
+def predict_folder(
+    workspace: Workspace,
+    reference: str,
+    folder: Path,
+    output: Path,
+    *,
+    protocol: str = "center",
+    top: int = 5,
+    dataset_name: str | None = None,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> FolderPredictions:
+    """Write the ``top`` best classes of every image below a folder (or of one file) to a CSV, Parquet or JSON file.
+
+    The model is any MODEL reference or a registered ensemble. Class names are the model's own, else those of
+    ``dataset_name``. A file that can't be decoded is listed with the reason, in the output too. Raises UserError where
+    the model, the folder or the output can't be used, or no file is an image.
+    """
+    if output.suffix not in ENDINGS:
+        raise UserError(f"{output} must end in one of {', '.join(ENDINGS)}")
+    files = _files(folder, output)
+    predictor = Predictor(_members(workspace, reference, dataset_name), local_device())
+    for member in predictor.members:
+        protocol_of(protocol, member.views)  # a wrong name is known before anything is decoded
+    names, best, broken = [], [], []
+    done = 0
+    with counting(f"predicting {folder.name}", quiet=quiet, say=say) as update:
+        for batch, found in _checked(files):
+            good = [image for image in found if isinstance(image, Image)]
+            if good:
+                predicted = predictor.predict(good, protocol=protocol, top=top)
+                best.append((predicted.classes, predicted.probabilities))
+            for file, image in zip(batch, found, strict=True):
+                name = file.relative_to(folder).as_posix() if folder.is_dir() else file.name
+                if isinstance(image, str):
+                    broken.append((name, image))
+                else:
+                    names.append(name)
+            done += len(batch)
+            update(done, len(files), f"{len(broken)} broken")
+    if not names:
+        raise UserError(f"none of the {len(files):,} files of {folder} is an image; {broken[0][0]}: {broken[0][1]}")
+    classes, probabilities = (np.concatenate(parts) for parts in zip(*best, strict=True))
+    _write(output, predictor, names, classes, probabilities, broken)
+    return FolderPredictions(path=output, images=len(names), broken=broken)
+
+
+def _members(workspace: Workspace, reference: str, dataset_name: str | None) -> list[Member]:
+    members = [m for one in expanded([reference]) for m in load_members(workspace, one)]
+    return [_named(workspace, member, dataset_name) for member in members]
+
+
+def _named(workspace: Workspace, member: Member, dataset_name: str | None) -> Member:
+    if member.classes:
+        return member
+    count = [m for m in member.classifier.modules() if isinstance(m, nn.Linear)][-1].out_features
+    if dataset_name is None:
+        numbers = tuple(map(str, range(count)))
+        return replace(member, classes=numbers, class_words=numbers)
+    dataset = open_dataset(workspace, dataset_name)
+    if len(dataset.classes) != count:
+        raise UserError(f"{member.name} has {count} classes, dataset {dataset_name!r} has {len(dataset.classes)}")
+    words = words_of(dataset.classes, dataset.manifest.get("class_words", {}))
+    return replace(member, classes=tuple(dataset.classes), class_words=words)
+
+
+def _files(folder: Path, output: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; name a folder of images, or an image")
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+    files = [file for file in found if file.resolve() != output.resolve()]
+    if not files:
+        raise UserError(f"{folder} holds no files")
+    return files
+
+
+def _checked(files: Sequence[Path]) -> Iterator[tuple[list[Path], list[Image | str]]]:
+    """Yield the files in batches, as many as memory should hold at once, each decoded once to see whether it can be."""
+    batch: list[Path] = []
+    contents: list[bytes | str] = []
+    size = 0
+    for file in files:
+        content = _content(file)
+        batch.append(file)
+        contents.append(content)
+        size += len(content)
+        if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES:
+            yield batch, _images(contents)
+            batch, contents, size = [], [], 0
+    if batch:
+        yield batch, _images(contents)
+
+
+def _content(file: Path) -> bytes | str:
+    try:
+        return file.read_bytes() if file.is_file() else "not a regular file"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+
+
+def _images(contents: Sequence[bytes | str]) -> list[Image | str]:
+    images = iter(checked([content for content in contents if isinstance(content, bytes)]))
+    return [content if isinstance(content, str) else next(images) for content in contents]
+
+
+def _write(
+    output: Path,
+    predictor: Predictor,
+    names: Sequence[str],
+    classes: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float32],
+    broken: Sequence[tuple[str, str]],
+) -> None:
+    """Write a row per image, ``file``, then label, words and probability of each place, and a row per broken file."""
+    nothing = [None] * len(broken)
+    columns: dict[str, list[Any]] = {"file": [*names, *(name for name, _ in broken)]}
+    for place in range(classes.shape[1]):
+        chosen = classes[:, place].tolist()
+        columns[f"label_{place + 1}"] = [*(predictor.classes[k] for k in chosen), *nothing]
+        columns[f"words_{place + 1}"] = [*(predictor.class_words[k] for k in chosen), *nothing]
+        columns[f"probability_{place + 1}"] = [*probabilities[:, place].tolist(), *nothing]
+    columns["error"] = [*itertools.repeat(None, len(names)), *(reason for _, reason in broken)]
+    table = pa.table(columns)
+    table = table.set_column(table.num_columns - 1, "error", table.column("error").cast(pa.string()))
+    try:
+        with replacing(output) as temporary:
+            if output.suffix == ".csv":
+                pa.csv.write_csv(table, temporary)
+            elif output.suffix == ".parquet":
+                pa.parquet.write_table(table, temporary)
+            else:
+                temporary.write_text(json.dumps(table.to_pylist(), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{output} can't be written: {error.strerror or error}") from None

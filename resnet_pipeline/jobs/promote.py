@@ -1,0 +1,169 @@
+"""The promotion job: a registered version becomes the champion where it is better than the champion before it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resnet_pipeline.adapters.mlflow_registry import (
+    CHAMPION,
+    ModelVersion,
+    alias_of,
+    fetch_scores,
+    resolve,
+    set_alias,
+)
+from resnet_pipeline.adapters.mlflow_tracking import Tracking
+from resnet_pipeline.config import ViewConfig, from_dict
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.promotion import Comparison, compare
+from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path
+from resnet_pipeline.evaluation.views import protocol_of
+from resnet_pipeline.jobs.evaluate import mlflow_address
+from resnet_pipeline.jobs.register import record_tests
+from resnet_pipeline.workspace import Workspace
+
+
+class PromotionRefusedError(UserError):
+    """The version is not let through; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """What came of it: the version, the champion before it and how they compare, None for a first champion."""
+
+    version: ModelVersion
+    before: ModelVersion | None
+    comparison: Comparison | None
+    reason: str
+
+
+def promote(
+    workspace: Workspace,
+    reference: str,
+    protocol: str,
+    *,
+    top: Literal[1, 5] = 1,
+    say: Callable[[str], None] = print,
+) -> Promotion:
+    """Give a registered version the alias ``champion`` if it is better than the champion by more than the interval.
+
+    Both must have scores of the whole split under the protocol, on the dataset of one fingerprint; a first champion
+    needs only the scores. Scores are looked for in the workspace, then at the version itself. ``reference`` is
+    ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, NAME@ALIAS, or a NAME, whose candidate is meant.
+
+    Raises PromotionRefusedError with all reasons, UserError for a reference that points nowhere.
+    """
+    tracking = Tracking(workspace)
+    version = resolve(tracking, mlflow_address(workspace, reference) or reference)
+    champion = alias_of(tracking, version.name, CHAMPION)
+    if champion and champion.version == version.version:
+        say(f"{version.name} version {version.version} is the champion already")
+        return Promotion(version=version, before=champion, comparison=None, reason="champion already")
+    tested = [_tested(workspace, tracking, one, protocol) for one in (version, champion) if one]
+    reasons = [one for one in tested if isinstance(one, str)]
+    if champion and version.tags.get("dataset_fingerprint") != champion.tags.get("dataset_fingerprint"):
+        reasons.append(
+            f"version {version.version} is of dataset {_data(version)}, "
+            f"champion version {champion.version} of {_data(champion)}"
+        )
+    scores = [one for one in tested if isinstance(one, Scores)]
+    if reasons:
+        raise _refused(version, reasons)
+    if champion is None:
+        return _let_through(tracking, version, None, None, f"first champion, {protocol} scores complete", say)
+    comparison = _compared(version, scores[0], scores[1], top)
+    text = (
+        f"{protocol} top-{top} error {comparison.candidate:.2f} % against {comparison.champion:.2f} % of version "
+        f"{champion.version} on the same {comparison.images:,} images: better by {comparison.better_by:.2f} points, "
+        f"95 % interval {comparison.low:.2f} to {comparison.high:.2f}"
+    )
+    if not comparison.better:
+        raise _refused(version, [f"{text}; the interval must lie above zero"])
+    return _let_through(tracking, version, champion, comparison, text, say)
+
+
+def _tested(workspace: Workspace, tracking: Tracking, version: ModelVersion, protocol: str) -> Scores | str:
+    """Return a version's scores, which are recorded with it, or the reason why it has none that count."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = _scores(workspace, tracking, version, protocol, Path(folder))
+        if isinstance(found, str):
+            return found
+        path, scores = found
+        record_tests(tracking, version, {path: scores})
+    return scores
+
+
+def _compared(version: ModelVersion, candidate: Scores, champion: Scores, top: Literal[1, 5]) -> Comparison:
+    try:
+        return compare(candidate, champion, top=top)
+    except UserError as error:
+        raise _refused(version, [str(error)]) from None
+
+
+def _scores(
+    workspace: Workspace, tracking: Tracking, version: ModelVersion, protocol: str, folder: Path
+) -> tuple[Path, Scores] | str:
+    """Return a version's score file and what it holds, or the reason why it can't count."""
+    tags = version.tags
+    missing = [key for key in ("views", "split", "split_images", "weights_sha256") if key not in tags]
+    if missing:
+        return f"version {version.version} has no tag {missing[0]!r}: an older resnet-pipeline registered it"
+    id_ = protocol_of(protocol, from_dict(ViewConfig, json.loads(tags["views"]))).id
+    path = score_path(
+        workspace.scores,
+        dataset_fingerprint=tags["dataset_fingerprint"],
+        split=tags["split"],
+        protocol=id_,
+        weights_sha256=tags["weights_sha256"],
+    )
+    if not path.exists():
+        fetched = fetch_scores(tracking, version, id_, folder)
+        if fetched is None:
+            members = tags.get("members", "").replace(",", "")
+            command = f"ensemble {members} --register {version.name}" if members else f"evaluate {version.uri}"
+            return (
+                f"version {version.version} has no {protocol} scores; make them: resnet-pipeline {command} "
+                f"--dataset {tags.get('dataset', 'NAME')} --protocol {protocol}"
+            )
+        path = fetched
+    scores = read_scores(path)
+    if scores.weights_sha256 != tags["weights_sha256"]:
+        return f"the {protocol} scores of version {version.version} are of other weights"
+    if len(scores.keys) != int(tags["split_images"]):
+        return (
+            f"the {protocol} scores of version {version.version} are of {len(scores.keys):,} of the split's "
+            f"{int(tags['split_images']):,} images; evaluate all of them"
+        )
+    return path, scores
+
+
+def _let_through(
+    tracking: Tracking,
+    version: ModelVersion,
+    before: ModelVersion | None,
+    comparison: Comparison | None,
+    reason: str,
+    say: Callable[[str], None],
+) -> Promotion:
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    set_alias(tracking, version, CHAMPION, {"promoted": f"{today}: {reason}"})
+    say(f"{version.name} version {version.version} is the champion now: {reason}")
+    say(
+        f"serve it:  MLFLOW_TRACKING_URI={tracking.uri} mlflow models serve -m models:/{version.name}@{CHAMPION} "
+        "--env-manager local"
+    )
+    return Promotion(version=version, before=before, comparison=comparison, reason=reason)
+
+
+def _refused(version: ModelVersion, reasons: list[str]) -> PromotionRefusedError:
+    return PromotionRefusedError(f"{version.name} version {version.version} is not promoted: {'; '.join(reasons)}")
+
+
+def _data(version: ModelVersion) -> str:
+    return f"{version.tags.get('dataset', '?')} ({version.tags.get('dataset_fingerprint', '?')[:12]})"

@@ -1,0 +1,289 @@
+"""The registration job: a finished network, or an ensemble of registered ones, as a version with its lineage."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from resnet_pipeline.adapters.datasets import open_dataset
+from resnet_pipeline.adapters.mlflow_ensemble import MemberVersion, ensemble_digest
+from resnet_pipeline.adapters.mlflow_registry import (
+    ModelVersion,
+    describe,
+    fetch_card,
+    register,
+    register_ensemble,
+    resolve,
+    version_of_weights,
+)
+from resnet_pipeline.adapters.mlflow_tracking import Tracking
+from resnet_pipeline.config import RunConfig, ViewConfig
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.ensemble import average, errors_of, intervals_of
+from resnet_pipeline.evaluation.published import ENSEMBLE_SOURCE, ENSEMBLE_TOP5, PUBLISHED, PublishedError
+from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
+from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
+from resnet_pipeline.jobs.provenance import environment, git_commit
+from resnet_pipeline.jobs.recipes import network_cost
+from resnet_pipeline.jobs.train import TrainedRun
+from resnet_pipeline.report.deviations import deviations_of
+from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
+from resnet_pipeline.report.terminal import duration, human
+from resnet_pipeline.workspace import Workspace, checked_name, write_json
+
+Say = Callable[[str], None]
+
+
+def register_run(
+    workspace: Workspace, trained: TrainedRun, evaluations: Sequence[Evaluation] = (), *, say: Say = print
+) -> ModelVersion:
+    """Register a finished run as a model version that carries its errors per protocol; its MLflow run gets them too.
+
+    A run that is registered already gets what is new: errors, score files, the model card.
+    """
+    tracking, run, result = Tracking(workspace), trained.run, trained.result
+    config = run.config()
+    dataset = open_dataset(workspace, run.dataset()["name"])
+    split = dataset.eval_split
+    tags = {
+        "val_top1_error": f"{result['validation']['top1']:.3f}",
+        "val_top5_error": f"{result['validation']['top5']:.3f}",
+        **_about_tests(config.views, dataset, split),
+    }
+    version = register(tracking, run, tags=tags, example=example_image(config.views))
+    tests = {e.path: e.scores for e in evaluations}
+    record_tests(tracking, version, tests, card=_network_card(trained, config, dataset).markdown())
+    if version.new:
+        errors = {f"val_{k}_error": result["validation"][k] for k in ("top1", "top5")}
+        tracking.log_values(run, errors, step=result["steps"])
+    write_json(run.path / "version.json", {"version": str(version), "uri": version.uri})
+    say(f"{config.recipe}: {'registered' if version.new else 'already registered'} as {version}")
+    return version
+
+
+def register_ensemble_of(
+    workspace: Workspace,
+    name: str,
+    references: Sequence[str],
+    dataset_name: str | None,
+    protocol: str,
+    *,
+    say: Say = print,
+    **testing: Any,
+) -> ModelVersion:
+    """Register the ensemble of registered networks under ``name``, with its error from their kept scores.
+
+    ``testing`` are further parameters of ``evaluate_models``. Raises UserError for a member that is not registered.
+    """
+    checked_name(name, "model name")
+    files = [reference for reference in references if reference.endswith(".parquet")]
+    if dataset_name is None or files:
+        raise UserError(f"{files[0] if files else name} can't be registered: name its models, and --dataset")
+    evaluations = evaluate_models(workspace, references, dataset_name, protocol, say=lambda text: None, **testing)
+    tracking = Tracking(workspace)
+    dataset = open_dataset(workspace, dataset_name)
+    members = [_member_version(tracking, e) for e in evaluations]
+    if any(e.member.classes != tuple(dataset.classes) for e in evaluations):
+        raise UserError(f"not all members of {name} were trained on the classes of dataset {dataset_name!r}")
+    scores = replace(average([e.scores for e in evaluations]), weights_sha256=ensemble_digest(members))
+    views = evaluations[0].member.views
+    path = score_path(
+        workspace.scores,
+        dataset_fingerprint=dataset.fingerprint,
+        split=scores.split,
+        protocol=evaluations[0].path.parent.name,
+        weights_sha256=scores.weights_sha256,
+    )
+    write_scores(scores, path)
+    about = {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "classes": dataset.classes,
+        "class_words": dataset.manifest.get("class_words", {}),
+    }
+    tags = _about_tests(views, dataset, scores.split)
+    version = register_ensemble(tracking, name, members, about, tags=tags, example=example_image(views))
+    card = _ensemble_card(name, members, dataset).markdown()
+    record_tests(tracking, version, {path: scores}, card=card)
+    say(f"ensemble of {len(members)}: {'registered' if version.new else 'already registered'} as {version}")
+    return version
+
+
+def record_tests(
+    tracking: Tracking, version: ModelVersion, tests: Mapping[Path, Scores], *, card: str | None = None
+) -> None:
+    """Add the errors of score files to a version's tags, metrics and card, and link to the files.
+
+    What the version has of other protocols stays, and so does a test on more images. ``card`` None takes the one that
+    the version has.
+    """
+    of, before = int(version.tags["split_images"]), tested_before(version.tags)
+    tests = {p: s for p, s in tests.items() if s.protocol not in before or len(s.keys) >= before[s.protocol].images}
+    tested = {s.protocol: measured_errors(s, of) for s in tests.values()}
+    everything = {**before, **tested}
+    card = card if card is not None else fetch_card(tracking, version)
+    describe(
+        tracking,
+        version,
+        tags=error_tags(tested.values()),
+        metrics={f"{t.protocol}_{k}_error": getattr(t, k) for t in tested.values() for k in ("top1", "top5")},
+        scores={scores.protocol: path for path, scores in tests.items()},
+        card=with_errors(card, list(everything.values())),
+    )
+
+
+def measured_errors(scores: Scores, of: int) -> MeasuredErrors:
+    """Return the errors of scores with their intervals; ``of`` is the number of the split's images."""
+    errors, intervals = errors_of(scores), intervals_of(scores)
+    return MeasuredErrors(
+        protocol=scores.protocol,
+        split=scores.split,
+        images=len(scores.keys),
+        of=of,
+        top1=errors["top1"],
+        top1_interval=intervals["top1_interval"],
+        top5=errors["top5"],
+        top5_interval=intervals["top5_interval"],
+    )
+
+
+def error_tags(tested: Iterable[MeasuredErrors]) -> dict[str, str]:
+    """Return errors, intervals and the number of images as tags of a version."""
+    tags = {}
+    for found in tested:
+        for k, error, (low, high) in (
+            ("top1", found.top1, found.top1_interval),
+            ("top5", found.top5, found.top5_interval),
+        ):
+            tags[f"{found.protocol}_{k}_error"] = f"{error:.3f}"
+            tags[f"{found.protocol}_{k}_interval"] = f"{low:.3f} to {high:.3f}"
+        tags[f"{found.protocol}_images"] = str(found.images)
+    return tags
+
+
+def tested_before(tags: Mapping[str, str]) -> dict[str, MeasuredErrors]:
+    """Return what ``error_tags`` wrote, by protocol."""
+    found = {}
+    for protocol in (key.removesuffix("_images") for key in tags if key.endswith("_images") and key != "split_images"):
+        intervals = [tags[f"{protocol}_{k}_interval"].split(" to ") for k in ("top1", "top5")]
+        (low1, high1), (low5, high5) = ((float(low), float(high)) for low, high in intervals)
+        found[protocol] = MeasuredErrors(
+            protocol=protocol,
+            split=tags["split"],
+            images=int(tags[f"{protocol}_images"]),
+            of=int(tags["split_images"]),
+            top1=float(tags[f"{protocol}_top1_error"]),
+            top1_interval=(low1, high1),
+            top5=float(tags[f"{protocol}_top5_error"]),
+            top5_interval=(low5, high5),
+        )
+    return found
+
+
+def example_image(views: ViewConfig) -> bytes:
+    """Return a generated JPEG, two gradients, as an input example: a registry is no place for the dataset's images."""
+    side = views.resize
+    ramp = Image.linear_gradient("L").resize((side, side))
+    image = Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _about_tests(views: ViewConfig, dataset: Dataset, split: str) -> dict[str, str]:
+    """Return what ``promote`` has to know to find a version's scores and to see whether they are complete."""
+    return {
+        "classes": str(len(dataset.classes)),
+        "views": json.dumps(asdict(views)),
+        "split": split,
+        "split_images": str(len(dataset.splits[split])),
+    }
+
+
+def _member_version(tracking: Tracking, evaluation: Evaluation) -> MemberVersion:
+    member = evaluation.member
+    reference = evaluation.reference
+    if reference.startswith("models:/"):
+        version: ModelVersion | None = resolve(tracking, reference)
+    else:
+        version = version_of_weights(tracking, member.weights_sha256)
+    if version is None:
+        raise UserError(
+            f"{reference} is not registered, and an ensemble refers to registered versions; register it first"
+        )
+    return MemberVersion(uri=version.uri, recipe=member.recipe or member.network, weights_sha256=member.weights_sha256)
+
+
+def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> ModelCard:
+    result = trained.result
+    cost = network_cost(config, classes=len(dataset.classes))
+    published = PUBLISHED.get(config.recipe)
+    return ModelCard(
+        title=f"{config.recipe} on {dataset.name}",
+        facts={
+            "network": f"{config.model.name}, {human(cost.parameters)} parameters, "
+            f"{human(cost.multiply_adds)} multiply-adds at {config.augment.crop}×{config.augment.crop}",
+            "weights (SHA-256)": result["weights_sha256"],
+            "run": trained.run.name,
+            **({"the paper's error": _published(published)} if published else {}),
+        },
+        data=_data(dataset),
+        training={
+            "recipe": config.recipe,
+            "steps": f"{result['steps']:,} of {config.batch} images, batch norm over {config.micro_batch}",
+            "optimiser": f"SGD, rate {config.optim.lr}, momentum {config.optim.momentum}, weight decay "
+            f"{config.optim.weight_decay}; schedule {config.schedule.kind}",
+            "seed": str(config.seed),
+            "took": f"{duration(result['seconds'])} on {result['workers']} × {result['device']}, "
+            f"{result['images_per_second']:,.0f} images/s",
+            "made by": _made_by(),
+        },
+        errors=(),
+        deviations=deviations_of(config),
+    )
+
+
+def _ensemble_card(name: str, members: Sequence[MemberVersion], dataset: Dataset) -> ModelCard:
+    ilsvrc = len(dataset.classes) == 1000
+    return ModelCard(
+        title=f"{name}: an ensemble of {len(members)} on {dataset.name}",
+        facts={f"member {i}": f"{m.uri} ({m.recipe})" for i, m in enumerate(members, 1)}
+        | ({"the paper's error": f"top-5 {ENSEMBLE_TOP5} %, {ENSEMBLE_SOURCE}"} if ilsvrc else {}),
+        data=_data(dataset),
+        training={
+            "method": "the members' class probabilities are averaged; nothing is trained",
+            "made by": _made_by(),
+        },
+        errors=(),
+        deviations=[
+            "The paper names neither its six models nor their recipes, only that two have 152 layers.",
+            "Each member's card has its own.",
+        ],
+    )
+
+
+def _data(dataset: Dataset) -> dict[str, str]:
+    manifest = dataset.manifest
+    return {
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "images": ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+        + f" of {len(dataset.classes):,} classes; {len(manifest['refused'])} refused, "
+        f"{len(manifest['converted'])} converted when they were staged",
+    }
+
+
+def _made_by() -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in environment().items())
+    return f"{versions}; commit {git_commit() or 'not known'}"
+
+
+def _published(found: PublishedError) -> str:
+    return f"top-1 {found.top1} %" + ("" if found.top5 is None else f", top-5 {found.top5} %") + f" ({found.source})"

@@ -1,0 +1,143 @@
+"""The error explorer: one self-contained HTML page on a network's mistakes, with thumbnails; nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.calibration import Calibration
+from resnet_pipeline.report.evaluation_figures import reliability_figure
+from resnet_pipeline.report.model_card import MeasuredErrors
+from resnet_pipeline.workspace import replacing
+
+THUMBNAIL = 144
+"""A thumbnail's longest side in pixels; smaller images stay as they are."""
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """A class as the dataset names it, and in words."""
+
+    name: str
+    words: str
+
+    @property
+    def short(self) -> str:
+        """The first of its words' synonyms."""
+        return self.words.split(",")[0].strip() or self.name
+
+    @property
+    def full(self) -> str:
+        """Its words and, where that is another, its name."""
+        return self.words if self.words == self.name else f"{self.words} ({self.name})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """A class with the probability that the network gives it; ``right`` if it is the label."""
+
+    name: ClassName
+    probability: float
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An image that was taken for another class: its key, a thumbnail as a data URI, its label, the best guesses."""
+
+    key: str
+    thumbnail: str
+    label: ClassName
+    label_probability: float
+    guesses: list[Guess]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """``count`` images of one class taken for another, of ``images`` of that class; some of them as thumbnails."""
+
+    label: ClassName
+    predicted: ClassName
+    count: int
+    images: int
+    thumbnails: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """A class's images, its errors in percent, and the class that it is most often taken for, with how often."""
+
+    name: ClassName
+    images: int
+    top1: float
+    top5: float
+    taken_for: ClassName | None
+    times: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplorerData:
+    """A whole page."""
+
+    title: str
+    models: list[str]
+    dataset_name: str
+    dataset_fingerprint: str
+    created: str
+    measured: MeasuredErrors
+    calibration: Calibration
+    mistakes: list[Mistake]
+    wrong: int
+    pairs: list[Pair]
+    classes: list[ClassRow]
+
+
+def write_explorer(data: ExplorerData, path: Path) -> Path:
+    """Write the page, atomically, and return its path; UserError where it can't be written."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("resnet_pipeline.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("explorer.html.j2").render(
+        data=data,
+        figure=Markup(_figure(data.calibration)),  # matplotlib escapes the text that it draws
+    )
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
+    return path
+
+
+def thumbnail(encoded: bytes) -> str:
+    """Return an encoded image made small, as a data URI of a JPEG."""
+    with Image.open(io.BytesIO(encoded)) as opened:
+        opened.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # a JPEG is decoded at a fraction of its size
+        image = opened.convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _figure(calibration: Calibration) -> str:
+    buffer = io.StringIO()
+    figure = reliability_figure({"this model": calibration})
+    figure.patch.set_alpha(0)
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # the page sets the width; the picture keeps its proportions
+    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)

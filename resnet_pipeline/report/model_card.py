@@ -1,0 +1,111 @@
+"""The model card of a registered version, as markdown: data, training, errors, differences from the paper, use.
+
+After Mitchell et al., "Model Cards for Model Reporting", 2019, as far as a program knows the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+_ERRORS = "## Errors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredErrors:
+    """Errors in percent under a protocol (its id) on ``images`` of a split's ``of`` images, with 95 % intervals."""
+
+    protocol: str
+    split: str
+    images: int
+    of: int
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    top5_interval: tuple[float, float]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image of the split was tested."""
+        return self.images == self.of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a card says. ``facts``, ``data`` and ``training`` are names with values; ``deviations`` are sentences."""
+
+    title: str
+    facts: Mapping[str, str]
+    data: Mapping[str, str]
+    training: Mapping[str, str]
+    errors: Sequence[MeasuredErrors]
+    deviations: Sequence[str]
+
+    def markdown(self) -> str:
+        """Return the card."""
+        return "\n".join(self._lines()) + "\n"
+
+    def _lines(self) -> Iterator[str]:
+        yield f"# {_plain(self.title)}"
+        yield ""
+        yield from _listed(self.facts)
+        yield from ("", "## Data", "")
+        yield from _listed(self.data)
+        yield from ("", "## Training", "")
+        yield from _listed(self.training)
+        yield from ("", _ERRORS, "")
+        yield from _error_lines(self.errors)
+        yield from ("", "## Differences from the paper", "")
+        yield from (f"- {_plain(text)}" for text in self.deviations)
+        yield from ("", "## Intended use", "")
+        yield from _USE
+
+
+def with_errors(card: str, errors: Sequence[MeasuredErrors]) -> str:
+    """Return a card with its section of errors written anew."""
+    before, found, after = card.partition(f"\n{_ERRORS}\n")
+    if not found:
+        return card
+    rest = after[after.index("\n## ") :] if "\n## " in after else ""
+    return before + found + "\n" + "\n".join(_error_lines(errors)) + "\n" + rest
+
+
+def _error_lines(errors: Sequence[MeasuredErrors]) -> Iterator[str]:
+    if not errors:
+        yield "Not tested under any protocol yet."
+        return
+    yield "| protocol | images | top-1 error % | 95 % interval | top-5 error % | 95 % interval |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for found in errors:
+        images = f"{found.images:,} {found.split}" + ("" if found.complete else f" of {found.of:,}")
+        (low1, high1), (low5, high5) = found.top1_interval, found.top5_interval
+        yield (
+            f"| {_plain(found.protocol)} | {_plain(images)} | {found.top1:.2f} | {low1:.2f} to {high1:.2f} "
+            f"| {found.top5:.2f} | {low5:.2f} to {high5:.2f} |"
+        )
+    yield ""
+    yield "Intervals: bootstrap over the images; they say nothing of other training seeds."
+
+
+_USE = (
+    "Research on image classification and on this training method: it tells the classes of its dataset apart, on",
+    "images like those it was trained on. It always names some class, also for images that show none of them, and its",
+    "probabilities are not calibrated. It was not tested for fairness between groups of people, nor against images",
+    "that were made to mislead it; don't let it decide about people or their safety.",
+)
+
+
+def _listed(values: Mapping[str, str]) -> Iterator[str]:
+    for name, value in values.items():
+        yield f"- **{_plain(name)}:** {_plain(value)}"
+
+
+def _plain(text: str) -> str:
+    """Return text that markdown shows as it is and that starts no HTML; names of classes and datasets are not ours."""
+    one_line = " ".join(text.split())
+    for character in "\\`*_[]<>|#":
+        one_line = one_line.replace(character, f"\\{character}" if character not in "<>" else _ENTITIES[character])
+    return one_line
+
+
+_ENTITIES = {"<": "&lt;", ">": "&gt;"}

@@ -1,0 +1,345 @@
+"""Registering, promoting, serving in process and predicting, on a real MLflow in a SQLite file."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import save_file
+
+from resnet_pipeline.adapters.mlflow_ensemble import ENSEMBLE_FILE
+from resnet_pipeline.adapters.mlflow_registry import fetch_card, fetch_model, resolve
+from resnet_pipeline.adapters.mlflow_tracking import Tracking, TrackingError
+from resnet_pipeline.config import with_overrides
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.ensemble import average
+from resnet_pipeline.evaluation.scores import read_scores, write_scores
+from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.explore import explore
+from resnet_pipeline.jobs.predict import predict_folder
+from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
+from resnet_pipeline.jobs.register import register_ensemble_of, register_run
+from resnet_pipeline.jobs.train import TrainedRun
+from resnet_pipeline.models import build_model
+from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
+from tests.images import jpeg
+
+pytestmark = pytest.mark.slow
+NAME = "digits-resnet8"
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def evaluations(workspace, *references, protocol="center", **options):
+    return evaluate_models(workspace, references, "digits", protocol, quiet=True, say=quiet, **options)
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory, digits):
+    """Return a workspace with three short runs: version 1 poor, versions 2 and 3 better, all tested by centre crops."""
+    workspace = Workspace(tmp_path_factory.mktemp("registry") / "work")
+    workspace.datasets.mkdir(parents=True)
+    workspace.dataset("digits").symlink_to(digits.path)
+    about = {
+        "name": "digits", "fingerprint": digits.fingerprint, "classes": digits.classes,
+        "class_words": {"3": "three, a digit"},
+    }  # fmt: skip
+    runs = []
+    for seed, steps in ((0, 4), (1, 50), (2, 50)):
+        config = with_overrides(get_recipe("digits/resnet8"), [f"seed={seed}", f"steps={steps}", "bn_images=256"])
+        run = RunDirectory.create(workspace.runs, config, about)
+        train(run, digits, LocalContext())
+        trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=False)
+        version = register_run(workspace, trained, evaluations(workspace, str(run.path)), say=quiet)
+        assert version.new and version.version == str(seed + 1)
+        runs.append(trained)
+    return workspace, runs
+
+
+@pytest.fixture
+def pyfunc(registered):
+    import mlflow
+
+    Tracking(registered[0]).client  # noqa: B018 - sets MLflow's own address
+    return mlflow.pyfunc.load_model
+
+
+def test_a_version_carries_its_lineage(registered, digits):
+    workspace, runs = registered
+    tracking = Tracking(workspace)
+    version = resolve(tracking, f"models:/{NAME}@candidate")
+    assert version.version == "3"
+    tags, scores = version.tags, evaluations(workspace, f"models:/{NAME}/3")[0]
+    assert tags["dataset_fingerprint"] == digits.fingerprint
+    assert tags["recipe"] == "digits/resnet8" and tags["weights_sha256"] == runs[2].result["weights_sha256"]
+    assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(scores.errors["top1"], abs=1e-3)
+    low, high = map(float, tags["center-16-of-18_top1_interval"].split(" to "))
+    assert low < scores.errors["top1"] < high
+    import mlflow
+
+    linked = mlflow.artifacts.download_artifacts(tags["center-16-of-18_scores"])
+    np.testing.assert_array_equal(read_scores(linked).probabilities, scores.scores.probabilities)
+    stored = tracking.client.get_model_version(NAME, "3")
+    assert stored.description == fetch_card(tracking, version)
+    assert f"| center-16-of-18 | 364 val | {scores.errors['top1']:.2f} |" in stored.description
+    model = mlflow.models.get_model_info(version.uri)
+    assert [c.name for c in model.signature.inputs] == ["image"]
+    assert model.saved_input_example_info["type"] == "dataframe"
+
+
+def test_registering_again_adds_what_is_new_and_no_version(registered):
+    workspace, runs = registered
+    again = register_run(
+        workspace, runs[2], evaluations(workspace, str(runs[2].run.path), protocol="10-crop"), say=quiet
+    )
+    assert (again.new, again.version) == (False, "3")
+    tags = resolve(Tracking(workspace), again.uri).tags
+    card = fetch_card(Tracking(workspace), again)
+    for protocol in ("center-16-of-18", "10-crop-16-of-18-mirrored"):
+        assert f"{protocol}_top5_interval" in tags and f"{protocol}_scores" in tags and f"| {protocol} |" in card
+    # a test on fewer images does not take the place of one on all
+    register_run(workspace, runs[2], evaluations(workspace, str(runs[2].run.path), images=20), say=quiet)
+    assert resolve(Tracking(workspace), again.uri).tags["center-16-of-18_images"] == "364"
+
+
+def test_the_gate(registered):
+    workspace, _ = registered
+    said: list[str] = []
+    with pytest.raises(PromotionRefusedError, match=r"no 10-crop scores; make them: resnet-pipeline evaluate models:/"):
+        promote(workspace, f"models:/{NAME}/1", "10-crop", say=said.append)
+    first = promote(workspace, f"models:/{NAME}/1", "center", say=said.append)
+    assert first.before is None and "mlflow models serve -m models:/digits-resnet8@champion" in said[-1]
+    better = promote(workspace, f"models:/{NAME}/2", "center", say=said.append)
+    assert better.before.version == "1" and better.comparison.low > 0
+    champion = resolve(Tracking(workspace), f"models:/{NAME}@champion")
+    assert champion.version == "2" and "better by" in champion.tags["promoted"]
+    with pytest.raises(PromotionRefusedError, match=r"the interval must lie above zero") as refused:
+        promote(workspace, f"models:/{NAME}/1", "center", say=said.append)
+    assert re.search(r"better by -\d", str(refused.value)) and "\n" not in str(refused.value)
+    assert promote(workspace, f"models:/{NAME}/2", "center", say=said.append).reason == "champion already"
+    assert resolve(Tracking(workspace), f"models:/{NAME}@champion").version == "2"
+
+
+def test_the_gate_takes_the_scores_from_the_registry_where_the_workspace_has_none(registered, monkeypatch, tmp_path):
+    workspace, _ = registered
+    monkeypatch.setattr(Workspace, "scores", tmp_path)
+    with pytest.raises(PromotionRefusedError, match="interval must lie above zero"):
+        promote(workspace, f"models:/{NAME}/1", "center", say=quiet)
+
+
+def test_the_gate_refuses_half_a_split_and_other_data(registered, monkeypatch, tmp_path):
+    workspace, _ = registered
+    (kept,) = evaluations(workspace, f"models:/{NAME}/3")
+    monkeypatch.setattr(Workspace, "scores", tmp_path)
+    half = dataclasses.replace(
+        kept.scores,
+        keys=kept.scores.keys[:9],
+        labels=kept.scores.labels[:9],
+        probabilities=kept.scores.probabilities[:9],
+    )
+    write_scores(half, tmp_path / kept.path.relative_to(workspace.root / "scores"))
+    client = Tracking(workspace).client
+    client.set_model_version_tag(NAME, "3", "dataset_fingerprint", "e" * 64)
+    try:
+        with pytest.raises(PromotionRefusedError, match=r"version 3 is of dataset digits \(eeeeeeeeeeee\)"):
+            promote(workspace, NAME, "center", say=quiet)
+    finally:
+        client.set_model_version_tag(NAME, "3", "dataset_fingerprint", kept.scores.dataset_fingerprint)
+    with pytest.raises(PromotionRefusedError, match="are of 9 of the split's 364 images"):
+        promote(workspace, NAME, "center", say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (f"models:/{NAME}@nope", r"no alias 'nope'; its aliases: @candidate \(version 3\)"),
+        (f"models:/{NAME}/17", "no version 17; its versions: 1, 2, 3"),
+        ("models:/digits-resnet9@candidate", "no registered model 'digits-resnet9'.*did you mean 'digits-resnet8'"),
+        ("models:/x'y@z", "is no model reference"),
+    ],
+)
+def test_references_that_point_nowhere(registered, reference, said):
+    for use in (
+        lambda: resolve(Tracking(registered[0]), reference),
+        lambda: fetch_model(Tracking(registered[0]), reference),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            use()
+        assert "\n" not in str(error.value)
+
+
+def test_mlflow_away_is_one_line(registered, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"^MLflow at http://127.0.0.1:9 does not answer; [^\n]*$"):
+        promote(registered[0], NAME, "center", say=quiet)
+
+
+def test_a_served_model_takes_bytes_base64_and_paths_and_gives_the_evaluation_s_answer(
+    registered, pyfunc, digits, tmp_path, monkeypatch
+):
+    workspace, _ = registered
+    kept = evaluations(workspace, f"models:/{NAME}/2")[0].scores
+    split = digits.splits["val"]
+    files = [split.encoded(split.keys.index(key)).tobytes() for key in kept.keys[:6]]
+    model = pyfunc(f"models:/{NAME}/2")
+    found = model.predict(pd.DataFrame({"image": files}))
+    for row, expected in zip(found.itertuples(), kept.probabilities[:6], strict=True):
+        best = np.argsort(-expected, kind="stable")[:5]
+        assert row.labels == [digits.classes[k] for k in best]
+        np.testing.assert_allclose(row.probabilities, expected[best], atol=1e-5)
+        assert all(
+            w == ("three, a digit" if label == "3" else label) for w, label in zip(row.words, row.labels, strict=True)
+        )
+    (tmp_path / "a.jpg").write_bytes(files[0])
+    text = base64.encodebytes(files[0]).decode()
+    for same in (text, text.encode().replace(b"\n", b""), str(tmp_path / "a.jpg")):
+        assert model.predict(pd.DataFrame({"image": [same]})).probabilities[0] == pytest.approx(found.probabilities[0])
+    ten = model.predict(pd.DataFrame({"image": files[:1]}), params={"top": 10, "protocol": "10-crop"})
+    assert sorted(ten.labels[0]) == digits.classes and sum(ten.probabilities[0]) == pytest.approx(1, abs=1e-4)
+    from mlflow.exceptions import MlflowException
+
+    for value, said in (
+        (b"hello", "image 2 can't be decoded: no image format"),
+        (jpeg(40, 40)[:300], "image 2 can't be decoded"),
+        ("no/such.jpg", "no file of that name either"),
+        (None, "image 2 is of type NoneType"),
+        (str(tmp_path), "Is a directory"),
+    ):
+        with pytest.raises(MlflowException, match=said) as error:
+            model.predict(pd.DataFrame({"image": [files[0], value]}))
+        assert error.value.get_http_status_code() == 400
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    with pytest.raises(MlflowException, match="a server reads no paths"):
+        model.predict(pd.DataFrame({"image": [str(tmp_path / "a.jpg")]}))
+
+
+def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(registered, pyfunc, digits, tmp_path):
+    workspace, runs = registered
+    members = [f"models:/{NAME}/2", str(runs[2].run.path)]
+    tested = evaluations(workspace, *members)
+    version = register_ensemble_of(workspace, "digits-two", members, "digits", "center", quiet=True, say=quiet)
+    again = register_ensemble_of(workspace, "digits-two", members, "digits", "10-crop", quiet=True, say=quiet)
+    assert version.new and (again.new, again.uri) == (False, version.uri)
+    tags = resolve(Tracking(workspace), version.uri).tags
+    assert tags["members"] == f"models:/{NAME}/2, models:/{NAME}/3"
+    mean = average([e.scores for e in tested])
+    assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(
+        100 * float((mean.probabilities.argmax(1) != mean.labels).mean()), abs=1e-3
+    )
+    import mlflow
+
+    folder = mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path))
+    sizes = sum(p.stat().st_size for p in (tmp_path / folder).rglob("*") if p.is_file())
+    assert sizes < 60_000, "no weights are copied"
+    split = digits.splits["val"]
+    files = [split.encoded(split.keys.index(key)).tobytes() for key in mean.keys[:4]]
+    found = pyfunc(version.uri).predict(pd.DataFrame({"image": files}))
+    np.testing.assert_allclose(
+        np.stack(found.probabilities), -np.sort(-mean.probabilities[:4], axis=1)[:, :5], atol=1e-5
+    )
+    with pytest.raises(UserError, match=f"is an ensemble; name its members instead: models:/{NAME}/2 models:/{NAME}/3"):
+        fetch_model(Tracking(workspace), version.uri)
+    # it passes the gate like any network
+    assert promote(workspace, "digits-two", "center", say=quiet).before is None
+    page = explore(workspace, [version.uri], "digits", "center", output=tmp_path / "e.html", quiet=True, say=quiet)
+    assert "an ensemble of 2" in page.read_text()
+
+
+def test_an_ensemble_needs_registered_members_with_the_weights_it_was_made_of(registered, tmp_path):
+    from resnet_pipeline.adapters.mlflow_ensemble import load_members
+
+    workspace, runs = registered
+    save_file(build_model("cifar-resnet20", num_classes=10).state_dict(), tmp_path / "w.safetensors")
+    for name, member, dataset, said in (
+        ("x", f"cifar-resnet20={tmp_path / 'w.safetensors'}", "digits", "is not registered, and an ensemble refers"),
+        ("a/b", str(runs[0].run.path), "digits", "model name"),
+        ("x", "scores.parquet", "digits", "scores.parquet can't be registered"),
+        ("x", str(runs[0].run.path), None, "name its models, and --dataset"),
+    ):
+        with pytest.raises(UserError, match=said):
+            register_ensemble_of(workspace, name, [member], dataset, "center", quiet=True, say=quiet)
+    (tmp_path / ENSEMBLE_FILE).write_text(
+        json.dumps({"members": [{"uri": "models:/a/1", "recipe": "r", "weights_sha256": "0" * 64}]})
+    )
+    from contextlib import nullcontext
+
+    with pytest.raises(UserError, match="models:/a/1 has other weights"):
+        load_members(tmp_path, lambda uri: nullcontext(runs[0].run.path))
+
+
+def test_a_folder_is_predicted_and_what_is_broken_is_listed(registered, digits, tmp_path):
+    workspace, runs = registered
+    kept = evaluations(workspace, str(runs[1].run.path))[0].scores
+    folder, split = tmp_path / "in", digits.splits["val"]
+    (folder / "sub").mkdir(parents=True)
+    for number, key in enumerate(kept.keys[:5]):
+        (folder / "sub" / f"{number}.jpg").write_bytes(split.encoded(split.keys.index(key)).tobytes())
+    (folder / "a.txt").write_text("no image")
+    (folder / "b.jpg").symlink_to("nowhere")
+    (folder / ".hidden").write_text("not looked at")
+    for ending in ("csv", "parquet", "json"):
+        output = tmp_path / f"out.{ending}"
+        done = predict_folder(workspace, str(runs[1].run.path), folder, output, top=2, quiet=True, say=quiet)
+        assert done.images == 5 and [name for name, _ in done.broken] == ["a.txt", "b.jpg"]
+        if ending == "json":
+            rows = json.loads(output.read_text())
+        else:
+            rows = (pyarrow.csv.read_csv(output) if ending == "csv" else pq.read_table(output)).to_pylist()
+        assert [row["file"] for row in rows] == [*(f"sub/{i}.jpg" for i in range(5)), "a.txt", "b.jpg"]
+        for row, expected in zip(rows[:5], kept.probabilities, strict=False):
+            assert str(row["label_1"]) == digits.classes[expected.argmax()] and not row["error"]
+            assert row["probability_2"] == pytest.approx(float(np.sort(expected)[-2]), abs=1e-5)
+        assert rows[5]["error"] == "no image format that is known" and row["label_1"] is not None
+
+
+@pytest.mark.parametrize(
+    ("folder", "output", "said"),
+    [
+        ("missing", "o.csv", "missing does not exist"),
+        ("empty", "o.csv", "holds no files"),
+        ("text", "o.csv", "none of the 1 files of .* is an image; a.txt: no image format"),
+        ("text", "o.xls", "must end in one of .csv"),
+        ("good", "text/a.txt/o.csv", "can't be written"),
+    ],
+)
+def test_what_can_t_be_predicted_is_one_line_and_leaves_nothing(registered, tmp_path, folder, output, said):
+    workspace, runs = registered
+    for name in ("empty", "text", "good"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text" / "a.txt").write_text("x")
+    (tmp_path / "good" / "a.jpg").write_bytes(jpeg(30, 30))
+    with pytest.raises(UserError, match=said) as error:
+        predict_folder(workspace, str(runs[0].run.path), tmp_path / folder, tmp_path / output, quiet=True, say=quiet)
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "good", "text"]
+
+
+def test_weights_without_class_names_take_a_dataset_s(registered, tmp_path):
+    workspace, _ = registered
+    for classes in (10, 7):
+        save_file(build_model("cifar-resnet20", num_classes=classes).state_dict(), tmp_path / f"w{classes}.safetensors")
+    (tmp_path / "a.jpg").write_bytes(jpeg(60, 60))
+    model, output = f"cifar-resnet20={tmp_path / 'w10.safetensors'}", tmp_path / "o.json"
+    for name, label in ((None, r"\d"), ("digits", r"\d")):
+        predict_folder(workspace, model, tmp_path / "a.jpg", output, dataset_name=name, quiet=True, say=quiet)
+        (row,) = json.loads(output.read_text())
+        assert row["file"] == "a.jpg" and re.fullmatch(label, row["label_1"])
+    with pytest.raises(UserError, match="has 7 classes, dataset 'digits' has 10"):
+        predict_folder(
+            workspace, f"cifar-resnet20={tmp_path / 'w7.safetensors'}", tmp_path / "a.jpg", output,
+            dataset_name="digits", quiet=True, say=quiet,
+        )  # fmt: skip
