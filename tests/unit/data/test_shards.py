@@ -24,7 +24,7 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.shards import Options, Source, pack, source_fingerprint, stage
 from resnet_pipeline.data.storage import LocalStorage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.stage import _place
+from resnet_pipeline.jobs.stage import stage_dataset
 from resnet_pipeline.workspace import Workspace
 
 
@@ -390,15 +390,19 @@ def test_from_bucket_to_bucket(photos, tmp_path, bucket, monkeypatch):
         source.write(f"photos/{path.relative_to(photos)}", path)
     options = Options(shard_bytes=100_000)
     whole = stage(photos, tmp_path / "whole", name="x", workers=1, options=options)
-    for number, name in enumerate(("photos.tar", "photos")):
-        place = _place(Workspace.of(), f"s3://{bucket}/raw/{name}")
-        target = storage_at(f"s3://{bucket}/datasets/{number}")
-        pack(place, target, name="x", workers=2, options=options)
+    monkeypatch.setenv("RESNET_PIPELINE_DATA", f"s3://{bucket}/datasets")
+    for name in ("photos.tar", "photos"):
+        arguments = (Workspace.of(), f"s3://{bucket}/raw/{name}", name)
+        staged = stage_dataset(*arguments, workers=2, options=options)
+        target = storage_at(staged.address)
         names = [stored.name for stored in target.files() if stored.name != "source.json"]
-        assert {name: target.read(name) for name in names} == contents(whole.path)
+        assert {n: target.read(n) for n in names if n != "manifest.json"} == {
+            n: data for n, data in contents(whole.path).items() if n != "manifest.json"
+        }
+        assert staged.manifest["fingerprint"] == whole.fingerprint
+        assert stage_dataset(*arguments, options=options).reused
     with pytest.raises(UserError, match=f"s3://{bucket}/raw/none.tar does not exist"):
-        place = _place(Workspace.of(), f"s3://{bucket}/raw/none.tar")
-        pack(place, target, name="x", replace=True)
+        stage_dataset(Workspace.of(), f"s3://{bucket}/raw/none.tar", "none")
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 130_000, 8 * 2**30 - 1])
