@@ -15,7 +15,7 @@ from resnet_pipeline.adapters.s3 import storage_at
 from resnet_pipeline.config import RunConfig, with_overrides
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.digits import write_digits
-from resnet_pipeline.data.shards import stage
+from resnet_pipeline.data.shards import Options, stage
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -57,7 +57,8 @@ def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return the built-in digits in shards of 300,000 bytes: 13 for training, 4 for validation."""
     folder = tmp_path_factory.mktemp("sharded")
     write_digits(folder / "source")
-    return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2, shard_bytes=300_000)
+    options = Options(shard_bytes=300_000)
+    return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2, options=options)
 
 
 @pytest.fixture

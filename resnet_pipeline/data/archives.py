@@ -105,10 +105,7 @@ def read_member(storage: Storage, member: Member) -> bytes:
     """Return a member's content from its place; UserError where it is damaged or has changed since it was listed."""
     if member.zipped:
         return _unzip(storage, member, member.zipped)
-    data = storage.read(member.file, member.offset, member.size)
-    if len(data) != member.size:
-        raise UserError(f"{address_of(storage, member.name)} changed while it was being staged; start again")
-    return data
+    return _whole(storage, member, storage.read(member.file, member.offset, member.size))
 
 
 class Folder:
@@ -169,7 +166,7 @@ class Tar:
                 with damaged(self.address, member.name):
                     file.seek(member.offset)
                     data = file.read(member.size)
-                yield data
+                yield _whole(self.storage, member, data)
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -275,6 +272,12 @@ def damaged(address: str, member: str = "") -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         at = f" at {member}" if member else ""
         raise RefusedError(f"archive {address} can't be read{at}: {reason}") from None
+
+
+def _whole(storage: Storage, member: Member, data: bytes) -> bytes:
+    if len(data) != member.size:
+        raise UserError(f"{address_of(storage, member.name)} changed while it was being staged; start again")
+    return data
 
 
 def _unzip(storage: Storage, member: Member, zipped: Zipped) -> bytes:

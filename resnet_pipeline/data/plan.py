@@ -16,7 +16,7 @@ SHARD_BYTES = 256 * 2**20
 AVERAGED_IMAGES = 10_000
 """The mean image and the colours' covariance are those of this many training images, evenly spaced."""
 
-TAR_OVERHEAD = 3 * 512 + 2 * 512  # two headers, a small JSON member, rounding to blocks
+TAR_OVERHEAD = 3 * 512  # two headers and a small JSON member
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,11 @@ def source_files(storage: Storage, name: str = "") -> str:
         if stored is None:
             raise UserError(f"source {address_of(storage, name)} does not exist; name a folder or an archive of images")
         return f"{stored.size} {stored.version}"
-    return "\n".join(f"{f.name} {f.size} {f.version}" for f in storage.files())
+    if storage.stat(ilsvrc.TRAIN) is not None:  # what else lies beside the archives does not matter
+        files = [stored for archive in sorted(ilsvrc.MD5) if (stored := storage.stat(archive)) is not None]
+    else:
+        files = storage.files()
+    return "\n".join(f"{f.name} {f.size} {f.version}" for f in files)
 
 
 def _wanted() -> str:

@@ -28,7 +28,7 @@ class StagingArea:
     """The place in a bucket where shards and records go."""
 
     def __init__(self, destination: Storage) -> None:
-        self.destination = self.storage = destination
+        self.storage = destination
         self.scratch = Path(tempfile.gettempdir()) / f"resnet-pipeline-{PurePosixPath(destination.url).name}"
 
     def keeps(self, about: bytes) -> bool:

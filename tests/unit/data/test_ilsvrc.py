@@ -239,6 +239,14 @@ def test_a_stopped_staging_neither_lists_nor_hashes_again(images, archives, tmp_
     assert [p.name for p in target.parent.iterdir()] == ["x"]
 
 
+def test_what_lies_beside_the_archives_does_not_matter(archives):
+    before = shards.source_fingerprint(Source(LocalStorage(archives)))
+    (archives / "notes.txt").write_text("x")
+    assert shards.source_fingerprint(Source(LocalStorage(archives))) == before
+    (archives / ilsvrc.VAL).write_bytes(b"x")
+    assert shards.source_fingerprint(Source(LocalStorage(archives))) != before
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None])
 def test_a_listing_comes_back_from_its_file(images, tmp_path, make_folder, method):
     files = kaggle_files(*images[:2], WORDS, images[2])
