@@ -54,7 +54,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Return the built-in digits in shards of 300,000 bytes: 13 for training, 4 for validation."""
+    """Return the built-in digits in many small shards."""
     folder = tmp_path_factory.mktemp("sharded")
     write_digits(folder / "source")
     options = Options(shard_bytes=300_000)

@@ -27,7 +27,8 @@ def download(
     """
     have = _finished_blocks(done) if part.exists() else set()
     digest = hashlib.sha256()
-    with part.open("r+b" if have else "w+b", buffering=0) as target, done.open("ab" if have else "wb", 0) as log:
+    part.touch()  # it is never emptied: others count its size
+    with part.open("r+b", buffering=0) as target, done.open("ab" if have else "wb", 0) as log:
         descriptor = target.fileno()
         os.ftruncate(descriptor, size)
 

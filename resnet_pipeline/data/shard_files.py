@@ -237,6 +237,8 @@ class _Follower:
                 except UserError:
                     return  # whoever needs the shard meets the same error, and tells it
                 missing = [number for number, path in zip(missing, held, strict=True) if path is None]
+                if passed():
+                    self._files.let_go(stretch.shards)  # reading was faster, and nobody else lets them go
                 if len(missing) == before:
                     with self._change:
                         self._change.wait(_SECONDS_BETWEEN_TRIES)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +22,6 @@ from resnet_pipeline.data.whole_images import whole_batches
 from resnet_pipeline.errors import UserError
 
 PAD = AugmentConfig(kind="pad-crop", crop=24, pad=4)
-SHARD = 303_104
 
 READER = """
 import sys
@@ -56,8 +57,16 @@ def batches(dataset, **options):
         return list(found)
 
 
+def shards_of(storage, split="train"):
+    return json.loads(storage.read("manifest.json"))["splits"][split]["shards"]
+
+
+def room_for(storage, shards):
+    return shards * max(shard["bytes"] for shard in shards_of(storage))
+
+
 def opened(storage, folder, shards=None):
-    return Dataset.open(storage, CacheFolder(folder, None if shards is None else shards * SHARD))
+    return Dataset.open(storage, CacheFolder(folder, None if shards is None else room_for(storage, shards)))
 
 
 def cached_shards(folder, dataset, split):
@@ -100,7 +109,7 @@ def test_batches_of_a_bucket_with_a_small_cache_are_those_of_the_folder(
     ):
         assert torch.equal(ours.index, local.index) and torch.equal(ours.images, local.images)
         most = max(most, bytes_in(tmp_path))
-    assert most <= 4 * SHARD
+    assert most <= room_for(digits_in_s3, 4)
 
 
 @pytest.mark.parametrize("views", ["center", "whole"])
@@ -125,7 +134,7 @@ def test_evaluation_reads_each_shard_once_within_the_limit(digits_in_s3, sharded
             }
     ours, local = images.values()
     assert ours.keys() == local.keys() and all(torch.equal(ours[i], local[i]) for i in local)
-    assert sorted(brought) == [f"shards/val-0000{i}.tar" for i in range(4)]
+    assert sorted(brought) == [f"shards/{shard['file']}" for shard in shards_of(digits_in_s3, "val")]
 
 
 def test_the_next_blocks_come_while_one_is_read_and_passed_ones_go(digits_in_s3, tmp_path):
@@ -159,10 +168,10 @@ def test_the_next_blocks_come_while_one_is_read_and_passed_ones_go(digits_in_s3,
 
 
 def test_an_order_that_needs_more_than_the_cache_holds_says_what_to_do(digits_in_s3, tmp_path):
-    dataset = opened(digits_in_s3, tmp_path, shards=4)
-    with pytest.raises(
-        UserError, match=r"reads 13 shards .* may hold 4: set RESNET_PIPELINE_CACHE_GB to 0.004 or .* block_shards=2"
-    ):
+    dataset, count = opened(digits_in_s3, tmp_path, shards=4), len(shards_of(digits_in_s3))
+    needed = math.ceil(room_for(digits_in_s3, count) / 1e6) / 1e3
+    what = f"reads {count} shards at a time, but the cache may hold 4: set RESNET_PIPELINE_CACHE_GB to {needed} or more"
+    with pytest.raises(UserError, match=f"{what}, or train with --set order=block --set block_shards=2$"):
         batches(dataset, block_shards=None)
     with pytest.raises(UserError, match=r"reads 6 shards at a time, but the cache may hold 4"):
         batches(dataset, block_shards=3)
@@ -223,4 +232,4 @@ def test_two_processes_share_a_cache_and_bring_each_shard_once(digits_in_s3, sha
     train = sharded_digits.splits["train"]
     assert sum(sizes) == sum(len(train.encoded(i)) for i in range(len(train)))
     reads = [line for line in log.read_text().splitlines() if "shards/" in line]
-    assert sorted(reads) == sorted(f"shards/train-000{i:02d}.tar 0" for i in range(13))
+    assert sorted(reads) == sorted(f"shards/{shard['file']} 0" for shard in shards_of(digits_in_s3))
