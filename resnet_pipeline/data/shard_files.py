@@ -30,6 +30,7 @@ Reached = Callable[[int], None]
 _AHEAD = 2  # stretches that are brought ahead of the one that is read
 _AT_ONCE = 2  # shards: while one ends (the last blocks, the disk), another comes
 _SECONDS_BETWEEN_TRIES = 0.2
+_SECONDS_FOR_THE_LAST_BLOCKS = 10.0
 
 
 class ShardFiles(Protocol):
@@ -95,9 +96,8 @@ class CachedShards:
 
     def __init__(self, storage: Storage, shards: Sequence[Wanted], folder: CacheFolder) -> None:
         self._storage, self._shards, self._cache = storage, list(shards), Cache(folder)
-        self._largest = max(shard.size for shard in self._shards)
-        self._maps: dict[int, Mapped] = {}
-        self._held: dict[int, Path] = {}  # in the order in which they came
+        self._largest = max((shard.size for shard in self._shards), default=1)
+        self._held: dict[int, Mapped] = {}  # in the order in which they came
         self._bringing: set[int] = set()
         self._followers: list[_Follower] = []
         self._change = threading.Condition()
@@ -105,16 +105,15 @@ class CachedShards:
 
     def mapped(self, number: int) -> Mapped:
         """Return the bytes of a shard; waits for it, and counts the time."""
-        mapped = self._maps.get(number)
+        mapped = self._held.get(number)
         if mapped is None:
             start = time.perf_counter()
             try:
                 self._let_the_oldest_go(self._shards[number].size)
-                path = self.hold(number)
-                assert path is not None  # without a condition it comes or raises
-                mapped = self._maps[number] = _map(path)
+                mapped = self.hold(number)
             finally:
                 self.waited += time.perf_counter() - start
+        assert mapped is not None  # without a condition it comes or raises
         return mapped
 
     @contextmanager
@@ -145,7 +144,7 @@ class CachedShards:
                 f"{CACHE_LIMIT_VARIABLE} to {math.ceil(shards * self._largest / 1e6) / 1e3:g} or more{blocks}"
             )
 
-    def hold(self, number: int, *, unless: Callable[[], bool] | None = None) -> Path | None:
+    def hold(self, number: int, *, unless: Callable[[], bool] | None = None) -> Mapped | None:
         """Bring a shard and keep it; with ``unless`` in the background, as ``Cache.hold`` has it."""
         with self._change:
             while number in self._bringing:
@@ -153,23 +152,23 @@ class CachedShards:
             if number in self._held:
                 return self._held[number]
             self._bringing.add(number)
-        path = None
+        mapped = None
         try:
             path = self._cache.hold(self._storage, self._shards[number], unless=unless)
+            mapped = path if path is None else _map(path)
         finally:
             with self._change:
                 self._bringing.remove(number)
-                if path is not None:
-                    self._held[number] = path
+                if mapped is not None:
+                    self._held[number] = mapped
                 self._change.notify_all()
-        return path
+        return mapped
 
     def let_go(self, numbers: Iterable[int]) -> None:
         """Let shards go that no follower wants; arrays of their bytes stay valid."""
         with self._change:
             wanted = set[int]().union(*(follower.wanted() for follower in self._followers))
             for number in set(numbers) - wanted:
-                self._maps.pop(number, None)
                 if self._held.pop(number, None) is not None:
                     self._cache.release(self._shards[number])
             self._change.notify_all()
@@ -216,7 +215,7 @@ class _Follower:
         with self._change:
             self._closed = True
             self._change.notify_all()
-        self._thread.join()
+        self._thread.join(_SECONDS_FOR_THE_LAST_BLOCKS)
 
     def _run(self) -> None:
         for stretch in self._stretches:
@@ -235,8 +234,8 @@ class _Follower:
                     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shards-ahead") as pool:
                         held = list(pool.map(partial(self._files.hold, unless=passed), missing))
                 except UserError:
-                    return  # whoever needs the shard meets the same error, and tells it
-                missing = [number for number, path in zip(missing, held, strict=True) if path is None]
+                    break  # whoever needs the shard tries again, and tells what is wrong
+                missing = [number for number, mapped in zip(missing, held, strict=True) if mapped is None]
                 if passed():
                     self._files.let_go(stretch.shards)  # reading was faster, and nobody else lets them go
                 if len(missing) == before:

@@ -177,6 +177,32 @@ def test_an_order_that_needs_more_than_the_cache_holds_says_what_to_do(digits_in
         batches(dataset, block_shards=3)
 
 
+def test_bringing_ahead_goes_on_after_an_outage(digits_in_s3, tmp_path, monkeypatch):
+    dataset = opened(digits_in_s3, tmp_path)
+    files = dataset.splits["train"].files
+    real, away = type(digits_in_s3).read, threading.Event()
+
+    def read(self, *arguments):
+        if away.is_set():
+            raise UserError("no connection")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(type(digits_in_s3), "read", read)
+    away.set()
+    with files.following([Stretch(10 * i, 10 * i + 10, (i,)) for i in range(6)]) as reached:
+        reached(0)
+        with pytest.raises(UserError, match="no connection"):
+            files.mapped(0)
+        time.sleep(0.1)
+        away.clear()
+        reached(10)
+        end = time.monotonic() + 20
+        while 3 not in cached_shards(tmp_path, dataset, "train"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert len(files.mapped(1))
+
+
 def test_a_truncated_shard_in_the_bucket_is_named(digits_in_s3, sharded_digits, tmp_path):
     whole = (sharded_digits.path / "shards" / "train-00003.tar").read_bytes()
     digits_in_s3.write("shards/train-00003.tar", whole[:1000])
