@@ -147,6 +147,8 @@ class Tracking:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # that MLflow is away is said once by the sender; urllib3 would say it at every try
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         import mlflow
 
         if self.uri.startswith("sqlite:///"):

@@ -1,4 +1,4 @@
-"""Training on Ray: one node, two nodes, a worker that dies, a user who interrupts."""
+"""Training on a Ray cluster of several nodes: drivers, workers and nodes that die, a node that is cut off, a user."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-import psutil
 import pytest
 
 from resnet_pipeline.config import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.train import train_run
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.training.checkpoint import newest_checkpoint
-from resnet_pipeline.training.context import LocalContext
-from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import RunDirectory, read_metrics, run_name
+from resnet_pipeline.training.checkpoint import checkpoint_steps
+from resnet_pipeline.training.run_directory import RunDirectory, complete_lines, read_metrics, run_name
 from resnet_pipeline.workspace import Workspace
+from tests.integration.nodes import SETTINGS, nodes
+from tests.launching import launch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]
 
-SMALL = ["eval_every=40", "checkpoint_every=5", "log_every=5", "bn_images=128"]
+SMALL = ["eval_every=1000", "checkpoint_every=5", "log_every=5", "bn_images=128"]
 
 
 @pytest.fixture
@@ -36,82 +36,152 @@ def workspace(tmp_path, digits):
 
 
 @pytest.fixture(scope="module")
-def two_nodes():
+def cluster(tmp_path_factory):
     """Return a Ray cluster of two nodes with a CPU each, and let this process's training join it."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    os.environ["RAY_ADDRESS"] = cluster.address
-    yield cluster
-    os.environ.pop("RAY_ADDRESS")
-    cluster.shutdown()
+    with nodes(tmp_path_factory.mktemp("nodes"), 1) as found:
+        os.environ |= {**SETTINGS, "RAY_ADDRESS": found.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+        yield found
+        os.environ.pop("RAY_ADDRESS")
 
 
 def config(*changes: str):
     return with_overrides(get_recipe("digits/resnet8"), [*SMALL, *changes])
 
 
-def reference(digits, tmp_path, run_config) -> RunDirectory:
-    """Train the same config in this process."""
+def reference(digits, tmp_path, run_config, world: int) -> RunDirectory:
+    """Train the same config in plain processes."""
     about = {"name": digits.name, "fingerprint": digits.fingerprint, "classes": digits.classes}
     run = RunDirectory.create(tmp_path / "reference", run_config, about)
-    train(run, digits, LocalContext())
+    for process in launch(run, digits, world):
+        assert process.wait(200) == 0
     return run
 
 
-def losses(run: RunDirectory) -> list[float]:
-    return [line["loss"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
+def losses(run: RunDirectory) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
 
 
-def test_two_nodes_train_what_one_process_does_and_survive_a_killed_worker(workspace, digits, tmp_path, two_nodes):
-    run_config = config("steps=60")
+def wait_for_steps(run: RunDirectory, steps: int = 10) -> None:
+    """Wait until there are checkpoints of ``steps`` more steps than now."""
+
+    def newest() -> int:
+        return (checkpoint_steps(run.checkpoints) or [0])[-1]
+
+    start, deadline = newest(), time.monotonic() + 150
+    while newest() < start + steps:
+        assert time.monotonic() < deadline, f"no checkpoint after step {start}"
+        time.sleep(0.02)
+
+
+def command(workspace, *more: str) -> list[str]:
+    changes = [part for change in SMALL for part in ("--set", change)]
+    start = [sys.executable, "-m", "resnet_pipeline.cli", "train", "digits/resnet8", "--dataset", "digits"]
+    return [*start, "--root", str(workspace.root), "--no-register", *changes, *more]
+
+
+def in_background(work: Callable[[], None]) -> Callable[[], None]:
+    """Start a function in a thread; the returned one waits for its end and raises what it raised."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+
+    def finish() -> None:
+        thread.join(10)
+        assert not thread.is_alive()
+        if raised:
+            raise raised[0]
+
+    return finish
+
+
+def test_two_workers_survive_everything_and_end_bit_identical_to_plain_processes(workspace, digits, tmp_path, cluster):
+    run_config = config("steps=150")
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
-    killed = []
+    # the driver is killed; the cluster ends what it had started
+    driver = subprocess.Popen(command(workspace, "--steps", "150", "--workers", "2"), stdout=subprocess.DEVNULL)
+    wait_for_steps(run, 5)
+    driver.kill()
+    driver.wait()
+    for _ in range(2 if cluster.namespaces else 1):
+        cluster.add()
 
-    def kill_a_worker() -> None:
-        while newest_checkpoint(run.checkpoints)[0] is None:
-            time.sleep(0.05)
-        workers = [
-            p for p in psutil.process_iter(["cmdline"]) if "ray::RayTrainWorker" in " ".join(p.info["cmdline"] or [])
-        ]
-        killed.append(len(workers))
-        workers[0].send_signal(signal.SIGKILL)
+    def trouble() -> None:
+        wait_for_steps(run)
+        cluster.workers()[0][1].send_signal(signal.SIGKILL)
+        wait_for_steps(run)
+        cluster.kill(cluster.workers()[0][0])
+        if cluster.namespaces:  # the nodes have cables of their own: one is cut off and its processes live on
+            wait_for_steps(run)
+            cluster.cut_off(cluster.workers()[0][0])
 
-    killer = threading.Thread(target=kill_a_worker, daemon=True)
-    killer.start()
+    finish = in_background(trouble)
     said: list[str] = []
-    trained = train_run(workspace, run_config, "digits", workers=2, say=said.append)
-    assert killed and trained.result["workers"] == 2
-    kinds = [line.split('"kind": "')[1].split('"')[0] for line in run.metrics_file.read_text().splitlines()]
-    assert kinds.count("resume") == 1
-    expected = reference(digits, tmp_path, run_config)
-    assert losses(run)[0] == pytest.approx(losses(expected)[0], rel=1e-5)
-    assert len(losses(run)) == len(losses(expected)) == 12
-    # the workers can't be more than the cluster ever has
-    with pytest.raises(UserError, match="2 CPUs on 2 node"):
-        train_run(workspace, config("steps=6", "batch=128"), "digits", workers=4, say=said.append)
+    trained = train_run(workspace, run_config, "digits", workers=2, max_failures=6, say=said.append)
+    finish()
+    expected = reference(digits, tmp_path, run_config, 2)
+    assert trained.result["weights_sha256"] == expected.result()["weights_sha256"]
+    assert trained.result["workers"] == 2
+    assert losses(run) == losses(expected) and len(losses(run)) == 30
+    resumed = [line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "resume"]
+    assert len(resumed) >= (4 if cluster.namespaces else 3) and resumed == sorted(resumed) and resumed[0] >= 5
+    assert any("2 worker(s) go on from step" in line for line in said)
+    # more workers than the cluster ever has
+    with pytest.raises(UserError, match=r"workers=8, but the Ray cluster has \d CPUs"):
+        train_run(workspace, config("steps=6", "batch=256"), "digits", workers=8, say=said.append)
 
 
-def test_an_interrupted_run_on_the_cluster_saves_and_stops(workspace, digits, two_nodes):
-    # one worker: it must fit on a node, although the cluster has more CPUs in all than each node
-    command = ["train", "digits/resnet8", "--dataset", "digits", "--root", str(workspace.root), "--steps", "1500"]
-    command += [part for change in SMALL for part in ("--set", change)]
-    run = RunDirectory(workspace.runs / run_name(config("steps=1500"), digits.fingerprint))
+def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits, cluster):
+    run_config = config("steps=120")
+    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
+    cluster.add()
+
+    def trouble() -> None:
+        wait_for_steps(run)
+        for name in {name for name, _ in cluster.workers()} - {"head"}:
+            cluster.kill(name)
+
+    finish = in_background(trouble)
+    said: list[str] = []
+    trained = train_run(workspace, run_config, "digits", workers="1-2", say=said.append)
+    finish()
+    assert trained.result["workers"] == 1
+    assert any("1 worker(s) go on from step" in line for line in said)
+    assert [step for step, _ in losses(run)] == list(range(5, 121, 5))
+    assert trained.result["validation"]["top1"] < 15
+    with pytest.raises(UserError, match=r"workers=3 can't share .* 1, 2 could"):
+        train_run(workspace, config("steps=6"), "digits", workers="3", say=said.append)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_on_the_cluster_saves_at_once_and_ends_as_if_nothing_had_been(
+    workspace, digits, tmp_path, cluster, number
+):
+    # one worker: it must fit on a node, although the cluster may have more CPUs in all than each node
+    steps = 3000 if number == signal.SIGINT else 400
+    run_config = config(f"steps={steps}", "checkpoint_every=5000")
+    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
     process = subprocess.Popen(
-        [sys.executable, "-m", "resnet_pipeline.cli", *command],
+        command(workspace, "--steps", str(steps), "--set", "checkpoint_every=5000"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     deadline = time.monotonic() + 90
-    while newest_checkpoint(run.checkpoints)[0] is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    while not run.metrics_file.exists() or not losses(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "saving the state" in out and "goes on from there" in out
-    path, problems = newest_checkpoint(run.checkpoints)
-    assert path is not None and problems == []
-    assert run.result() is None
+    assert process.returncode == 130 and "saving the state" in out and "goes on from there" in out, out
+    assert len(checkpoint_steps(run.checkpoints)) == 1 and run.result() is None
+    if number == signal.SIGTERM:
+        trained = train_run(workspace, run_config, "digits", workers=1, quiet=True, say=lambda line: None)
+        expected = reference(digits, tmp_path, run_config, 1)
+        assert trained.result["weights_sha256"] == expected.result()["weights_sha256"]

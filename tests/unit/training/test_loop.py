@@ -2,16 +2,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import resource
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -28,37 +23,7 @@ from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import NonFiniteError, TakenOverError, Trainer, train
 from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
-
-WORKER = """
-import sys
-from pathlib import Path
-import torch
-from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.training.context import torchrun_context
-from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import RunDirectory
-torch.set_num_threads(1)
-with torchrun_context() as context:
-    train(RunDirectory.open(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2])), context)
-"""
-
-
-def launch(
-    run: RunDirectory, dataset: Dataset, world: int, *, script: str = WORKER, arguments: Sequence[str] = ()
-) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(run.path), str(dataset.path), *arguments],
-            stderr=subprocess.PIPE if arguments else None,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]
-
+from tests.launching import WORKER, launch
 
 # a sample whose colour offset is not a number: a batch with it has no finite loss
 POISON = """

@@ -1,0 +1,142 @@
+"""A Ray cluster of several nodes on this machine: each in a network of its own where that is permitted.
+
+Namespaces give every node an address and a cable that can be pulled. Without the right to make them the nodes are
+several raylets at one address, which can be killed but not cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+RAY = str(Path(sys.executable).parent / "ray")
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+_NETWORK = "10.213.77"
+
+
+def _ip(*words: str, check: bool = True) -> bool:
+    done = subprocess.run(["ip", *words], capture_output=True, check=False)
+    if check and done.returncode:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.decode()}")
+    return done.returncode == 0
+
+
+class Nodes:
+    """Ray nodes of one CPU each; the first is the head, in this process's own network."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder  # of the nodes' logs
+        self.namespaces = self._bridge()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._count = 0
+        address = f"{_NETWORK}.1" if self.namespaces else "127.0.0.1"
+        self.address = f"{address}:{6379 + os.getpid() % 3000}"
+
+    def start(self) -> None:
+        """Start the head."""
+        address, _, port = self.address.rpartition(":")
+        self._start("head", ["--head", f"--port={port}", f"--node-ip-address={address}", "--include-dashboard=false"])
+
+    def add(self) -> str:
+        """Start one more node and return its name."""
+        self._count += 1
+        name = f"rp{os.getpid() % 100_000}n{self._count}"
+        address = f"{_NETWORK}.{self._count + 1}" if self.namespaces else "127.0.0.1"
+        if self.namespaces:
+            _ip("netns", "add", name)
+            _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", name, "master", "rp-bridge", "up")
+            for words in (["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
+                _ip("-n", name, *words)
+            _ip("-n", name, "link", "set", "lo", "up")
+        self._start(name, [f"--address={self.address}", f"--node-ip-address={address}"])
+        return name
+
+    def workers(self) -> list[tuple[str, psutil.Process]]:
+        """Return the training workers that live, each with its node, the head's last."""
+        found = []
+        for name, process in self._processes.items():
+            with contextlib.suppress(psutil.Error):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    if "ray::RayTrainWorker" in " ".join(child.cmdline()):
+                        found.append((name, child))
+        return sorted(found, key=lambda worker: worker[0] == "head")
+
+    def kill(self, name: str) -> None:
+        """End a node as a power cut does: its raylet, and all that it started, by SIGKILL."""
+        self._end(name)
+
+    def cut_off(self, name: str) -> None:
+        """Pull the node's cable; its processes live on."""
+        _ip("link", "set", name, "down")
+
+    def close(self) -> None:
+        """End all processes that were started here and remove the networks."""
+        for name in reversed(list(self._processes)):
+            self._end(name)
+        if self.namespaces:
+            for number in range(1, self._count + 1):
+                _ip("netns", "delete", f"rp{os.getpid() % 100_000}n{number}", check=False)
+            _ip("link", "delete", "rp-bridge", check=False)
+
+    def _bridge(self) -> bool:
+        if os.geteuid() or not _ip("link", "add", "rp-bridge", "type", "bridge", check=False):
+            return False
+        _ip("addr", "add", f"{_NETWORK}.1/24", "dev", "rp-bridge")
+        _ip("link", "set", "rp-bridge", "up")
+        return True
+
+    def _start(self, name: str, options: list[str]) -> None:
+        inside = ["ip", "netns", "exec", name] if self.namespaces and name != "head" else []
+        interface = "rp-bridge" if self.namespaces and name == "head" else "eth0" if self.namespaces else "lo"
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as output:
+            self._processes[name] = subprocess.Popen(
+                [*inside, RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options],
+                env={**os.environ, **SETTINGS, "GLOO_SOCKET_IFNAME": interface},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert self._processes[name].poll() is None, f"the Ray node {name} ended at its start: {log.read_text()}"
+            assert time.monotonic() < deadline, f"the Ray node {name} does not join: {log.read_text()}"
+            time.sleep(0.2)
+
+    def _end(self, name: str) -> None:
+        process = self._processes.pop(name)
+        tree = []
+        with contextlib.suppress(psutil.Error):
+            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in tree:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def nodes(folder: Path, count: int) -> Iterator[Nodes]:
+    """Yield a cluster of a head and ``count`` more nodes."""
+    cluster = Nodes(folder)
+    try:
+        cluster.start()
+        for _ in range(count):
+            cluster.add()
+        yield cluster
+    finally:
+        cluster.close()

@@ -1,0 +1,122 @@
+"""Metrics on their way to a real MLflow server that is stopped and started again while a run trains."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+
+from resnet_pipeline.adapters.mlflow_tracking import Tracking
+from resnet_pipeline.jobs.train import delivering, start_tags
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.run_directory import read_metrics
+from resnet_pipeline.workspace import Workspace
+from tests.integration.conftest import free_port
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+
+
+class Server:
+    """An MLflow server that can be killed and started again on the same store."""
+
+    def __init__(self, folder) -> None:
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+        self._command += ["--default-artifact-root", (folder / "artifacts").as_uri()]
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise AssertionError("MLflow does not answer")
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            process = psutil.Process(self._process.pid)
+            for one in (*process.children(recursive=True), process):
+                one.kill()
+            self._process.wait(30)
+
+
+def test_an_mlflow_server_that_is_away_for_a_while_costs_no_metric_and_no_time(make_run, digits, tmp_path, monkeypatch):
+    server = Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    run = make_run("steps=150", "log_every=5", "eval_every=50", "checkpoint_every=50")
+    tracking = Tracking(Workspace(tmp_path / "work"))
+    said: list[str] = []
+    steps = 0
+
+    def until(reached) -> None:
+        """Let training wait, between two steps, for what the background thread does."""
+        deadline = time.monotonic() + 100
+        while not reached():
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+
+    def events() -> bool:
+        nonlocal steps
+        steps += 1
+        if steps == 50:  # what the run is has been recorded long before its end
+            until(lambda: tracking.client.get_run(tracking.run_id(run)).data.metrics.get("train_loss"))
+            found = tracking.client.get_run(tracking.run_id(run))
+            assert found.data.params["optim.lr"] == "0.1" and found.info.status == "RUNNING"
+            tags = found.data.tags
+            assert tags["dataset_fingerprint"] == digits.fingerprint and tags["recipe"] == "digits/resnet8"
+            assert {"git_commit", "hardware", "torch", "python"} <= set(tags)
+            server.kill()
+        if steps == 60:  # there has been something to deliver since
+            until(lambda: said)
+        if steps == 100:
+            server.start()
+            server.wait()
+            until(lambda: len(said) > 1)
+        return False
+
+    server.start()
+    try:
+        server.wait()
+        with delivering(tracking, run, said.append, start_tags(run, digits, (1,))):
+            assert train(run, digits, LocalContext(stop=events))
+        history = read_metrics(run.metrics_file)
+        for kind, key, name in (
+            ("train", "loss", "train_loss"),
+            ("train", "step_p95", "step_seconds_p95"),
+            ("validation", "top1", "val_top1_error"),
+            ("checkpoint", "bytes", "checkpoint_bytes"),
+        ):
+            arrived = tracking.client.get_metric_history(tracking.run_id(run), name)
+            expected = [(line["step"], line[key]) for line in history if line["kind"] == kind]
+            assert sorted((m.step, m.value) for m in arrived) == expected, name
+        arrived = tracking.client.get_metric_history(tracking.run_id(run), "system/cpu_utilization_percentage")
+        assert len(arrived) == len([line for line in history if line["kind"] == "system"]) > 0
+    finally:
+        server.kill()
+    assert "training goes on" in said[0] and "MLflow answers again" in said[1] and len(said) == 2
+    times = [(line["step"], line["step_p50"], line["step_max"]) for line in history if line["kind"] == "train"]
+    away = [line for line in times if 50 < line[0] <= 100]
+    others = [line for line in times if 10 < line[0] <= 50 or line[0] > 100]
+    # one call to a server that is away would take 4 s or more
+    assert max(longest for _, _, longest in away) < 2
+    assert statistics.median(m for _, m, _ in away) < 2 * statistics.median(m for _, m, _ in others)
