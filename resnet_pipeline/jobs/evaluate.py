@@ -108,7 +108,7 @@ def evaluate_models(
     if images is not None and images < 1:
         raise UserError(f"images must be at least 1, not {images}")
     members = {reference: load_member(workspace, reference) for reference in dict.fromkeys(expanded(references))}
-    check_models({name: member.classifier for name, member in members.items()}, dataset, split)
+    check_models({name: member.classifier for name, member in members.items()}, dataset)
     indices = chosen_samples(len(dataset.splits[split]), images)
     groups: dict[Protocol, list[str]] = {}
     paths, reused = {}, []
