@@ -124,7 +124,7 @@ def evaluate_models(
         )
         if paths[reference].exists():
             reused.append(reference)
-        else:
+        elif list(paths.values()).count(paths[reference]) == 1:  # else the same weights under another name
             groups.setdefault(protocol, []).append(reference)
     for protocol, group in groups.items():
         own = {reference: (members[reference], paths[reference]) for reference in group}
@@ -170,7 +170,7 @@ def _compute(
     total = sum(len(chunks[number]) for number in lacking)
     if len(lacking) < len(chunks):
         say(f"{protocol.name}: going on with {len(lacking)} of {len(chunks)} chunks")
-    if workers is not None or os.environ.get("RAY_ADDRESS"):
+    if lacking and (workers is not None or os.environ.get("RAY_ADDRESS")):
         from resnet_pipeline.adapters.ray_evaluate import score_on_ray
 
         score_on_ray(
