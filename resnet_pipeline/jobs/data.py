@@ -47,6 +47,10 @@ class Verification:
         return not self.bad_shards and not self.bad_samples
 
 
+def _open(workspace: Workspace, name: str) -> Dataset:
+    return Dataset.open(workspace.dataset(name))
+
+
 def verify_dataset(
     workspace: Workspace,
     name: str,
@@ -59,7 +63,7 @@ def verify_dataset(
 
     Raises UserError where the dataset can't be opened: missing, or its manifest, index or mean image damaged.
     """
-    dataset = Dataset.open(workspace.dataset(name))
+    dataset = _open(workspace, name)
     shards = {s["file"]: s["sha256"] for split in dataset.manifest["splits"].values() for s in split["shards"]}
     total, done = sum(len(split) for split in dataset.splits.values()), 0
     bad_shards: list[dict[str, str]] = []
@@ -135,7 +139,7 @@ def _sample_fault(split: Split, sample: int) -> str | None:
 
 def dataset_stats(workspace: Workspace, name: str) -> dict[str, Any]:
     """Return what is in a dataset as plain JSON types: images, classes, sizes, bytes per split; pixel statistics."""
-    dataset = Dataset.open(workspace.dataset(name))
+    dataset = _open(workspace, name)
     manifest = dataset.manifest
     return {
         "name": dataset.name,
@@ -183,7 +187,7 @@ def show_dataset(
     Without a recipe, images are cut as ImageNet's are, small ones as CIFAR-10's. Raises UserError for an unknown
     recipe, or an output that can't be written.
     """
-    dataset = Dataset.open(workspace.dataset(name))
+    dataset = _open(workspace, name)
     train = dataset.splits["train"]
     small = max(np.median(train.width), np.median(train.height)) <= _SMALL
     config = get_recipe(recipe or ("cifar10/resnet20" if small else "imagenet/resnet50"))
