@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import os
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,10 @@ class Verification:
     def good(self) -> bool:
         """Nothing was wrong."""
         return not self.bad_shards and not self.bad_samples
+
+
+def _open(workspace: Workspace, name: str) -> Dataset:
+    return Dataset.open(workspace.dataset(name))
 
 
 def verify_dataset(
@@ -133,8 +138,8 @@ def _sample_fault(split: Split, sample: int) -> str | None:
             found = f"{image.width}×{image.height}"
     except UserError:
         return "its shard can't be read"
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        return str(error).splitlines()[0]
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
     indexed = f"{split.width[sample]}×{split.height[sample]}"
     return None if found == indexed else f"is {found} pixels, {indexed} in the index"
 
