@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from resnet_pipeline.adapters.mlflow_ensemble import ENSEMBLE_FILE
@@ -58,6 +59,8 @@ def registered(tmp_path_factory, digits):
         "class_words": {"3": "three, a digit"},
     }  # fmt: skip
     runs = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would wait for each other on networks as small as these
     for seed, steps in ((0, 4), (1, 50), (2, 50)):
         config = with_overrides(get_recipe("digits/resnet8"), [f"seed={seed}", f"steps={steps}", "bn_images=256"])
         run = RunDirectory.create(workspace.runs, config, about)
@@ -66,6 +69,7 @@ def registered(tmp_path_factory, digits):
         version = register_run(workspace, trained, evaluations(workspace, str(run.path)), say=quiet)
         assert version.new and version.version == str(seed + 1)
         runs.append(trained)
+    torch.set_num_threads(threads)
     return workspace, runs
 
 
