@@ -1,1 +1,1 @@
-"""To be written."""
+"""Protocols, scores and everything that is computed from them; nothing here knows Ray, MLflow or Prefect."""

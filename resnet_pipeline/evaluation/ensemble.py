@@ -22,7 +22,7 @@ from resnet_pipeline.evaluation.scores import Scores, check_same_samples
 Combine = Literal["probabilities", "logits"]
 Float64 = npt.NDArray[np.float64]
 _LEAST = 2.0**-149  # the smallest positive float32: the logarithm of a probability that was rounded to zero
-_ROWS = 4096
+_ROWS = 256  # what is computed at once stays in the caches
 _EM_STEPS = 500
 
 

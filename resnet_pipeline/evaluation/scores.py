@@ -22,7 +22,7 @@ from resnet_pipeline.workspace import replacing
 
 FORMAT = 1
 _METADATA = b"resnet_pipeline"
-_ROWS_PER_GROUP = 4096
+_ROWS_PER_GROUP = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +166,11 @@ def _columns(file: pq.ParquetFile) -> tuple[list[str], npt.NDArray[np.int64], np
     keys: list[str] = []
     labels = np.empty(rows, dtype=np.int64)
     probabilities = np.empty((rows, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
-    for batch in file.iter_batches(_ROWS_PER_GROUP):
-        part = slice(len(keys), len(keys) + batch.num_rows)
-        labels[part] = batch.column("label").to_numpy()
-        probabilities[part] = batch.column("scores").flatten().to_numpy().reshape(-1, kind.list_size)
-        keys += batch.column("key").to_pylist()
+    for number in range(file.num_row_groups):
+        group = file.read_row_group(number)
+        part = slice(len(keys), len(keys) + group.num_rows)
+        labels[part] = group.column("label").to_numpy()
+        scores = group.column("scores").combine_chunks()
+        probabilities[part] = scores.flatten().to_numpy().reshape(-1, kind.list_size)
+        keys += group.column("key").to_pylist()
     return keys, labels, probabilities

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import evaluate as evaluation
 from resnet_pipeline.evaluation.scores import read_scores
-from resnet_pipeline.jobs.analyse import ensemble, score_sources
+from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
 from resnet_pipeline.jobs.evaluate import _registered, evaluate_models, expanded
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
@@ -157,3 +158,39 @@ def test_registered_models_may_be_named_shortly():
     assert _registered("models:/x/3") == "models:/x/3"
     assert _registered("some/folder") is None
     assert len(expanded(["ilsvrc2015", "x"])) == 7
+
+
+def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monkeypatch):
+    wide = copy.copy(digits)
+    wide.classes = [f"n{i:08d}" for i in range(1000)]
+    test = copy.copy(digits.splits["val"])
+    test.labels = np.full(len(test), -1)
+    wide.splits = {"test": test}
+    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.Dataset.open", lambda path: wide)
+    torch.save(build_model("cifar-resnet8", num_classes=1000).state_dict(), tmp_path / "w.pth")
+    (tmp_path / "ids.txt").write_text("".join(f"n{i:08d} {1000 - i}\n" for i in range(1000)))
+    model = f"cifar-resnet8={tmp_path / 'w.pth'}"
+    (evaluated,) = run(workspace, [model], split="test", images=30)
+    assert evaluated.errors == {"images": 30}
+    sources = score_sources(workspace, [str(evaluated.path)], None, "center")
+    assert submit(workspace, sources, "digits", tmp_path / "ids.txt", tmp_path / "s.txt") == 30
+    first = min(range(30), key=lambda row: evaluated.scores.keys[row].rpartition("/")[2])
+    best = np.argsort(-evaluated.scores.probabilities[first], kind="stable")[:5]
+    assert (tmp_path / "s.txt").read_text().splitlines()[0] == " ".join(str(1000 - i) for i in best)
+    with pytest.raises(UserError, match="no label"):
+        analyse(sources)
+    assert ensemble(sources)["ensemble"] == {"images": 30}
+
+
+def test_the_ensemble_s_flow_ends_with_its_errors_and_each_member_s_part(workspace, models, monkeypatch):
+    from flows import evaluate as flows
+
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(workspace.root))
+    said, tables = [], []
+    monkeypatch.setattr(flows, "say", lambda: said.append)
+    monkeypatch.setattr(flows, "table", lambda key, rows, description: tables.append(rows))
+    result = flows.ensemble_evaluate.fn(members=models, dataset="digits", protocol="center", images=60)
+    assert said[-1].startswith("ensemble of 2 on digits, center: top-1 error") and "paper" not in said[-1]
+    assert [row["model"] for row in tables[0]] == [*models, "ensemble"]
+    assert result["without"][0]["top1"] == result["members"][1]["top1"]
+    assert flows.evaluate.fn(models=models, dataset="digits", protocol="center", images=60)[0]["images"] == 60
