@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from resnet_pipeline import cli_evaluation, cli_registry
+from resnet_pipeline import cli_data, cli_evaluation, cli_registry
 from resnet_pipeline.cli_options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli_options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_data.app, name="data", no_args_is_help=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The options that several commands share, and how a result is written for machines."""
+"""What several modules of the command line share."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Members = Annotated[
 
 
 def write_result(path: Path | None, value: Any) -> None:
-    """Write a result as JSON where a path was given; UserError where it can't be written."""
+    """Write what ``--json`` asks for, where it does."""
     if path is None:
         return
     try:

@@ -1,10 +1,13 @@
 """Batches of a staged dataset, decoded by DALI or, slow and obvious, by Pillow and torchvision.
 
-What a batch holds is planned first (``order``, ``augment``); the two executors only carry plans out.
+What a batch holds is planned first (``order``, ``augment``); the two executors only carry plans out. How many threads
+decode, and how many batches ahead, changes the speed alone: an argument says it, else the environment variables
+RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH, else it is one per CPU that PyTorch uses, and two.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -21,6 +24,8 @@ from resnet_pipeline.errors import UserError
 Backend = Literal["auto", "dali", "torch"]
 ViewKind = Literal["center", "10-crop"]
 T = TypeVar("T")
+
+THREADS, PREFETCH = "RESNET_PIPELINE_LOADER_THREADS", "RESNET_PIPELINE_LOADER_PREFETCH"
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,6 @@ class Executor(Protocol):
     def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
         """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
 
-    def close(self) -> None:
-        """Release threads and memory."""
-
 
 def train_batches(
     dataset: Dataset,
@@ -72,7 +74,7 @@ def train_batches(
     steps: int,
     device: torch.device | None = None,
     threads: int | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     backend: Backend = "auto",
 ) -> Loader[Batch]:
     """Return this rank's micro-batches of the steps from ``start_step`` on, in order.
@@ -125,7 +127,7 @@ def view_batches(
     world: int = 1,
     device: torch.device | None = None,
     threads: int | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     backend: Backend = "auto",
 ) -> Loader[ViewBatch]:
     """Return views of this rank's samples, each sample exactly once; the last batch is smaller, nothing is padded.
@@ -152,7 +154,6 @@ class Loader(Generic[T]):
 
     def __init__(self, make: Callable[[], Executor], run: Callable[[Executor], Iterator[T]]) -> None:
         self._make, self._run = make, run
-        self._executor: Executor | None = None
         self._batches: Iterator[T] | None = None
 
     def __iter__(self) -> Iterator[T]:
@@ -160,8 +161,7 @@ class Loader(Generic[T]):
 
     def __next__(self) -> T:
         if self._batches is None:
-            self._executor = self._make()
-            self._batches = self._run(self._executor)
+            self._batches = self._run(self._make())
         return next(self._batches)
 
     def __enter__(self) -> Loader[T]:
@@ -172,10 +172,7 @@ class Loader(Generic[T]):
 
     def close(self) -> None:
         """Release threads and memory; no more batches come."""
-        self._batches = iter(())
-        if self._executor is not None:
-            self._executor.close()
-            self._executor = None
+        self._batches = iter(())  # the generators that hold them end when they are dropped
 
 
 def executor_of(
@@ -183,23 +180,34 @@ def executor_of(
     most: int,
     device: torch.device | None,
     threads: int | None,
-    prefetch: int,
+    prefetch: int | None,
     backend: Backend,
     fill: Any,
 ) -> Executor:
     """Return the executor of a backend for batches of at most ``most`` samples; UserError where it is not there."""
     device = device or torch.device("cpu")
+    threads = threads or _from_environment(THREADS) or torch.get_num_threads()
+    prefetch = prefetch or _from_environment(PREFETCH) or 2
     if backend != "torch":
         try:
             from resnet_pipeline.data.dali_loader import DaliExecutor
 
-            return DaliExecutor(samples, most, device, threads or torch.get_num_threads(), prefetch, fill)
+            return DaliExecutor(samples, most, device, threads, prefetch, fill)
         except ImportError as error:
             if backend == "dali":
                 raise UserError(f"DALI can't be imported ({error}); install nvidia-dali-cuda130") from None
     from resnet_pipeline.data.torch_loader import TorchExecutor
 
     return TorchExecutor(samples, device, fill)
+
+
+def _from_environment(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def slices(samples: int, batch_size: int) -> Iterator[Int64]:

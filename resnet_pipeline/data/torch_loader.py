@@ -57,9 +57,6 @@ class TorchExecutor:
                 ],
             )
 
-    def close(self) -> None:
-        """Nothing to release."""
-
     def _crop(self, index: int, window: list[int], size: int, flip: bool) -> torch.Tensor:
         y, x, height, width = window
         image = self._decode(index)

@@ -53,7 +53,7 @@ def evaluate(
     """
     split = split or dataset.eval_split
     indices = chosen_samples(len(dataset.splits[split]), images)
-    check_models(models, dataset, split)
+    check_models(models, dataset)
     chunks = plan_chunks(dataset, split, protocol, indices)
     parts = list(
         score_chunks(
@@ -89,11 +89,11 @@ def plan_chunks(
     else:
         views = (5 if protocol.kind == "10-crop" else 1) * mirrors * len(protocol.sides)
         pixels = np.full(len(indices), views * protocol.crop**2)
-    ends = np.cumsum(pixels) - pixels  # where each sample begins
-    return np.split(indices, np.flatnonzero(np.diff(ends // (chunk_pixels or CHUNK_PIXELS))) + 1)
+    begins = np.cumsum(pixels) - pixels
+    return np.split(indices, np.flatnonzero(np.diff(begins // (chunk_pixels or CHUNK_PIXELS))) + 1)
 
 
-def check_models(models: Mapping[str, nn.Module], dataset: Dataset, split: str) -> None:
+def check_models(models: Mapping[str, nn.Module], dataset: Dataset) -> None:
     """Raise UserError where a model's number of classes is not the dataset's."""
     for name, model in models.items():
         classes = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features

@@ -30,8 +30,7 @@ class Passes:
 
     def __enter__(self) -> Passes:
         if self._device.type == "cpu":
-            # the initialiser's 1 holds for the thread that calls it, and for threads that are started later
-            self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+            self._pool = ThreadPoolExecutor(self._threads, initializer=_work_alone)
         return self
 
     def __exit__(
@@ -39,7 +38,7 @@ class Passes:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self._threads)
+            torch.set_num_threads(self._threads)  # of threads to come, which PyTorch keeps beside each thread's own
 
     def average(self, net: nn.Module, views: torch.Tensor, *, mirror: bool) -> torch.Tensor:
         """Return the mean over views and, with ``mirror``, their mirror images of what a network says, on the CPU.
@@ -55,6 +54,11 @@ class Passes:
         scores = torch.cat(list(run(lambda part: _forward(net, part), parts)))
         mean: torch.Tensor = scores.view(samples, views.shape[1], -1).mean(1)
         return mean.cpu()
+
+
+def _work_alone() -> None:
+    torch.get_num_threads()  # a thread's first look would set its number again, to the last one that any thread set
+    torch.set_num_threads(1)
 
 
 @torch.inference_mode()

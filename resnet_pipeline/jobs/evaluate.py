@@ -124,7 +124,7 @@ def evaluate_models(
     if images is not None and images < 1:
         raise UserError(f"images must be at least 1, not {images}")
     members = {reference: load_member(workspace, reference) for reference in dict.fromkeys(expanded(references))}
-    check_models({name: member.classifier for name, member in members.items()}, dataset, split)
+    check_models({name: member.classifier for name, member in members.items()}, dataset)
     indices = chosen_samples(len(dataset.splits[split]), images)
     groups: dict[Protocol, list[str]] = {}
     paths, reused = {}, []
@@ -140,7 +140,7 @@ def evaluate_models(
         )
         if paths[reference].exists():
             reused.append(reference)
-        else:
+        elif list(paths.values()).count(paths[reference]) == 1:  # else the same weights under another name
             groups.setdefault(protocol, []).append(reference)
     for protocol, group in groups.items():
         own = {reference: (members[reference], paths[reference]) for reference in group}
@@ -186,7 +186,7 @@ def _compute(
     total = sum(len(chunks[number]) for number in lacking)
     if len(lacking) < len(chunks):
         say(f"{protocol.name}: going on with {len(lacking)} of {len(chunks)} chunks")
-    if workers is not None or os.environ.get("RAY_ADDRESS"):
+    if lacking and (workers is not None or os.environ.get("RAY_ADDRESS")):
         from resnet_pipeline.adapters.ray_evaluate import score_on_ray
 
         score_on_ray(

@@ -1,11 +1,14 @@
-"""Evaluation on Ray: the same scores as in one process, on any number of workers."""
+"""Evaluation on Ray: the same scores as in one process, on any number of workers; a worker's error is the user's."""
 
 from __future__ import annotations
+
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from resnet_pipeline.adapters.ray_train import keeping_ray
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import evaluate as evaluation
 from resnet_pipeline.jobs.evaluate import evaluate_models
@@ -17,18 +20,29 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.fil
 
 def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 600 * 32 * 32)
+    torch.set_num_threads(2)  # the workers have another number each
     torch.manual_seed(0)
     torch.save(build_model("cifar-resnet8").state_dict(), tmp_path / "8.pth")
-    found = {}
-    for workers in (None, 2):
-        workspace = Workspace(tmp_path / f"work{workers}")
-        workspace.datasets.mkdir(parents=True)
-        (workspace.datasets / "digits").symlink_to(digits.path)
-        (found[workers],) = evaluate_models(
-            workspace, [f"cifar-resnet8={tmp_path / '8.pth'}"], "digits", "10-crop", workers=workers, quiet=True
+
+    def run(name: str, protocol: str, workers: int | None):
+        workspace = Workspace(tmp_path / name)
+        if not workspace.datasets.exists():
+            shutil.copytree(digits.path, workspace.datasets / "digits")
+        (found,) = evaluate_models(
+            workspace, [f"cifar-resnet8={tmp_path / '8.pth'}"], "digits", protocol, workers=workers, quiet=True
         )
         assert not list(workspace.scores.glob("*/*/*/*.parts"))
-    assert found[2].scores.keys == found[None].scores.keys == digits.splits["val"].keys
-    np.testing.assert_array_equal(found[2].scores.probabilities, found[None].scores.probabilities)
-    with pytest.raises(UserError, match="at most"):
-        evaluate_models(workspace, [f"cifar-resnet8={tmp_path / '8.pth'}"], "digits", "center", workers=99, quiet=True)
+        return found.scores
+
+    with keeping_ray():
+        one, two = run("one", "10-crop", None), run("two", "10-crop", 2)
+        assert two.keys == one.keys == digits.splits["val"].keys
+        np.testing.assert_array_equal(two.probabilities, one.probabilities)
+        with pytest.raises(UserError, match="at most"):
+            run("two", "center", 99)
+        split = digits.splits["val"]
+        shard = tmp_path / "two" / "datasets" / "digits" / "shards" / split.shard_of(len(split) - 1)
+        shard.write_bytes(bytes(shard.stat().st_size))
+        with pytest.raises(UserError, match=r"sample .* can't be decoded") as error:
+            run("two", "center", 1)
+        assert "\n" not in str(error.value)

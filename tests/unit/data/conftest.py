@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.images import jpeg
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.shards import stage
+from tests.images import photo_files
 
 
 @pytest.fixture
@@ -28,11 +29,14 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def photos(make_folder: Callable[..., Path]) -> Path:
     """Return a folder of 24 training and 10 validation images of many sizes in two classes."""
-    rng = np.random.default_rng(5)
-    files = {}
-    for split, count in (("train", 12), ("val", 5)):
-        for label in ("cat", "dog"):
-            for i in range(count):
-                h, w = rng.integers(200, 500, 2)
-                files[f"{split}/{label}/{i:02d}.JPEG"] = jpeg(int(h), int(w), seed=len(files))
-    return make_folder(files)
+    return make_folder(photo_files())
+
+
+@pytest.fixture(scope="session")
+def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return those images, staged; a test that changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, data in photo_files().items():
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "source" / name).write_bytes(data)
+    return stage(folder / "source", folder / "datasets" / "photos", name="photos", workers=1)

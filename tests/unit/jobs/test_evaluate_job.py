@@ -104,6 +104,15 @@ def test_scores_in_half_precision_by_parameter(workspace, models):
     assert whole.scores.probabilities.dtype == np.float32 and half.scores.probabilities.dtype == np.float16
 
 
+def test_the_same_weights_under_two_names_are_run_once(workspace, models, tmp_path, monkeypatch):
+    (tmp_path / "copy.pth").write_bytes((tmp_path / "8.pth").read_bytes())
+    real, tested = evaluation.fold_batch_norm, []
+    monkeypatch.setattr(evaluation, "fold_batch_norm", lambda model: tested.append(model) or real(model))
+    first, second = run(workspace, [models[0], f"cifar-resnet8={tmp_path / 'copy.pth'}"], images=20)
+    assert first.path == second.path and len(tested) == 1
+    assert first.errors == second.errors
+
+
 def test_scales_and_averages_have_files_of_their_own(workspace, models):
     options = [{}, {"scales": [36]}, {"average": "logits"}, {"scales": [32, 36]}]
     paths = {run(workspace, models[:1], images=20, **o)[0].path for o in options}

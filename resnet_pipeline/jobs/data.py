@@ -1,0 +1,240 @@
+"""Looking at a staged dataset: is it whole, what is in it, what does training see of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.data.augment import plan_crops
+from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.data.loaders import train_batches
+from resnet_pipeline.data.order import samples_at
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.progress import counting
+from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.report.contact_sheet import Example, contact_sheet
+from resnet_pipeline.workspace import Workspace, replacing
+
+_CHUNK = 64
+_SMALL = 64  # a dataset of smaller images is shown as the CIFAR-10 recipes train on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How many shards and samples were looked at; the bad ones, as {file, reason} and {split, file, shard, reason}."""
+
+    dataset: Dataset
+    shards: int
+    samples: int
+    bad_shards: list[dict[str, str]]
+    bad_samples: list[dict[str, str]]
+
+    @property
+    def good(self) -> bool:
+        """Nothing was wrong."""
+        return not self.bad_shards and not self.bad_samples
+
+
+def _open(workspace: Workspace, name: str) -> Dataset:
+    return Dataset.open(workspace.dataset(name))
+
+
+def verify_dataset(
+    workspace: Workspace,
+    name: str,
+    *,
+    threads: int | None = None,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> Verification:
+    """Compare every shard with its checksum in the manifest and decode every sample completely, in threads.
+
+    Raises UserError where the dataset can't be opened: missing, or its manifest, index or mean image damaged.
+    """
+    dataset = _open(workspace, name)
+    shards = {s["file"]: s["sha256"] for split in dataset.manifest["splits"].values() for s in split["shards"]}
+    total, done = sum(len(split) for split in dataset.splits.values()), 0
+    bad_shards: list[dict[str, str]] = []
+    bad_samples: list[dict[str, str]] = []
+
+    def check(chunk: _Chunk) -> tuple[int, str | None, list[dict[str, str]]]:
+        fault = _shard_fault(dataset.path / "shards" / chunk.shard, shards[chunk.shard]) if chunk.first else None
+        return len(chunk.samples), fault, list(_sample_faults(dataset.splits[chunk.split], chunk))
+
+    with (
+        counting(f"verifying {name}", quiet=quiet, say=say) as update,
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,  # decoding and hashing let go of Python's lock
+    ):
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels decide
+        chunks = list(_chunks(dataset))
+        for chunk, (images, fault, found) in zip(chunks, pool.map(check, chunks), strict=True):
+            if fault:
+                bad_shards.append({"file": chunk.shard, "reason": fault})
+            bad_samples += found
+            done += images
+            update(done, total, f"{len(bad_samples)} bad")
+    return Verification(
+        dataset=dataset, shards=len(shards), samples=total, bad_shards=bad_shards, bad_samples=bad_samples
+    )
+
+
+class _Chunk(NamedTuple):
+    """Samples of one shard; ``first`` for its first ones."""
+
+    split: str
+    shard: str
+    samples: range
+    first: bool
+
+
+def _chunks(dataset: Dataset) -> Iterator[_Chunk]:
+    for name, split in dataset.splits.items():
+        for shard, group in itertools.groupby(range(len(split)), split.shard_of):
+            samples = list(group)
+            for start in range(samples[0], samples[-1] + 1, _CHUNK):
+                yield _Chunk(name, shard, range(start, min(start + _CHUNK, samples[-1] + 1)), start == samples[0])
+
+
+def _shard_fault(path: Path, sha256: str) -> str | None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"can't be read: {error.strerror or error}"
+    return None if found == sha256 else "does not match its checksum in the manifest"
+
+
+def _sample_faults(split: Split, chunk: _Chunk) -> Iterator[dict[str, str]]:
+    for sample in chunk.samples:
+        reason = _sample_fault(split, sample)
+        if reason:
+            yield {"split": chunk.split, "file": split.keys[sample], "shard": chunk.shard, "reason": reason}
+
+
+def _sample_fault(split: Split, sample: int) -> str | None:
+    try:
+        with Image.open(io.BytesIO(split.encoded(sample).tobytes())) as image:
+            image.load()
+            found = f"{image.width}×{image.height}"
+    except UserError:
+        return "its shard can't be read"
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    indexed = f"{split.width[sample]}×{split.height[sample]}"
+    return None if found == indexed else f"is {found} pixels, {indexed} in the index"
+
+
+def dataset_stats(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Return what is in a dataset as plain JSON types: images, classes, sizes, bytes per split; pixel statistics."""
+    dataset = _open(workspace, name)
+    manifest = dataset.manifest
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "classes": len(dataset.classes),
+        "splits": {
+            split: _split_stats(dataset.splits[split], about["shards"]) for split, about in manifest["splits"].items()
+        },
+        "statistics": manifest["statistics"],
+        "converted": len(manifest["converted"]),
+        "refused": len(manifest["refused"]),
+    }
+
+
+def _split_stats(split: Split, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    per_class = np.bincount(split.labels)
+    per_class = per_class[per_class > 0]
+    return {
+        "images": len(split),
+        "classes": len(per_class),
+        "images_per_class": _spread(per_class),
+        "width": _spread(split.width),
+        "height": _spread(split.height),
+        "shards": len(shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+    }
+
+
+def _spread(values: Any) -> dict[str, int]:
+    return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
+
+
+def show_dataset(
+    workspace: Workspace,
+    name: str,
+    *,
+    recipe: str | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    count: int = 16,
+    output: Path | None = None,
+) -> Path:
+    """Write a PNG of an epoch's first training crops beside their images, and return its path.
+
+    Without a recipe, images are cut as ImageNet's are, small ones as CIFAR-10's. Raises UserError for an unknown
+    recipe, or an output that can't be written.
+    """
+    dataset = _open(workspace, name)
+    train = dataset.splits["train"]
+    small = max(np.median(train.width), np.median(train.height)) <= _SMALL
+    config = get_recipe(recipe or ("cifar10/resnet20" if small else "imagenet/resnet50"))
+    path = output or workspace.reports / f"{name}-crops.png"
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output {path} must end in .png")
+    examples = list(_examples(dataset, config, seed, epoch, min(count, len(train))))
+    sheet = contact_sheet(
+        examples,
+        title=f"{name}: the first {len(examples)} crops of epoch {epoch}, seed {seed}, {config.recipe}",
+        background=dataset.statistics.mean_rgb,
+    )
+    try:
+        with replacing(path) as temporary:
+            sheet.save(temporary, "PNG")
+    except OSError as error:
+        raise UserError(f"--output {path} can't be written: {error.strerror or error}") from None
+    return path
+
+
+def _examples(dataset: Dataset, config: RunConfig, seed: int, epoch: int, count: int) -> Iterator[Example]:
+    """Yield what the loader gives at the first positions of an epoch: a sample's crop depends on its position alone."""
+    train, augment = dataset.splits["train"], config.augment
+    first = epoch * len(train)
+    positions = np.arange(first, first + count, dtype=np.int64)
+    index = samples_at(positions, samples=len(train), seed=seed)
+    plan = plan_crops(
+        augment,
+        seed=seed,
+        positions=positions,
+        index=index,
+        width=train.width[index],
+        height=train.height[index],
+        color_basis=dataset.statistics.color_basis,
+    )
+    options = {"seed": seed, "batch": 1, "micro_batch": 1, "start_step": first, "steps": count}
+    with train_batches(dataset, augment=augment, **options) as batches:  # type: ignore[arg-type]
+        for batch, window, flip in zip(batches, plan.window.tolist(), plan.flip, strict=True):
+            sample = int(batch.index[0])
+            with Image.open(io.BytesIO(train.encoded(sample).tobytes())) as image:
+                original = image.convert("RGB")
+            about = f"{dataset.classes[int(batch.labels[0])]}  {Path(train.keys[sample]).name}"
+            crop = (batch.images[0].numpy() + batch.color[0].numpy()).clip(0, 255).astype(np.uint8)
+            yield Example(
+                image=original,
+                window=tuple(window),
+                crop=Image.fromarray(crop),
+                caption=f"{about}  mirrored" if flip else about,
+            )
