@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches
-from resnet_pipeline.data.shards import stage
+from resnet_pipeline.data.shards import Options, stage
 from resnet_pipeline.recipes import get_recipe
 
 THREADS = 2
@@ -220,7 +220,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
         unpack(Path(arguments.archive), folder)
-        dataset = stage(folder, Path(temporary) / "dataset", name="sample", shard_bytes=SHARD_BYTES)
+        dataset = stage(folder, Path(temporary) / "dataset", name="sample", options=Options(shard_bytes=SHARD_BYTES))
         if arguments.memory:
             return memory(dataset)
         files = sorted(folder.glob("train/*/*"))

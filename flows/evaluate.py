@@ -15,6 +15,7 @@ from flows.parameters import (
     EvaluationWorkers,
     ModelReference,
     ProtocolName,
+    RegisteredAs,
     Scales,
     documented,
 )
@@ -22,6 +23,7 @@ from flows.shell import say, table
 from resnet_pipeline.evaluation.published import ENSEMBLES
 from resnet_pipeline.jobs.analyse import ensemble, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 from resnet_pipeline.workspace import Workspace
 
 Members = Annotated[list[ModelReference], Field(min_length=1, description="The networks, by reference.")]
@@ -59,9 +61,11 @@ def ensemble_evaluate(
     average: Average = "softmax",
     combine: Combined = "probabilities",
     workers: EvaluationWorkers = None,
+    registered_as: RegisteredAs = None,
 ) -> dict[str, Any]:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
     tell = say()
+    check_registrable(registered_as, combine=combine, average=average)
     sources = score_sources(
         Workspace.of(), members, dataset, protocol,
         images=images, scales=scales, average=average, workers=workers, say=tell,
@@ -79,4 +83,10 @@ def ensemble_evaluate(
         f"top-5 error {errors['top5']:.2f} %"
         + (f" (the paper: top-5 {paper['top5']} %; {paper['source']}, not these images)" if paper else "")
     )
-    return {"members": rows[:-1], "ensemble": rows[-1], "without": result.get("without")}
+    version = None
+    if registered_as:
+        version = register_ensemble_of(
+            Workspace.of(), registered_as, [source.name for source in sources], dataset, protocol,
+            images=images, scales=scales, say=tell,
+        ).uri  # fmt: skip
+    return {"version": version, "members": rows[:-1], "ensemble": rows[-1], "without": result.get("without")}

@@ -74,3 +74,7 @@ ModelReference = Annotated[
         description="A registered model's NAME or NAME@ALIAS, a run's id or directory, or NETWORK=WEIGHTS-FILE.",
     ),
 ]
+RegisteredAs = Annotated[
+    str | None,
+    Field(description="Register the ensemble in MLflow under this name; its members must be registered. Empty: don't."),
+]

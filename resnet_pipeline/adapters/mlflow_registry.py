@@ -210,29 +210,24 @@ def fetch_scores(tracking: Tracking, version: ModelVersion, protocol: str, folde
     return Path(_guarded(lambda: mlflow.artifacts.download_artifacts(link, dst_path=str(folder))))
 
 
-def fetch_model(tracking: Tracking, reference: str) -> Path:
-    """Return a folder with the weights and config of ``models:/name/version``, ``models:/name@alias`` or ``runs:/id``.
+@contextmanager
+def fetched_model(tracking: Tracking, reference: str) -> Iterator[Path]:
+    """Yield a folder with the weights and config of ``models:/name/version``, ``models:/name@alias`` or ``runs:/id``.
 
     Raises UserError where the reference points nowhere, at an ensemble, or at a model that this program did not
     register.
     """
-    folder = _downloaded(tracking, reference, None)
-    if not (folder / MODEL_FILES[0]).is_file():
-        members = " ".join(m.uri for m in read_ensemble(folder))
-        raise UserError(f"{reference} is an ensemble; name its members instead: {members}")
-    return folder
+    with _downloaded(tracking, reference) as folder:
+        if not (folder / MODEL_FILES[0]).is_file():
+            members = " ".join(m.uri for m in read_ensemble(folder))
+            raise UserError(f"{reference} is an ensemble; name its members instead: {members}")
+        yield folder
 
 
 def fetch_members(tracking: Tracking, reference: str) -> list[Member]:
-    """Load the network that a reference names, or all members of the ensemble; errors as for ``fetch_model``."""
-
-    @contextmanager
-    def fetch(one: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield _downloaded(tracking, one, temporary)
-
-    with fetch(reference) as folder:
-        return load_members(folder, fetch)
+    """Load the network that a reference names, or all members of the ensemble; errors as for ``fetched_model``."""
+    with _downloaded(tracking, reference) as folder:
+        return load_members(folder, lambda member: _downloaded(tracking, member))
 
 
 def member_references(tracking: Tracking, reference: str) -> list[str]:
@@ -243,7 +238,8 @@ def member_references(tracking: Tracking, reference: str) -> list[str]:
     return members.split(", ") if members else [reference]
 
 
-def _downloaded(tracking: Tracking, reference: str, destination: str | None) -> Path:
+@contextmanager
+def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
     import mlflow
 
     source = reference
@@ -252,9 +248,9 @@ def _downloaded(tracking: Tracking, reference: str, destination: str | None) -> 
     elif reference.count("/") == 1:
         source += "/model"
     _ = tracking.client  # connects, and sets MLflow's own global address
-    return model_folder(
-        Path(_guarded(lambda: mlflow.artifacts.download_artifacts(source, dst_path=destination))), reference
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(_guarded(lambda: mlflow.artifacts.download_artifacts(source, dst_path=temporary)))
+        yield model_folder(folder, reference)
 
 
 def _registered(tracking: Tracking, name: str, reference: str) -> Any:

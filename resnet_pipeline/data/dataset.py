@@ -69,8 +69,12 @@ class Split:
     def encoded(self, sample: int) -> npt.NDArray[np.uint8]:
         """Return a read-only view of a sample's encoded bytes in its memory-mapped shard; waits for the shard."""
         mapped = self.files.mapped(int(self.shard[sample]))
-        start = int(self._offset[sample])
-        return mapped[start : start + int(self._length[sample])]
+        start, length = self.extent(sample)
+        return mapped[start : start + length]
+
+    def extent(self, sample: int) -> tuple[int, int]:
+        """Return offset and length of a sample's encoded bytes in its shard."""
+        return int(self._offset[sample]), int(self._length[sample])
 
 
 class NoDatasetError(UserError):

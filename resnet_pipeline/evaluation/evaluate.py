@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -103,8 +104,27 @@ def check_models(models: Mapping[str, nn.Module], dataset: Dataset) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Networks as they are run under a protocol on a device, and their weights' SHA-256, by name.
+
+    Preparing takes longer than one image does, so who tests one after the other keeps this.
+    """
+
+    nets: Mapping[str, nn.Module]
+    digests: Mapping[str, str]
+
+
+def prepare(models: Mapping[str, Classifier], protocol: Protocol, device: torch.device | None = None) -> Prepared:
+    """Fold the networks for a protocol and bring them to a device, the CPU by default."""
+    return Prepared(
+        {name: _scorer(model, protocol).to(device or torch.device("cpu")).eval() for name, model in models.items()},
+        {name: weights_sha256(model) for name, model in models.items()},
+    )
+
+
 def score_chunks(
-    models: Mapping[str, Classifier],
+    models: Mapping[str, Classifier] | Prepared,
     dataset: Dataset,
     protocol: Protocol,
     *,
@@ -114,10 +134,10 @@ def score_chunks(
     backend: Backend = "auto",
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Scores]]:
-    """Yield each chunk's scores by model, float32, in the chunk's order."""
+    """Yield each chunk's scores by model, float32, in the chunk's order; models may be prepared for this protocol."""
     device = device or torch.device("cpu")
-    digests = {name: weights_sha256(model) for name, model in models.items()}
-    nets = {name: _scorer(model, protocol).to(device).eval() for name, model in models.items()}
+    prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device)
+    nets, digests = prepared.nets, prepared.digests
     samples = dataset.splits[split]
     done, total = 0, sum(len(chunk) for chunk in chunks)
     row = np.empty(len(samples), dtype=np.int64)

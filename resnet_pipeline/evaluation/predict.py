@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,9 +16,10 @@ from resnet_pipeline.data.audit import audit
 from resnet_pipeline.data.encoded import IMAGES, EncodedDataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import top_classes
-from resnet_pipeline.evaluation.evaluate import evaluate
+from resnet_pipeline.evaluation.evaluate import Prepared, plan_chunks, prepare, score_chunks
 from resnet_pipeline.evaluation.members import Member
 from resnet_pipeline.evaluation.views import Protocol, protocol_of
+from resnet_pipeline.models import Classifier
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Predictor:
 
     def __init__(self, members: Sequence[Member], device: torch.device | None = None) -> None:
         self.members, self._device = list(members), device
+        self._prepared: dict[str, dict[Protocol, Prepared]] = {}
         first = self.members[0]
         for member in self.members[1:]:
             if member.classes != first.classes:
@@ -58,9 +60,6 @@ class Predictor:
         The images are decoded, resized and cropped by the evaluation's own code, so the probabilities are those of a
         score file of the same images. Raises UserError for an unknown protocol.
         """
-        sets: dict[Protocol, dict[str, Member]] = {}
-        for number, member in enumerate(self.members):
-            sets.setdefault(protocol_of(protocol, member.views), {})[f"{number} {member.name}"] = member
         dataset = EncodedDataset(
             [image.data for image in images],
             [(image.height, image.width) for image in images],
@@ -68,13 +67,24 @@ class Predictor:
             self.classes,
         )
         total = np.zeros((len(images), len(self.classes)), dtype=np.float64)
-        for views, group in sets.items():
-            networks = {name: member.classifier for name, member in group.items()}
-            for scores in evaluate(networks, dataset, views, split=IMAGES, device=self._device).values():
-                total += scores.probabilities
+        for views, networks in self._prepared_for(protocol).items():
+            chunks = plan_chunks(dataset, IMAGES, views, np.arange(len(images), dtype=np.int64))
+            scored = score_chunks(networks, dataset, views, split=IMAGES, chunks=chunks, device=self._device)
+            for chunk, found in zip(chunks, scored, strict=True):
+                for scores in found.values():
+                    total[chunk] += scores.probabilities
         mean = (total / len(self.members)).astype(np.float32)
         best = top_classes(mean, top)
         return Predictions(classes=best, probabilities=np.take_along_axis(mean, best, 1))
+
+    def _prepared_for(self, protocol: str) -> Mapping[Protocol, Prepared]:
+        """Return the members by their own form of the protocol; they are prepared at its first use."""
+        if protocol not in self._prepared:
+            sets: dict[Protocol, dict[str, Classifier]] = {}
+            for number, member in enumerate(self.members):
+                sets.setdefault(protocol_of(protocol, member.views), {})[str(number)] = member.classifier
+            self._prepared[protocol] = {views: prepare(group, views, self._device) for views, group in sets.items()}
+        return self._prepared[protocol]
 
 
 def checked(files: Sequence[bytes]) -> list[Image | str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.adapters.mlflow_registry import fetch_members, fetch_model
+from resnet_pipeline.adapters.mlflow_registry import fetch_members, fetched_model
 from resnet_pipeline.adapters.mlflow_tracking import Tracking
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.order import Int64
@@ -65,8 +65,11 @@ def load_member(workspace: Workspace, reference: str) -> Member:
         return load_file(network, Path(file).expanduser())
     if address := _registered(reference):
         try:
-            return load_folder(fetch_model(Tracking(workspace), address))
+            with fetched_model(Tracking(workspace), address) as folder:
+                return load_folder(folder)
         except UserError as error:
+            if str(error).startswith(reference):
+                raise  # names it already
             what = reference if address == reference else f"{reference}: no run directory of that name"
             raise UserError(f"{what}: {error}") from None
     raise UserError(

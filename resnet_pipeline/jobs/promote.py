@@ -25,7 +25,7 @@ from resnet_pipeline.evaluation.promotion import Comparison, compare
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path
 from resnet_pipeline.evaluation.views import protocol_of
 from resnet_pipeline.jobs.evaluate import mlflow_address
-from resnet_pipeline.jobs.register import record_tests
+from resnet_pipeline.jobs.register import ensemble_scores, record_tests
 from resnet_pipeline.workspace import Workspace
 
 
@@ -116,7 +116,7 @@ def _scores(
         return f"version {version.version} has no tag {missing[0]!r}: an older resnet-pipeline registered it"
     id_ = protocol_of(protocol, from_dict(ViewConfig, json.loads(tags["views"]))).id
     path = score_path(
-        workspace.scores,
+        ensemble_scores(workspace) if "members" in tags else workspace.scores,
         dataset_fingerprint=tags["dataset_fingerprint"],
         split=tags["split"],
         protocol=id_,

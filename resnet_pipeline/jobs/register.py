@@ -68,6 +68,15 @@ def register_run(
     return version
 
 
+def check_registrable(name: str | None, *, combine: str, average: str) -> None:
+    """Raise UserError where an ensemble can't be registered under ``name``; None is not to be registered."""
+    if name is None:
+        return
+    checked_name(name, "model name")
+    if (combine, average) != ("probabilities", "softmax"):
+        raise UserError(f"{name}: a registered ensemble averages probabilities, as it is served, not logits")
+
+
 def register_ensemble_of(
     workspace: Workspace,
     name: str,
@@ -82,7 +91,7 @@ def register_ensemble_of(
 
     ``testing`` are further parameters of ``evaluate_models``. Raises UserError for a member that is not registered.
     """
-    checked_name(name, "model name")
+    check_registrable(name, combine="probabilities", average="softmax")
     files = [reference for reference in references if reference.endswith(".parquet")]
     if dataset_name is None or files:
         raise UserError(f"{files[0] if files else name} can't be registered: name its models, and --dataset")
@@ -95,7 +104,7 @@ def register_ensemble_of(
     scores = replace(average([e.scores for e in evaluations]), weights_sha256=ensemble_digest(members))
     views = evaluations[0].member.views
     path = score_path(
-        workspace.scores,
+        ensemble_scores(workspace),
         dataset_fingerprint=dataset.fingerprint,
         split=scores.split,
         protocol=evaluations[0].path.parent.name,
@@ -114,6 +123,11 @@ def register_ensemble_of(
     record_tests(tracking, version, {path: scores}, card=card)
     say(f"ensemble of {len(members)}: {'registered' if version.new else 'already registered'} as {version}")
     return version
+
+
+def ensemble_scores(workspace: Workspace) -> Path:
+    """Return where the scores of registered ensembles are kept: apart, so that no one averages them with networks'."""
+    return workspace.scores / "ensembles"
 
 
 def record_tests(

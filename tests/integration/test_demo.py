@@ -93,9 +93,9 @@ def kept_scores(root, name):
     from resnet_pipeline.adapters.mlflow_tracking import Tracking
     from resnet_pipeline.workspace import Workspace
 
-    client = Tracking(Workspace(root)).client
+    client = Tracking(Workspace(root)).client  # sets MLflow's own address, too
     digest = client.get_model_version_by_alias(name, "candidate").tags["weights_sha256"]
-    (file,) = (root / "scores").glob(f"*/val/center-16-of-18/{digest[:16]}.parquet")
+    (file,) = (root / "scores").rglob(f"val/center-16-of-18/{digest[:16]}.parquet")
     kept, split = read_scores(file), Dataset.open(root / "datasets" / "digits").splits["val"]
     number = {key: i for i, key in enumerate(split.keys)}
     return kept, [split.encoded(number[key]).tobytes() for key in kept.keys]
@@ -143,14 +143,14 @@ def server(demo, run_program):
     root, _, _ = demo
     runs = sorted(str(p) for p in (root / "runs").iterdir())
     for command in (
-        ("ensemble", *runs, "--dataset", "digits", "--protocol", "center", "--register", "digits-three"),
-        ("promote", "digits-three", "--protocol", "center"),
+        ("ensemble", *runs, "--dataset", "digits", "--protocol", "center", "--register", "ensemble-digits"),
+        ("promote", "ensemble-digits", "--protocol", "center"),
     ):
         done = run_program("resnet-pipeline", *command, cwd=root.parent)
         assert done.returncode == 0, done.stdout
-    assert "mlflow models serve -m models:/digits-three@champion" in done.stdout
+    assert "mlflow models serve -m models:/ensemble-digits@champion" in done.stdout
     port, log = free_port(), root.parent / "serve.log"
-    command = ("models", "serve", "-m", "models:/digits-three@champion", "--env-manager", "local", "-p", str(port))
+    command = ("models", "serve", "-m", "models:/ensemble-digits@champion", "--env-manager", "local", "-p", str(port))
     own = {k: v for k, v in os.environ.items() if k != "MLFLOW_REGISTRY_URI"}
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -192,7 +192,7 @@ def server(demo, run_program):
 
 
 def test_the_ensemble_is_served_over_http_and_answers_as_the_evaluation(demo, server):
-    kept, files = kept_scores(demo[0], "digits-three")
+    kept, files = kept_scores(demo[0], "ensemble-digits")
     encoded = [base64.b64encode(file).decode() for file in files[:8]]
     status, text = server("invocations", {"dataframe_records": [{"image": image} for image in encoded]})
     assert status == 200, text
@@ -205,7 +205,7 @@ def test_the_ensemble_is_served_over_http_and_answers_as_the_evaluation(demo, se
 
 
 def test_what_the_server_can_t_use_is_refused_and_it_lives_on(demo, server):
-    _, files = kept_scores(demo[0], "digits-three")
+    _, files = kept_scores(demo[0], "ensemble-digits")
     good = base64.b64encode(files[0]).decode()
     half = base64.b64encode(files[0][: len(files[0]) // 2]).decode()
     for image, said in ((half, "image 2 can't be decoded"), ("AAAA", "no image format"), ("/etc/passwd", "")):

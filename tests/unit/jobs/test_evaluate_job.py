@@ -153,7 +153,7 @@ def test_bad_input_is_named(workspace, models, tmp_path, monkeypatch):
     def away(*arguments):
         raise UserError("MLflow: not found")
 
-    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.fetch_model", away)
+    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.fetched_model", away)
     with pytest.raises(UserError, match="imagenet-resnet34-b@candidate: MLflow: not found"):
         run(workspace, ["ilsvrc2015"])
     with pytest.raises(UserError, match="no run directory of that name: MLflow: not found"):
