@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from resnet_pipeline.adapters.datasets import open_dataset_at
 from resnet_pipeline.adapters.ray_train import check_workers, ray_cluster
-from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.evaluate import score_chunks
@@ -17,11 +17,13 @@ from resnet_pipeline.evaluation.parts import Parts
 from resnet_pipeline.evaluation.views import Protocol
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.training.context import local_device
+from resnet_pipeline.workspace import Workspace
 
 
 def score_on_ray(
     models: Mapping[str, Classifier],
-    dataset: Path,
+    workspace: Workspace,
+    dataset: str,
     protocol: Protocol,
     *,
     split: str,
@@ -33,8 +35,8 @@ def score_on_ray(
 ) -> None:
     """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
 
-    ``lacking`` says which models lack a chunk, by its number. The dataset and the parts must lie where every node sees
-    them. ``progress`` is called with the images done so far. Raises UserError with a task's own message where that is
+    ``lacking`` says which models lack a chunk, by its number. The dataset, at an address, and the parts must lie where
+    every node sees them. ``progress`` is called with the images done so far. Raises UserError with a task's own message where that is
     one, and where a task can't be finished.
     """
     import ray
@@ -52,7 +54,13 @@ def score_on_ray(
             while waiting and len(running) < count:
                 number = waiting.pop(0)
                 own = {name: parts[name] for name in lacking[number]}
-                arguments = {"dataset": dataset, "protocol": protocol, "split": split, "threads": cpus}
+                arguments = {
+                    "root": str(workspace.root),
+                    "dataset": dataset,
+                    "protocol": protocol,
+                    "split": split,
+                    "threads": cpus,
+                }
                 running[task.remote(shared, own, number, chunks[number], arguments)] = number
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
@@ -71,7 +79,8 @@ def _work(
     models: Mapping[str, Classifier], parts: Mapping[str, Parts], number: int, chunk: Int64, arguments: dict[str, Any]
 ) -> None:
     torch.set_num_threads(arguments["threads"])
-    dataset = Dataset.open(arguments["dataset"])
+    # with the settings of its own node: each has its own cache
+    dataset = open_dataset_at(Workspace(Path(arguments["root"])), arguments["dataset"])
     (found,) = score_chunks(
         {name: models[name] for name in parts},
         dataset,

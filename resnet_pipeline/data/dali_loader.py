@@ -135,12 +135,12 @@ class DaliExecutor:
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
         return [fn.stack(*(fn.slice(images, start=c, shape=shape, axes=[0, 1]) for c in corners), axis=0)]
 
-    def _whole_graph(self, source: Iterator[list[Any]], count: int) -> tuple[Any, ...]:
+    def _whole_graph(self, source: Iterator[list[Any]], count: int) -> list[Any]:
         encoded, *sizes = fn.external_source(
             source=source, num_outputs=1 + count, dtype=[types.UINT8, *[types.FLOAT] * count], no_copy=True
         )
         images = fn.decoders.image(encoded, **self._decoding)
-        return tuple(fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for size in sizes)
+        return [fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for size in sizes]
 
     @property
     def _decoding(self) -> dict[str, Any]:
@@ -181,8 +181,7 @@ class DaliExecutor:
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
-            outputs = graph(source())
-            pipeline.set_outputs(*(outputs if isinstance(outputs, tuple) else (outputs,)))
+            pipeline.set_outputs(*graph(source()))
         pipeline.build()
         while True:
             try:

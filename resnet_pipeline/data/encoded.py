@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.data.shard_files import LocalShards
 
 IMAGES = "images"
 """The one split of an ``EncodedDataset``."""
@@ -23,6 +24,8 @@ class EncodedSplit(Split):
         self.height, self.width = np.array(sizes, dtype=np.int32).reshape(-1, 2).T
         self.labels = np.full(len(self._images), -1, dtype=np.int64)
         self.shards = []
+        self.shard = np.zeros(len(self._images), dtype=np.int64)
+        self.files = LocalShards(Path(), [], newest=0)  # nothing to bring
 
     def shard_of(self, sample: int) -> str:
         """Return where a sample lies: in no shard."""

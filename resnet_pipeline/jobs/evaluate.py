@@ -146,7 +146,9 @@ def evaluate_models(
     for protocol, group in groups.items():
         own = {reference: (members[reference], paths[reference]) for reference in group}
         with counting(f"{protocol_name}: {', '.join(members[r].name for r in group)}", quiet=quiet, say=say) as update:
-            _compute(own, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say)
+            _compute(
+                workspace, own, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say
+            )
     if reused:
         say(f"{protocol_name}: scores of {', '.join(members[r].name for r in reused)} kept from before")
     return [
@@ -168,6 +170,7 @@ def ensemble_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
 
 
 def _compute(
+    workspace: Workspace,
     members: Mapping[str, tuple[Member, Path]],
     dataset: Dataset,
     split: str,
@@ -191,8 +194,8 @@ def _compute(
         from resnet_pipeline.adapters.ray_evaluate import score_on_ray
 
         score_on_ray(
-            models, dataset.path, protocol, split=split, chunks=chunks, parts=parts, lacking=lacking, workers=workers,
-            progress=lambda done: update(done, total),
+            models, workspace, dataset.storage.url, protocol, split=split, chunks=chunks, parts=parts, lacking=lacking,
+            workers=workers, progress=lambda done: update(done, total),
         )  # fmt: skip
     else:
         _score_here(models, dataset, split, protocol, chunks, parts, lacking, lambda done: update(done, total))

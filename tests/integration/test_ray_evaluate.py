@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
 
     def run(name: str, protocol: str, workers: int | None):
         workspace = Workspace(tmp_path / name)
-        if not workspace.datasets.exists():
-            shutil.copytree(digits.path, workspace.datasets / "digits")
+        if not Path(workspace.data).exists():
+            shutil.copytree(digits.path, Path(workspace.data) / "digits")
         (found,) = evaluate_models(
             workspace, [f"cifar-resnet8={tmp_path / '8.pth'}"], "digits", protocol, workers=workers, quiet=True
         )

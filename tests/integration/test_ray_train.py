@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from collections.abc import Callable
 
 import pytest
@@ -30,8 +31,8 @@ SMALL = ["eval_every=1000", "checkpoint_every=5", "log_every=5", "bn_images=128"
 @pytest.fixture
 def workspace(tmp_path, digits):
     space = Workspace(tmp_path / "work")
-    space.datasets.mkdir(parents=True)
-    (space.datasets / "digits").symlink_to(digits.path)
+    Path(space.data).mkdir(parents=True)
+    (Path(space.data) / "digits").symlink_to(digits.path)
     return space
 
 

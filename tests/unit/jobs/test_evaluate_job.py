@@ -23,8 +23,8 @@ from resnet_pipeline.workspace import Workspace
 @pytest.fixture
 def workspace(tmp_path, digits):
     space = Workspace(tmp_path / "work")
-    space.datasets.mkdir(parents=True)
-    (space.datasets / "digits").symlink_to(digits.path)
+    Path(space.data).mkdir(parents=True)
+    (Path(space.data) / "digits").symlink_to(digits.path)
     return space
 
 
@@ -45,8 +45,8 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 60 * 32 * 32)
     whole = run(workspace, models)[0].scores
     again = Workspace(tmp_path / "again")
-    again.datasets.mkdir(parents=True)
-    (again.datasets / "digits").symlink_to(digits.path)
+    Path(again.data).mkdir(parents=True)
+    (Path(again.data) / "digits").symlink_to(digits.path)
     real, calls = evaluation.view_batches, []
 
     def counted(*arguments, **options):
