@@ -36,8 +36,8 @@ def score_on_ray(
     """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
 
     ``lacking`` says which models lack a chunk, by its number. The dataset, at an address, and the parts must lie where
-    every node sees them. ``progress`` is called with the images done so far. Raises UserError with a task's own message where that is
-    one, and where a task can't be finished.
+    every node sees them. ``progress`` is called with the images done so far. Raises UserError with a task's own message
+    where that is one, and where a task can't be finished.
     """
     import ray
 
