@@ -22,7 +22,6 @@ from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE, CACHE_VARIABLE, DATA_VARIABLE
 from tests.s3_server import KEYS, settings
 
-
 MOVED = (DATA_VARIABLE, CACHE_VARIABLE, CACHE_LIMIT_VARIABLE)
 
 
