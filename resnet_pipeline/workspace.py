@@ -32,9 +32,14 @@ class Workspace:
         return cls(Path(root or os.environ.get(ROOT_VARIABLE) or "work").expanduser().resolve())
 
     @property
+    def datasets(self) -> Path:
+        """The folder of staged datasets, unless ``RESNET_PIPELINE_DATA`` names another place."""
+        return self.root / "datasets"
+
+    @property
     def data(self) -> str:
         """Where staged datasets lie: ``RESNET_PIPELINE_DATA``, a path or ``s3://bucket/prefix``; else ``datasets/``."""
-        data = os.environ.get(DATA_VARIABLE) or str(self.root / "datasets")
+        data = os.environ.get(DATA_VARIABLE) or str(self.datasets)
         return data.rstrip("/") if data.startswith("s3://") else str(Path(data).expanduser().resolve())
 
     @property
