@@ -25,7 +25,10 @@ SETTINGS = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
-_NETWORK = "10.213.77"
+# names and addresses of this process's own: a session that was killed may have left its networks behind
+_NUMBER = os.getpid() % 100_000
+_BRIDGE = f"rpb{_NUMBER}"
+_NETWORK = f"10.213.{_NUMBER % 250}"
 
 
 def _ip(*words: str, check: bool = True) -> bool:
@@ -54,12 +57,12 @@ class Nodes:
     def add(self) -> str:
         """Start one more node and return its name."""
         self._count += 1
-        name = f"rp{os.getpid() % 100_000}n{self._count}"
+        name = f"rp{_NUMBER}n{self._count}"
         address = f"{_NETWORK}.{self._count + 1}" if self.namespaces else "127.0.0.1"
         if self.namespaces:
             _ip("netns", "add", name)
             _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", name, "master", "rp-bridge", "up")
+            _ip("link", "set", name, "master", _BRIDGE, "up")
             for words in (["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
                 _ip("-n", name, *words)
             _ip("-n", name, "link", "set", "lo", "up")
@@ -90,19 +93,19 @@ class Nodes:
             self._end(name)
         if self.namespaces:
             for number in range(1, self._count + 1):
-                _ip("netns", "delete", f"rp{os.getpid() % 100_000}n{number}", check=False)
-            _ip("link", "delete", "rp-bridge", check=False)
+                _ip("netns", "delete", f"rp{_NUMBER}n{number}", check=False)
+            _ip("link", "delete", _BRIDGE, check=False)
 
     def _bridge(self) -> bool:
-        if os.geteuid() or not _ip("link", "add", "rp-bridge", "type", "bridge", check=False):
+        if os.geteuid() or not _ip("link", "add", _BRIDGE, "type", "bridge", check=False):
             return False
-        _ip("addr", "add", f"{_NETWORK}.1/24", "dev", "rp-bridge")
-        _ip("link", "set", "rp-bridge", "up")
+        _ip("addr", "add", f"{_NETWORK}.1/24", "dev", _BRIDGE)
+        _ip("link", "set", _BRIDGE, "up")
         return True
 
     def _start(self, name: str, options: list[str]) -> None:
         inside = ["ip", "netns", "exec", name] if self.namespaces and name != "head" else []
-        interface = "rp-bridge" if self.namespaces and name == "head" else "eth0" if self.namespaces else "lo"
+        interface = _BRIDGE if self.namespaces and name == "head" else "eth0" if self.namespaces else "lo"
         log = self._folder / f"{name}.log"
         with log.open("wb") as output:
             self._processes[name] = subprocess.Popen(

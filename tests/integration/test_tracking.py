@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -63,7 +62,7 @@ class Server:
 def test_an_mlflow_server_that_is_away_for_a_while_costs_no_metric_and_no_time(make_run, digits, tmp_path, monkeypatch):
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    run = make_run("steps=150", "log_every=5", "eval_every=50", "checkpoint_every=50")
+    run = make_run("steps=45", "log_every=3", "eval_every=15", "checkpoint_every=15")
     tracking = Tracking(Workspace(tmp_path / "work"))
     said: list[str] = []
     steps = 0
@@ -78,7 +77,7 @@ def test_an_mlflow_server_that_is_away_for_a_while_costs_no_metric_and_no_time(m
     def events() -> bool:
         nonlocal steps
         steps += 1
-        if steps == 50:  # what the run is has been recorded long before its end
+        if steps == 15:  # what the run is has been recorded long before its end
             until(lambda: tracking.client.get_run(tracking.run_id(run)).data.metrics.get("train_loss"))
             found = tracking.client.get_run(tracking.run_id(run))
             assert found.data.params["optim.lr"] == "0.1" and found.info.status == "RUNNING"
@@ -86,9 +85,9 @@ def test_an_mlflow_server_that_is_away_for_a_while_costs_no_metric_and_no_time(m
             assert tags["dataset_fingerprint"] == digits.fingerprint and tags["recipe"] == "digits/resnet8"
             assert {"git_commit", "hardware", "torch", "python"} <= set(tags)
             server.kill()
-        if steps == 60:  # there has been something to deliver since
+        if steps == 20:  # there has been something to deliver since
             until(lambda: said)
-        if steps == 100:
+        if steps == 30:
             server.start()
             server.wait()
             until(lambda: len(said) > 1)
@@ -114,9 +113,5 @@ def test_an_mlflow_server_that_is_away_for_a_while_costs_no_metric_and_no_time(m
     finally:
         server.kill()
     assert "training goes on" in said[0] and "MLflow answers again" in said[1] and len(said) == 2
-    times = [(line["step"], line["step_p50"], line["step_max"]) for line in history if line["kind"] == "train"]
-    away = [line for line in times if 50 < line[0] <= 100]
-    others = [line for line in times if 10 < line[0] <= 50 or line[0] > 100]
-    # one call to a server that is away would take 4 s or more
-    assert max(longest for _, _, longest in away) < 2
-    assert statistics.median(m for _, m, _ in away) < 2 * statistics.median(m for _, m, _ in others)
+    # one call to a server that is away takes 4 s or more: no step waited for one
+    assert max(line["step_max"] for line in history if line["kind"] == "train") < 4
