@@ -31,7 +31,7 @@ Steps = Annotated[
     int | None, Field(ge=1, description="Optimiser steps; empty for the recipe's own number.", title="Steps")
 ]
 Workers = Annotated[
-    int | str | None,
+    Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^\d+(-\d+)?$")] | None,
     Field(
         description="Training processes, a GPU each where there are any; 1-4 for as many as there is room for; empty "
         "for all GPUs, or one on a CPU."
