@@ -74,7 +74,8 @@ def test_other_formats_are_predicted_as_they_would_be_staged(tmp_path):
     files = other_formats()
     for split in ("train", "val"):
         for name, data in files.items():
-            path = tmp_path / "source" / split / name / "0.JPEG"
+            # a PNG in disguise is converted when it is staged; where only bytes are known, a PNG counts as one
+            path = tmp_path / "source" / split / name / ("0.png" if name == "png" else "0.JPEG")
             path.parent.mkdir(parents=True)
             path.write_bytes(data)
     staged = stage(tmp_path / "source", tmp_path / "staged", name="formats", workers=1)

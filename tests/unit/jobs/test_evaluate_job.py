@@ -176,7 +176,7 @@ def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monk
     test = copy.copy(digits.splits["val"])
     test.labels = np.full(len(test), -1)
     wide.splits = {"test": test}
-    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.Dataset.open", lambda path: wide)
+    monkeypatch.setattr("resnet_pipeline.data.dataset.Dataset.open", lambda *place: wide)
     torch.save(build_model("cifar-resnet8", num_classes=1000).state_dict(), tmp_path / "w.pth")
     (tmp_path / "ids.txt").write_text("".join(f"n{i:08d} {1000 - i}\n" for i in range(1000)))
     model = f"cifar-resnet8={tmp_path / 'w.pth'}"

@@ -78,7 +78,13 @@ def stopping_after(*steps: int) -> LocalContext:
 
 def test_a_run_that_was_stopped_at_any_step_ends_bit_identical_with_the_same_history(make_run, digits):
     # a constant warm-up that ends by the training error: the error since the last log point is state, too
-    warm = ["schedule.warmup_lr=0.01", "schedule.warmup_until=89.5", "schedule.kind=plateau", "schedule.patience=1"]
+    warm = [
+        "schedule.warmup=0",
+        "schedule.warmup_lr=0.01",
+        "schedule.warmup_until=89.5",
+        "schedule.kind=plateau",
+        "schedule.patience=1",
+    ]
     small = ["log_every=3", "eval_every=4", "checkpoint_every=5", "steps=14", *warm]
     whole = make_run(*small, folder="whole")
     train(whole, digits, LocalContext())
