@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, view_batches
+from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models.weights import save_weights, weights_sha256
+from resnet_pipeline.training.blame import bad_samples, blame
 from resnet_pipeline.training.bn_stats import (
     averaged_statistics,
     gather_statistics,
@@ -35,8 +34,6 @@ from resnet_pipeline.training.context import (
     Context,
     Notice,
     Notices,
-    all_gather_objects,
-    all_reduce_sum,
     collective_timeout,
     from_rank_zero,
 )
@@ -52,6 +49,7 @@ from resnet_pipeline.training.state import capture, restore
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
 from resnet_pipeline.training.system import StepTimes, SystemMetrics
 from resnet_pipeline.training.throughput import Throughput
+from resnet_pipeline.training.validation import centre_errors
 from resnet_pipeline.training.watchdog import HangError, Watchdog
 from resnet_pipeline.workspace import write_json
 
@@ -312,35 +310,10 @@ class Trainer:
             raise NonFiniteError(self._blame(bad))
 
     def _blame(self, step: int) -> str:
-        """Say which rank's samples made the loss or gradient of a step non-finite.
-
-        The averaged gradient is bad on every rank, but the weights are those of before the step: each rank computes
-        its micro-batches again, each alone. The guard lets no update through.
-        """
-        names: list[str] = []
         with self._batches(step, 1) as batches:
-            for batch in batches:
-                fresh = RunningSums(self.context.device)
-                norm = train_step(
-                    self.classifier,
-                    self.optimizer,
-                    self.guard,
-                    fresh,
-                    [batch],
-                    step=step,
-                    precision=self.config.precision,
-                    label_smoothing=self.config.optim.label_smoothing,
-                )
-                if not torch.isfinite(norm):
-                    names += [self.dataset.splits["train"].keys[i] for i in batch.index.tolist()]
-        everyone = all_gather_objects(names, self.context.world_size)
-        bad = [(rank, found) for rank, found in enumerate(everyone) if found]
-        where = "; ".join(f"rank {r}, samples {', '.join(n[:8])}{' …' if len(n) > 8 else ''}" for r, n in bad[:3])
-        return (
-            f"loss or gradient not finite at step {step} on {where or 'no rank alone, only in their sum'}"
-            f"{f'; {len(bad) - 3} more ranks' if len(bad) > 3 else ''}; the weights are those before it and the last "
-            "checkpoint is good: look at the samples or try a lower optim.lr"
-        )
+            index = bad_samples(batches, self.classifier, self.optimizer, self.guard, self.config, step=step)
+        keys = self.dataset.splits["train"].keys
+        return blame([keys[i] for i in index], step=step, world_size=self.context.world_size)
 
     def _check_owner(self) -> None:
         """Raise TakenOverError where a later attempt trains this run: a node that was cut off may live on."""
@@ -349,7 +322,15 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Test in mid-training and note it; return whether the error is the lowest so far."""
-        self.errors = errors = self._errors()
+        with self.throughput.paused(), averaged_statistics(self.classifier, self.context.world_size):
+            self.errors = errors = centre_errors(
+                self.classifier,
+                self.dataset,
+                self.config,
+                self.context,
+                backend=self.backend,
+                alive=self.watchdog.alive,
+            )
         self.schedule.observe_validation(errors["top1"])
         improved = not self.best or errors["top1"] < self.best["top1"]
         if improved:
@@ -359,33 +340,6 @@ class Trainer:
         # at validations only: under Ray a report is a barrier, and frequent ones block (its controller polls)
         self.context.report({"step": float(self.step), **errors})
         return improved
-
-    def _errors(self) -> dict[str, float]:
-        split, views = self.dataset.eval_split, self.config.views
-        counts = TopErrors()
-        with self.throughput.paused(), averaged_statistics(self.classifier, self.context.world_size):
-            self.classifier.eval()
-            with (
-                torch.inference_mode(),
-                view_batches(
-                    self.dataset,
-                    split=split,
-                    views="center",
-                    resize=views.resize,
-                    crop=views.crop,
-                    batch_size=2 * self.config.micro_batch,
-                    rank=self.context.rank,
-                    world=self.context.world_size,
-                    device=self.context.device,
-                    backend=self.backend,
-                ) as batches,
-            ):
-                for batch in batches:
-                    self.watchdog.alive()
-                    logits = self.classifier(batch.images[:, 0].to(self.context.device))
-                    counts.add(logits, batch.labels.to(logits.device))
-            self.classifier.train()
-            return TopErrors(all_reduce_sum(counts.sums.to(self.context.device))).errors()
 
     def _append(self, kind: str, **values: float | str) -> None:
         if self.log:
@@ -431,9 +385,9 @@ class Trainer:
         self._validate()
         self._check_owner()
         if context.rank == 0:
-            self._write_result(self.errors)
+            self._write_result()
 
-    def _write_result(self, errors: dict[str, float]) -> None:
+    def _write_result(self) -> None:
         seconds = self.seconds_before + self.throughput.seconds
         images = self.config.steps * self.config.batch
         digest = weights_sha256(self.classifier)
@@ -444,7 +398,8 @@ class Trainer:
             raise UserError(
                 f"{self.run.weights_file} can't be written: {error}; make room and start the same run again"
             ) from error
-        result: dict[str, Any] = {
+        self._append("done", seconds=seconds)
+        result = {
             "steps": self.config.steps,
             "images": images,
             "seconds": round(seconds, 3),
@@ -453,10 +408,8 @@ class Trainer:
             "device": str(self.context.device),
             "train_loss": self.last_train.get("loss"),
             "train_error": self.last_train.get("error"),
-            "validation": errors,
+            "validation": self.errors,
             "best": self.best,
             "weights_sha256": digest,
         }
-        if self.log:
-            self.log.append("done", self.step, seconds=seconds)
         write_json(self.run.result_file, result)
