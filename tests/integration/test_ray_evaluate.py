@@ -44,6 +44,6 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
         split = digits.splits["val"]
         shard = tmp_path / "two" / "datasets" / "digits" / "shards" / split.shard_of(len(split) - 1)
         shard.write_bytes(bytes(shard.stat().st_size))
-        with pytest.raises(UserError, match=r"sample .* can't be decoded") as error:
+        with pytest.raises(UserError, match=r"shard .* does not match its checksum") as error:
             run("two", "center", 1)
         assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from resnet_pipeline.config import with_overrides
-from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.train import train_run
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.run_directory import RunDirectory, complete_lines, read_metrics, run_name
@@ -80,6 +79,13 @@ def command(workspace, *more: str) -> list[str]:
     return [*start, "--root", str(workspace.root), "--no-register", *changes, *more]
 
 
+def run_command(workspace, *more: str) -> subprocess.CompletedProcess[str]:
+    """Train by the command line, as a user does: each driver is a process of its own."""
+    return subprocess.run(
+        command(workspace, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+    )
+
+
 def in_background(work: Callable[[], None]) -> Callable[[], None]:
     """Start a function in a thread; the returned one waits for its end and raises what it raised."""
     raised: list[BaseException] = []
@@ -102,9 +108,56 @@ def in_background(work: Callable[[], None]) -> Callable[[], None]:
     return finish
 
 
+def test_an_interrupted_run_on_the_cluster_saves_at_once_and_ends_as_if_nothing_had_been(
+    workspace, digits, tmp_path, cluster
+):
+    # one worker: it must fit on a node, although the cluster may have more CPUs in all than each node
+    options = ("--steps", "400", "--set", "checkpoint_every=5000")
+    run_config = config("steps=400", "checkpoint_every=5000")
+    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
+    process = subprocess.Popen(
+        command(workspace, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 150
+    while not run.metrics_file.exists() or not losses(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "saving the state" in out and "goes on from there" in out, out
+    assert len(checkpoint_steps(run.checkpoints)) == 1 and run.result() is None
+    done = run_command(workspace, *options, "--quiet")
+    assert done.returncode == 0, done.stdout
+    expected = reference(digits, tmp_path, run_config, 1)
+    assert run.result()["weights_sha256"] == expected.result()["weights_sha256"]
+
+
+def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits, cluster):
+    run_config = config("steps=120")
+    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
+
+    def trouble() -> None:  # the head and one more node are left
+        wait_for_steps(run)
+        for name in {name for name, _ in cluster.workers()} - {"head"}:
+            cluster.kill(name)
+
+    finish = in_background(trouble)
+    done = run_command(workspace, "--steps", "120", "--workers", "1-2")
+    assert done.returncode == 0, done.stdout
+    finish()
+    result = run.result()
+    assert result["workers"] == 1 and "1 worker(s) go on from step" in done.stdout
+    assert [step for step, _ in losses(run)] == list(range(5, 121, 5))
+    assert result["validation"]["top1"] < 15
+
+
 def test_two_workers_survive_everything_and_end_bit_identical_to_plain_processes(workspace, digits, tmp_path, cluster):
     run_config = config("steps=150")
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
+    cluster.add()  # in place of the one that the elastic run lost
     # the driver is killed; the cluster ends what it had started
     driver = subprocess.Popen(command(workspace, "--steps", "150", "--workers", "2"), stdout=subprocess.DEVNULL)
     wait_for_steps(run, 5)
@@ -123,65 +176,16 @@ def test_two_workers_survive_everything_and_end_bit_identical_to_plain_processes
             cluster.cut_off(cluster.workers()[0][0])
 
     finish = in_background(trouble)
-    said: list[str] = []
-    trained = train_run(workspace, run_config, "digits", workers=2, max_failures=6, say=said.append)
+    done = run_command(workspace, "--steps", "150", "--workers", "2", "--max-failures", "6")
+    assert done.returncode == 0, done.stdout
     finish()
-    expected = reference(digits, tmp_path, run_config, 2)
-    assert trained.result["weights_sha256"] == expected.result()["weights_sha256"]
-    assert trained.result["workers"] == 2
+    expected, result = reference(digits, tmp_path, run_config, 2), run.result()
+    assert result["weights_sha256"] == expected.result()["weights_sha256"]
+    assert result["workers"] == 2
     assert losses(run) == losses(expected) and len(losses(run)) == 30
     resumed = [line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "resume"]
     assert len(resumed) >= (4 if cluster.namespaces else 3) and resumed == sorted(resumed) and resumed[0] >= 5
-    assert any("2 worker(s) go on from step" in line for line in said)
+    assert "2 worker(s) go on from step" in done.stdout
     # more workers than the cluster ever has
-    with pytest.raises(UserError, match=r"workers=8, but the Ray cluster has \d CPUs"):
-        train_run(workspace, config("steps=6", "batch=256"), "digits", workers=8, say=said.append)
-
-
-def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits, cluster):
-    run_config = config("steps=120")
-    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
-
-    def trouble() -> None:  # the head and one more node are left
-        wait_for_steps(run)
-        for name in {name for name, _ in cluster.workers()} - {"head"}:
-            cluster.kill(name)
-
-    finish = in_background(trouble)
-    said: list[str] = []
-    trained = train_run(workspace, run_config, "digits", workers="1-2", say=said.append)
-    finish()
-    assert trained.result["workers"] == 1
-    assert any("1 worker(s) go on from step" in line for line in said)
-    assert [step for step, _ in losses(run)] == list(range(5, 121, 5))
-    assert trained.result["validation"]["top1"] < 15
-    with pytest.raises(UserError, match=r"workers=3 can't share .* 1, 2 could"):
-        train_run(workspace, config("steps=6"), "digits", workers="3", say=said.append)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_on_the_cluster_saves_at_once_and_ends_as_if_nothing_had_been(
-    workspace, digits, tmp_path, cluster, number
-):
-    # one worker: it must fit on a node, although the cluster may have more CPUs in all than each node
-    steps = 3000 if number == signal.SIGINT else 400
-    run_config = config(f"steps={steps}", "checkpoint_every=5000")
-    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
-    process = subprocess.Popen(
-        command(workspace, "--steps", str(steps), "--set", "checkpoint_every=5000"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 150
-    while not run.metrics_file.exists() or not losses(run):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "saving the state" in out and "goes on from there" in out, out
-    assert len(checkpoint_steps(run.checkpoints)) == 1 and run.result() is None
-    if number == signal.SIGTERM:
-        trained = train_run(workspace, run_config, "digits", workers=1, quiet=True, say=lambda line: None)
-        expected = reference(digits, tmp_path, run_config, 1)
-        assert trained.result["weights_sha256"] == expected.result()["weights_sha256"]
+    refused = run_command(workspace, "--set", "batch=256", "--workers", "8")
+    assert refused.returncode == 2 and re.search(r"workers=8, but the Ray cluster has \d CPUs", refused.stdout)

@@ -53,7 +53,7 @@ def registered(tmp_path_factory, digits):
     """Return a workspace with three short runs: version 1 poor, versions 2 and 3 better, all tested by centre crops."""
     workspace = Workspace(tmp_path_factory.mktemp("registry") / "work")
     workspace.datasets.mkdir(parents=True)
-    workspace.dataset("digits").symlink_to(digits.path)
+    (workspace.datasets / "digits").symlink_to(digits.path)
     about = {
         "name": "digits", "fingerprint": digits.fingerprint, "classes": digits.classes,
         "class_words": {"3": "three, a digit"},
