@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -97,7 +98,7 @@ class Nodes:
             _ip("link", "delete", _BRIDGE, check=False)
 
     def _bridge(self) -> bool:
-        if os.geteuid() or not _ip("link", "add", _BRIDGE, "type", "bridge", check=False):
+        if os.geteuid() or shutil.which("ip") is None or not _ip("link", "add", _BRIDGE, "type", "bridge", check=False):
             return False
         _ip("addr", "add", f"{_NETWORK}.1/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
