@@ -86,7 +86,8 @@ def train(
         trainer = Trainer(run, dataset, context, backend=backend, mirror=mirror)
         return trainer.run_to_end()
     except RuntimeError as error:
-        if "timed out" not in str(error).lower():
+        # gloo says either, depending on which end of a connection noticed
+        if not any(words in str(error).lower() for words in ("timed out", "timeout")):
             raise
         where = f"at step {trainer.step}" if trainer else "at the start"
         message = f"a worker did not answer rank {context.rank} for {limit:.0f} s {where}; this attempt ends"
