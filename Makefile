@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down check format test clean
+.PHONY: help install demo up down check format test soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -41,8 +41,11 @@ format: $(READY)  ## Format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## All tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## All tests but the minutes of `make soak`
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(READY)  ## Training through lost drivers, workers and nodes, on Ray nodes with networks of their own
+	$(BIN)/python -m pytest -m soak
 
 clean:  ## Remove .venv, caches and ./work
 	rm -rf $(VENV) work build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

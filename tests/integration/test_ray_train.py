@@ -129,6 +129,7 @@ def test_an_interrupted_run_on_the_cluster_saves_at_once(workspace, digits, clus
     assert len(checkpoint_steps(run.checkpoints)) == 1 and run.result() is None
 
 
+@pytest.mark.soak
 def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits, cluster):
     run_config = config("steps=120")
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
@@ -148,6 +149,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits
     assert result["validation"]["top1"] < 15
 
 
+@pytest.mark.soak
 def test_two_workers_survive_everything_and_end_bit_identical_to_plain_processes(workspace, digits, tmp_path, cluster):
     run_config = config("steps=150")
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
