@@ -66,7 +66,6 @@ def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
 
 def mlflow_command(workspace: Workspace) -> str:
     """Return the command that opens MLflow's page on the runs, or its address where a server is set."""
-    # whether MLFLOW_TRACKING_URI is set says nothing here: MLflow's client sets it itself, to what it was told to use
     address = tracking_uri(workspace)
     if address.startswith("http"):
         return address

@@ -38,13 +38,6 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     os.environ.update(saved)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_other_module_s_mlflow() -> None:
-    """MLflow's client puts the address that it is told to use into the environment, where the next module finds it."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-        os.environ.pop(name, None)
-
-
 @pytest.fixture(autouse=True)
 def _restore_torch() -> Iterator[None]:
     """Each test finds PyTorch's global switches as they are at the start."""

@@ -29,6 +29,7 @@ _METRIC_NAMES: dict[str, dict[str, str]] = {
         "gradient_norm": "gradient_norm",
         "images_per_second": "images_per_second",
         "data_wait": "data_wait",
+        "shard_wait_seconds": "shard_wait_seconds",
         "step_p50": "step_seconds_p50",
         "step_p95": "step_seconds_p95",
         "step_max": "step_seconds_max",
@@ -153,8 +154,13 @@ class Tracking:
 
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        set_before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
+        # MLflow puts the address into the environment too, where the next workspace of this process would take it for
+        # the user's own setting
+        if set_before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
         return mlflow.MlflowClient(self.uri, self.uri)
 
     def _experiment(self) -> str:

@@ -28,8 +28,7 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        # MLflow's set_tracking_uri, called in this process by other tests, leaves its address in the environment
-        own = ("RESNET_PIPELINE_ROOT", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+        own = ("RESNET_PIPELINE_ROOT", "PREFECT_HOME")
         base = {k: v for k, v in os.environ.items() if k not in own}
         return subprocess.run(
             [str(BINARIES / command[0]), *command[1:]],

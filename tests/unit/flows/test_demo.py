@@ -6,11 +6,11 @@ from flows.demo import mlflow_command
 from resnet_pipeline.workspace import Workspace
 
 
-@pytest.mark.parametrize("set_by_the_client", [False, True])
-def test_the_embedded_store_is_opened_by_a_command(tmp_path, monkeypatch, set_by_the_client):
+@pytest.mark.parametrize("named", [False, True])
+def test_a_store_without_a_server_is_opened_by_a_command(tmp_path, monkeypatch, named):
     address = f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    if set_by_the_client:  # what mlflow.set_tracking_uri does
+    if named:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     command = mlflow_command(Workspace(tmp_path))
     assert command.endswith(f"mlflow server --backend-store-uri {address} --port 5000")

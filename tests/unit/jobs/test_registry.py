@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import re
 
 import numpy as np
@@ -183,6 +184,15 @@ def test_references_that_point_nowhere(registered, reference, said):
         with pytest.raises(UserError, match=said) as error:
             use()
         assert "\n" not in str(error.value)
+
+
+def test_two_workspaces_of_one_process_have_a_store_each(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stores = [Tracking(Workspace(tmp_path / name)) for name in "ab"]
+    ids = [store.client.create_experiment("mine") for store in stores]  # a name that is there would be refused
+    again = Tracking(Workspace(tmp_path / "c"))
+    assert len(ids) == 2 and "MLFLOW_TRACKING_URI" not in os.environ
+    assert again.uri.endswith("c/mlflow/mlflow.db") and again.client.get_experiment_by_name("mine") is None
 
 
 def test_mlflow_away_is_one_line(registered, monkeypatch):
