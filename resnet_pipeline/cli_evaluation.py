@@ -124,14 +124,11 @@ def ensemble(
     """
     from resnet_pipeline.jobs.analyse import ensemble as combined
     from resnet_pipeline.jobs.analyse import score_sources
-    from resnet_pipeline.jobs.register import register_ensemble_of
+    from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 
     if combine not in ("probabilities", "logits"):
         raise UserError(f"--combine is probabilities or logits, not {combine!r}")
-    if registered_as and (combine, average) != ("probabilities", "softmax"):
-        raise UserError(
-            "--register takes the mean of probabilities, as it is served: not --combine or --average logits"
-        )
+    check_registrable(registered_as, combine=combine, average=average)
     sources = score_sources(
         Workspace.of(root), models, dataset, protocol,
         split=split, images=images, scales=_scales(scales), average=average, workers=workers, quiet=quiet,

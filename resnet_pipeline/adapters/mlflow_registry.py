@@ -21,7 +21,7 @@ from resnet_pipeline.adapters.mlflow_ensemble import (
     write_ensemble,
 )
 from resnet_pipeline.adapters.mlflow_model import COLUMN, signature
-from resnet_pipeline.adapters.mlflow_tracking import Tracking, _guarded
+from resnet_pipeline.adapters.mlflow_tracking import Tracking, guarded
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.members import MODEL_FILES, Member
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -106,13 +106,13 @@ def register_ensemble(
     before = _found(tracking, name, own_tags)
     if before:
         return before
-    run_id = _guarded(lambda: client.create_run(tracking.experiment(), run_name=name, tags=own_tags)).info.run_id
+    run_id = guarded(lambda: client.create_run(tracking.experiment(), run_name=name, tags=own_tags)).info.run_id
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "ensemble"
         folder.mkdir()
         write_ensemble(folder, members, dataset)
         version = _version(tracking, name, folder, run_id, {**own_tags, **tags}, example)
-    _guarded(lambda: client.set_terminated(run_id))
+    guarded(lambda: client.set_terminated(run_id))
     return version
 
 
@@ -136,15 +136,15 @@ def describe(
         key, folder = f"{protocol}_scores", f"scores/{protocol}"
         link = f"runs:/{version.run_id}/{folder}/{file.name}"
         if version.tags.get(key) != link:
-            _guarded(lambda file=file, folder=folder: client.log_artifact(version.run_id, str(file), folder))  # type: ignore[misc]
+            guarded(lambda file=file, folder=folder: client.log_artifact(version.run_id, str(file), folder))  # type: ignore[misc]
             linked[key] = link
     for name, value in metrics.items():
-        _guarded(lambda name=name, value=value: client.log_metric(version.run_id, name, value))  # type: ignore[misc]
+        guarded(lambda name=name, value=value: client.log_metric(version.run_id, name, value))  # type: ignore[misc]
     _tag(tracking, version, linked)
-    _guarded(lambda: client.log_text(version.run_id, card, CARD_FILE))
+    guarded(lambda: client.log_text(version.run_id, card, CARD_FILE))
     more = f"\n\n… the whole card: runs:/{version.run_id}/{CARD_FILE}\n"
     short = card if len(card) <= _DESCRIPTION_LIMIT else card[: _DESCRIPTION_LIMIT - len(more)] + more
-    _guarded(lambda: client.update_model_version(version.name, version.version, description=short))
+    guarded(lambda: client.update_model_version(version.name, version.version, description=short))
 
 
 def resolve(tracking: Tracking, reference: str) -> ModelVersion:
@@ -162,7 +162,7 @@ def resolve(tracking: Tracking, reference: str) -> ModelVersion:
         if number is None:
             have = ", ".join(f"@{a} (version {v})" for a, v in sorted(model.aliases.items())) or "none"
             raise UserError(f"{reference} points nowhere: {name} has no alias {alias!r}; its aliases: {have}")
-    versions = {str(v.version): v for v in _guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'"))}
+    versions = {str(v.version): v for v in guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'"))}
     if number == "latest" and versions:
         number = max(versions, key=int)
     version = versions.get(str(number))
@@ -181,12 +181,12 @@ def alias_of(tracking: Tracking, name: str, alias: str) -> ModelVersion | None:
 def set_alias(tracking: Tracking, version: ModelVersion, alias: str, tags: Mapping[str, str]) -> None:
     """Give a version an alias, which another version may lose, and tags that say why."""
     _tag(tracking, version, tags)
-    _guarded(lambda: tracking.client.set_registered_model_alias(version.name, alias, version.version))
+    guarded(lambda: tracking.client.set_registered_model_alias(version.name, alias, version.version))
 
 
 def version_of_weights(tracking: Tracking, weights_sha256: str) -> ModelVersion | None:
     """Return the newest registered network with these weights, None where they were never registered."""
-    found = _guarded(lambda: tracking.client.search_model_versions(f"tags.weights_sha256 = '{weights_sha256}'"))
+    found = guarded(lambda: tracking.client.search_model_versions(f"tags.weights_sha256 = '{weights_sha256}'"))
     versions = sorted(found, key=lambda v: int(v.creation_timestamp))
     return _as_version(versions[-1]) if versions else None
 
@@ -196,7 +196,7 @@ def fetch_card(tracking: Tracking, version: ModelVersion) -> str:
     import mlflow
 
     _ = tracking.client  # connects, and sets MLflow's own global address
-    return str(_guarded(lambda: mlflow.artifacts.load_text(f"runs:/{version.run_id}/{CARD_FILE}")))
+    return str(guarded(lambda: mlflow.artifacts.load_text(f"runs:/{version.run_id}/{CARD_FILE}")))
 
 
 def fetch_scores(tracking: Tracking, version: ModelVersion, protocol: str, folder: Path) -> Path | None:
@@ -207,7 +207,7 @@ def fetch_scores(tracking: Tracking, version: ModelVersion, protocol: str, folde
     if link is None:
         return None
     _ = tracking.client  # connects, and sets MLflow's own global address
-    return Path(_guarded(lambda: mlflow.artifacts.download_artifacts(link, dst_path=str(folder))))
+    return Path(guarded(lambda: mlflow.artifacts.download_artifacts(link, dst_path=str(folder))))
 
 
 @contextmanager
@@ -249,15 +249,15 @@ def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
         source += "/model"
     _ = tracking.client  # connects, and sets MLflow's own global address
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(_guarded(lambda: mlflow.artifacts.download_artifacts(source, dst_path=temporary)))
+        folder = Path(guarded(lambda: mlflow.artifacts.download_artifacts(source, dst_path=temporary)))
         yield model_folder(folder, reference)
 
 
 def _registered(tracking: Tracking, name: str, reference: str) -> Any:
-    models = _guarded(lambda: tracking.client.search_registered_models(f"name = '{name}'"))
+    models = guarded(lambda: tracking.client.search_registered_models(f"name = '{name}'"))
     if models:
         return models[0]
-    names = sorted(m.name for m in _guarded(lambda: tracking.client.search_registered_models()))
+    names = sorted(m.name for m in guarded(lambda: tracking.client.search_registered_models()))
     have = f"registered are {', '.join(names[:20])}" if names else "none is registered"
     raise UserError(
         f"{reference} points nowhere: no registered model {name!r} at {tracking.uri}{did_you_mean(name, names)}; {have}"
@@ -266,7 +266,7 @@ def _registered(tracking: Tracking, name: str, reference: str) -> Any:
 
 def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
     """Return the version of the same weights from the same run."""
-    for found in _guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'")):
+    for found in guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'")):
         if found.tags.get("weights_sha256") == tags["weights_sha256"] and found.tags.get("run") == tags.get("run"):
             return _as_version(found)
     return None
@@ -276,8 +276,8 @@ def _version(
     tracking: Tracking, name: str, folder: Path, run_id: str, tags: Mapping[str, str], example: bytes
 ) -> ModelVersion:
     """Log the folder as a new version, alias ``candidate``."""
-    number = _guarded(lambda: _log_model(tracking, name, folder, run_id, tags, example))
-    _guarded(lambda: tracking.client.set_registered_model_alias(name, CANDIDATE, number))
+    number = guarded(lambda: _log_model(tracking, name, folder, run_id, tags, example))
+    guarded(lambda: tracking.client.set_registered_model_alias(name, CANDIDATE, number))
     return ModelVersion(name, number, new=True, run_id=run_id, tags=tags)
 
 
@@ -309,7 +309,7 @@ def _log_model(
 def _tag(tracking: Tracking, version: ModelVersion, tags: Mapping[str, str]) -> None:
     for key, value in tags.items():
         if version.tags.get(key) != value:
-            _guarded(
+            guarded(
                 lambda key=key, value=value: tracking.client.set_model_version_tag(  # type: ignore[misc]
                     version.name, version.version, key, value
                 )

@@ -61,19 +61,19 @@ class Tracking:
     def client(self) -> Any:
         """The MlflowClient; TrackingError where MLflow is away."""
         if self._client is None:
-            self._client = _guarded(self._connect)
+            self._client = guarded(self._connect)
         return self._client
 
     def experiment(self) -> str:
         """Return the experiment's id, made on first use."""
-        return str(_guarded(self._experiment))
+        return str(guarded(self._experiment))
 
     def run_id(self, run: RunDirectory) -> str:
         """Return the MLflow run of a run directory: the one it had at this MLflow, else a new one."""
         state = _State(run)
         if state.uri == self.uri and state.run_id:
             return state.run_id
-        created = _guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
+        created = guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
         state.save(uri=self.uri, run_id=created.info.run_id, sent=0, steps={})
         return str(created.info.run_id)
 
@@ -83,7 +83,7 @@ class Tracking:
 
         run_id = self.run_id(run)
         params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
-        _guarded(
+        guarded(
             lambda: self.client.log_batch(
                 run_id, params=params, tags=[RunTag(k, str(v)[:500]) for k, v in tags.items()]
             )
@@ -92,7 +92,7 @@ class Tracking:
     def resume(self, run: RunDirectory) -> None:
         """Mark the MLflow run as running: an earlier start may have ended it as failed or killed."""
         run_id = self.run_id(run)
-        _guarded(lambda: self.client.update_run(run_id, status="RUNNING"))
+        guarded(lambda: self.client.update_run(run_id, status="RUNNING"))
 
     def deliver(self, run: RunDirectory) -> int:
         """Send the metrics that this MLflow has not yet; return how many lines. TrackingError where it is away.
@@ -114,7 +114,7 @@ class Tracking:
                 steps[line["kind"]] = line["step"]
                 batch += _metrics(line)
             if len(batch) > _BATCH or (number == len(lines) and batch):
-                _guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
+                guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
                 batch = []
                 state.save(uri=self.uri, run_id=run_id, sent=sent, steps=steps)
         if sent != state.sent:
@@ -125,17 +125,17 @@ class Tracking:
         """Record final values (errors per protocol, say)."""
         run_id = self.run_id(run)
         for key, value in values.items():
-            _guarded(lambda key=key, value=value: self.client.log_metric(run_id, key, value, step=step))  # type: ignore[misc]
+            guarded(lambda key=key, value=value: self.client.log_metric(run_id, key, value, step=step))  # type: ignore[misc]
 
     def log_file(self, run: RunDirectory, file: Path, folder: str) -> None:
         """Keep a file with the MLflow run."""
         run_id = self.run_id(run)
-        _guarded(lambda: self.client.log_artifact(run_id, str(file), folder))
+        guarded(lambda: self.client.log_artifact(run_id, str(file), folder))
 
     def finish(self, run: RunDirectory, status: str = "FINISHED") -> None:
         """Mark the MLflow run: FINISHED, FAILED or KILLED."""
         run_id = self.run_id(run)
-        _guarded(lambda: self.client.set_terminated(run_id, status=status))
+        guarded(lambda: self.client.set_terminated(run_id, status=status))
 
     def _connect(self) -> Any:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -265,7 +265,7 @@ def _metrics(line: dict[str, Any]) -> list[Any]:
     return [Metric(name, float(line[key]), milliseconds, line["step"]) for key, name in names.items() if key in line]
 
 
-def _guarded(call: Callable[[], Any]) -> Any:
+def guarded(call: Callable[[], Any]) -> Any:
     """Run a call to MLflow; what it or its transport raises becomes a TrackingError of one line."""
     import requests
     from mlflow.exceptions import MlflowException

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -121,7 +122,7 @@ class S3Storage:
                 time.sleep(_WAIT * 2**tries)
                 response = self._again(name, offset + got, offset + len(content) - 1, response)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """Open an object for reading: seekable, reading ahead; its content is that of the moment of opening."""
         stored = self.stat(name)
         if stored is None:

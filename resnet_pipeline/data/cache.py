@@ -20,10 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_pipeline.data.download import download, sha256_of
+from resnet_pipeline.data.download import download
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import CACHE_VARIABLE
+from resnet_pipeline.workspace import CACHE_VARIABLE, sha256_of
 
 _VERIFIED_NS = 10**18  # the modification time of a file whose hash was right: September 2001
 _LEFTOVER_SECONDS = 24 * 3600.0

@@ -133,6 +133,12 @@ class Dataset:
         return cls(storage, path, manifest, splits, statistics)
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What runs and registered models keep of their dataset, as plain JSON types."""
+        words = self.manifest.get("class_words", {})
+        return {"name": self.name, "fingerprint": self.fingerprint, "classes": self.classes, "class_words": words}
+
+    @property
     def shard_wait(self) -> float:
         """Seconds that this process has waited for shards to come."""
         return sum(split.files.waited for split in self.splits.values())

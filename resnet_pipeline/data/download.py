@@ -53,12 +53,6 @@ def download(
     return digest.hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a local file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _in_order(pool: ThreadPoolExecutor, bring: Callable[[int], bytes], blocks: int) -> Iterator[bytes]:
     """Yield the blocks in order; no more than can be under way are held in memory."""
     pending: deque[Future[bytes]] = deque()

@@ -99,16 +99,7 @@ def train_batches(
             for micro in range(rank, batch // micro_batch, world):
                 positions = micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
                 reached(int(positions[0]))
-                index = samples_at(positions, samples=len(samples), seed=seed, blocks=shuffled)
-                yield plan_crops(
-                    augment,
-                    seed=seed,
-                    positions=positions,
-                    index=index,
-                    width=samples.width[index],
-                    height=samples.height[index],
-                    color_basis=dataset.statistics.color_basis,
-                )
+                yield crops_at(positions, dataset, samples, augment, seed=seed, blocks=shuffled)
 
     def run(executor: Executor) -> Iterator[Batch]:
         ahead = stretches(start_step * batch, (start_step + steps) * batch, seed=seed, blocks=blocks)
@@ -123,6 +114,28 @@ def train_batches(
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
     return Loader(lambda: executor_of(samples, micro_batch, device, threads, prefetch, backend, fill), run)
+
+
+def crops_at(
+    positions: Int64,
+    dataset: Dataset,
+    samples: Split,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    blocks: Blocks | None = None,
+) -> Plan:
+    """Return the plan of the training crops at positions int64 [N] of the stream of a split's samples."""
+    index = samples_at(positions, samples=len(samples), seed=seed, blocks=blocks)
+    return plan_crops(
+        augment,
+        seed=seed,
+        positions=positions,
+        index=index,
+        width=samples.width[index],
+        height=samples.height[index],
+        color_basis=dataset.statistics.color_basis,
+    )
 
 
 def view_batches(

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 _FIRST, _LARGEST = 128 * 2**10, 8 * 2**20
 _DEPTH = 4
@@ -17,9 +17,9 @@ ReadRange = Callable[[int, int], bytes]
 """Called with an offset and a length; returns that many bytes."""
 
 
-def read_ahead(read: ReadRange, size: int) -> BinaryIO:
+def read_ahead(read: ReadRange, size: int) -> io.BufferedReader:
     """Return a file of ``size`` bytes whose content ``read`` brings."""
-    return cast("BinaryIO", io.BufferedReader(_ReadAhead(read, size), 2**18))
+    return io.BufferedReader(_ReadAhead(read, size), 2**18)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from resnet_pipeline.data.cache import Cache, CacheFolder, Wanted
-from resnet_pipeline.data.download import sha256_of
 from resnet_pipeline.data.order import Stretch
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE
+from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE, sha256_of
 
 Mapped = npt.NDArray[np.uint8]
 Reached = Callable[[int], None]

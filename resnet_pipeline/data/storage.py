@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import replacing
@@ -45,7 +46,7 @@ class Storage(Protocol):
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a range of a file, to its end by default; shorter than ``length`` only at the end of the file."""
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """Open a file for reading: seekable, buffered, reading ahead."""
 
     def write(self, name: str, content: bytes | Path) -> None:
@@ -88,7 +89,7 @@ class LocalStorage:
             file.seek(offset)
             return file.read() if length is None else file.read(length)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """Open a file for reading."""
         with _named(self.root / name, "read"):
             return (self.root / name).open("rb")

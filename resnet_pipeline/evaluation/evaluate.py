@@ -93,10 +93,15 @@ def plan_chunks(
     return np.split(indices, np.flatnonzero(np.diff(begins // (chunk_pixels or CHUNK_PIXELS))) + 1)
 
 
+def class_count(model: nn.Module) -> int:
+    """Return how many classes a classifier tells apart."""
+    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
+
+
 def check_models(models: Mapping[str, nn.Module], dataset: Dataset) -> None:
     """Raise UserError where a model's number of classes is not the dataset's."""
     for name, model in models.items():
-        classes = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
+        classes = class_count(model)
         if classes != len(dataset.classes):
             raise UserError(
                 f"model {name} has {classes} classes, dataset {dataset.name!r} has {len(dataset.classes)}: "

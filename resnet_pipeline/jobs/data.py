@@ -19,10 +19,8 @@ from PIL import Image
 
 from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.data.augment import plan_crops
 from resnet_pipeline.data.dataset import SHARDS, Dataset, Split
-from resnet_pipeline.data.loaders import train_batches
-from resnet_pipeline.data.order import samples_at
+from resnet_pipeline.data.loaders import crops_at, train_batches
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.progress import counting
@@ -31,7 +29,6 @@ from resnet_pipeline.report.contact_sheet import Example, contact_sheet
 from resnet_pipeline.workspace import Workspace, replacing
 
 _CHUNK = 64
-_BLOCK = 2**20  # bytes hashed at once
 _SMALL = 64  # a dataset of smaller images is shown as the CIFAR-10 recipes train on it
 
 
@@ -111,12 +108,9 @@ def _chunks(dataset: Dataset) -> Iterator[_Chunk]:
 def _shard_fault(storage: Storage, shard: str, sha256: str) -> str | None:
     try:
         with storage.open(f"{SHARDS}/{shard}") as file:
-            digest = hashlib.sha256()
-            while block := file.read(_BLOCK):
-                digest.update(block)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except (UserError, OSError) as error:
         return str(error)
-    found = digest.hexdigest()
     return None if found == sha256 else "does not match its checksum in the manifest"
 
 
@@ -225,16 +219,7 @@ def _examples(dataset: Dataset, config: RunConfig, seed: int, epoch: int, count:
     train, augment = dataset.splits["train"], config.augment
     first = epoch * len(train)
     positions = np.arange(first, first + count, dtype=np.int64)
-    index = samples_at(positions, samples=len(train), seed=seed)
-    plan = plan_crops(
-        augment,
-        seed=seed,
-        positions=positions,
-        index=index,
-        width=train.width[index],
-        height=train.height[index],
-        color_basis=dataset.statistics.color_basis,
-    )
+    plan = crops_at(positions, dataset, train, augment, seed=seed)
     options = {"seed": seed, "batch": 1, "micro_batch": 1, "start_step": first, "steps": count}
     with train_batches(dataset, augment=augment, **options) as batches:  # type: ignore[arg-type]
         for batch, window, flip in zip(batches, plan.window.tolist(), plan.flip, strict=True):

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from torch import nn
 
 from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.evaluate import class_count
 from resnet_pipeline.evaluation.members import Member, words_of
 from resnet_pipeline.evaluation.predict import Image, Predictor, checked
 from resnet_pipeline.evaluation.views import protocol_of
@@ -95,7 +95,7 @@ def _members(workspace: Workspace, reference: str, dataset_name: str | None) -> 
 def _named(workspace: Workspace, member: Member, dataset_name: str | None) -> Member:
     if member.classes:
         return member
-    count = [m for m in member.classifier.modules() if isinstance(m, nn.Linear)][-1].out_features
+    count = class_count(member.classifier)
     if dataset_name is None:
         numbers = tuple(map(str, range(count)))
         return replace(member, classes=numbers, class_words=numbers)

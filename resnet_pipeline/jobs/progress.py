@@ -15,7 +15,7 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.training.profile import describe
 from resnet_pipeline.training.run_directory import RunDirectory
 
-_SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def counting(title: str, *, quiet: bool, say: Callable[[str], None]) -> Iterator
                 start = now
             rate = (done - before) / max(now - start, 1e-9)
             bar.update(task, completed=done, total=total, remark=f"{rate:,.0f} images/s  {remark}")
-            if bar.disable and not quiet and now - last > _SECONDS_BETWEEN_LINES:
+            if bar.disable and not quiet and now - last > SECONDS_BETWEEN_LINES:
                 last = now
                 left = int((total - done) / rate) if rate else 0
                 time_left = f"  {left // 60}:{left % 60:02d} left" if rate else ""
@@ -111,7 +111,7 @@ class TrainingProgress:
         if self._bar:
             self._bar.update(self._task, completed=step, detail=f"{detail}  {rate:,.0f} images/s")
         elif not self._quiet and (
-            time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or step == self._config.steps
+            time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or step == self._config.steps
         ):
             self._last_line = time.monotonic()
             left = (self._config.steps - step) * self._config.batch / max(rate, 1e-9)

@@ -111,14 +111,8 @@ def register_ensemble_of(
         weights_sha256=scores.weights_sha256,
     )
     write_scores(scores, path)
-    about = {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "classes": dataset.classes,
-        "class_words": dataset.manifest.get("class_words", {}),
-    }
     tags = _about_tests(views, dataset, scores.split)
-    version = register_ensemble(tracking, name, members, about, tags=tags, example=example_image(views))
+    version = register_ensemble(tracking, name, members, dataset.about, tags=tags, example=example_image(views))
     card = _ensemble_card(name, members, dataset).markdown()
     record_tests(tracking, version, {path: scores}, card=card)
     say(f"ensemble of {len(members)}: {'registered' if version.new else 'already registered'} as {version}")

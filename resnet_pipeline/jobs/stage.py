@@ -20,13 +20,11 @@ from resnet_pipeline.data.shards import Options, Progress, Source, pack, source_
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.data.workers import Workers
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.jobs.progress import counting
+from resnet_pipeline.jobs.progress import SECONDS_BETWEEN_LINES, counting
 from resnet_pipeline.workspace import Workspace
 
 DIGITS = "builtin:digits"
 """The source that needs no files: scikit-learn's handwritten digits."""
-
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +155,7 @@ def _hearing(say: Callable[[str], None]) -> Heard:
 
     def hear(what: str, done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             say(f"{what}  {done / 1e9:,.1f} of {total / 1e9:,.1f} GB")
 

@@ -125,13 +125,7 @@ def _train(
     with ray_cluster() as resources:
         counts = counts or (most_workers(config, resources.gpus),)
         check_workers(counts[0], resources)
-        about = {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "classes": list(dataset.classes),
-            "class_words": dataset.manifest.get("class_words", {}),
-        }
-        run = RunDirectory.create(workspace.runs, config, about)
+        run = RunDirectory.create(workspace.runs, config, dataset.about)
         run.stop_file.unlink(missing_ok=True)
         run.error_file.unlink(missing_ok=True)
         run.profile_request.unlink(missing_ok=True)

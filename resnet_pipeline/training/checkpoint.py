@@ -7,7 +7,6 @@ last, so a checkpoint exists once its JSON does. Files are read with ``weights_o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pickle
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import replacing, write_json
+from resnet_pipeline.workspace import replacing, sha256_of, write_json
 
 FORMAT = 2
 
@@ -128,9 +127,3 @@ def recorded(path: Path) -> dict[str, Any]:
     """Return what was noted with a checkpoint: step, sha256, bytes, top1. Raises OSError or ValueError."""
     noted: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
     return noted
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
