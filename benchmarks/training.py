@@ -192,7 +192,7 @@ def child_ours(
     """Train a recipe in plain processes with the project's loop; images/s from before the loader starts."""
     import torch.distributed as dist
 
-    from resnet_pipeline.config import with_overrides
+    from resnet_pipeline.config_values import with_overrides
     from resnet_pipeline.data.dataset import Dataset
     from resnet_pipeline.recipes import get_recipe
     from resnet_pipeline.training.context import LocalContext
@@ -302,7 +302,7 @@ def part_a(settings: argparse.Namespace) -> None:
 
 
 def part_b(settings: argparse.Namespace) -> None:
-    from resnet_pipeline.config import with_overrides
+    from resnet_pipeline.config_values import with_overrides
     from resnet_pipeline.jobs.train import train_run
     from resnet_pipeline.recipes import get_recipe
     from resnet_pipeline.training.run_directory import read_metrics

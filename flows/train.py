@@ -20,7 +20,8 @@ from flows.parameters import (
     documented,
 )
 from flows.shell import say, table
-from resnet_pipeline.config import RunConfig, with_overrides
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config_values import with_overrides
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import register_run
 from resnet_pipeline.jobs.train import TrainedRun, train_run

@@ -192,7 +192,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
-    from resnet_pipeline.config import with_overrides
+    from resnet_pipeline.config_values import with_overrides
     from resnet_pipeline.jobs.register import register_run
     from resnet_pipeline.jobs.train import train_run
     from resnet_pipeline.recipes import get_recipe

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from resnet_pipeline.adapters.s3 import storage_at
-from resnet_pipeline.config import RunConfig, with_overrides
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config_values import with_overrides
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.digits import write_digits
 from resnet_pipeline.data.shards import Options, stage

@@ -17,8 +17,9 @@ from resnet_pipeline.adapters.datasets import open_dataset_at
 from resnet_pipeline.adapters.s3 import storage_at
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.context import TIMEOUT_VARIABLE, collective_timeout, local_device
-from resnet_pipeline.training.loop import TakenOverError, train
+from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace, replacing
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from resnet_pipeline.config import RunConfig, ViewConfig, from_dict
+from resnet_pipeline.config import RunConfig, ViewConfig
+from resnet_pipeline.config_values import from_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.caffe_format import read_mean_image

@@ -19,7 +19,8 @@ from resnet_pipeline.adapters.mlflow_registry import (
     set_alias,
 )
 from resnet_pipeline.adapters.mlflow_tracking import Tracking
-from resnet_pipeline.config import ViewConfig, from_dict
+from resnet_pipeline.config import ViewConfig
+from resnet_pipeline.config_values import from_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.promotion import Comparison, compare
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path

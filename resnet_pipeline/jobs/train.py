@@ -16,7 +16,8 @@ from typing import Any
 from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray_train import check_workers, fit, mirror_of, ray_cluster
-from resnet_pipeline.config import RunConfig, to_dict
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config_values import to_dict
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.progress import TrainingProgress

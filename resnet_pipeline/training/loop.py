@@ -6,20 +6,17 @@ and knows nothing of who started it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 
 import torch
-from safetensors import SafetensorError
-from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.models.weights import save_weights, weights_sha256
+from resnet_pipeline.training.attempt import Owner, fetch, note
 from resnet_pipeline.training.blame import bad_samples, blame
 from resnet_pipeline.training.bn_stats import (
     averaged_statistics,
@@ -38,30 +35,26 @@ from resnet_pipeline.training.context import (
     from_rank_zero,
 )
 from resnet_pipeline.training.ema import WeightAverage
-from resnet_pipeline.training.mirror import Mirror, fetch_newer
+from resnet_pipeline.training.mirror import Mirror
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.phases import PhasedBatches
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
+from resnet_pipeline.training.result import write_result
 from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
 from resnet_pipeline.training.schedule import Schedule
-from resnet_pipeline.training.setup import compile_network, prepare_device
+from resnet_pipeline.training.setup import compile_network, distribute, prepare_device
 from resnet_pipeline.training.state import capture, restore
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
 from resnet_pipeline.training.system import StepTimes, SystemMetrics
 from resnet_pipeline.training.throughput import Throughput
 from resnet_pipeline.training.validation import centre_errors
 from resnet_pipeline.training.watchdog import HangError, Watchdog
-from resnet_pipeline.workspace import write_json
 
 _SECONDS_BETWEEN_LOOKS = 2.0  # at the launcher's warnings: asking it may take some milliseconds
 
 
 class NonFiniteError(UserError):
     """The loss or a gradient was NaN or infinite; the weights are those of before that step."""
-
-
-class TakenOverError(UserError):
-    """Another process has started to train this run; this one must not write into it any more."""
 
 
 def train(
@@ -87,7 +80,8 @@ def train(
         return trainer.run_to_end()
     except RuntimeError as error:
         # gloo says either, depending on which end of a connection noticed
-        if not any(words in str(error).lower() for words in ("timed out", "timeout")):
+        alone = context.world_size == 1
+        if alone or not any(words in str(error).lower() for words in ("timed out", "timeout")):
             raise
         where = f"at step {trainer.step}" if trainer else "at the start"
         message = f"a worker did not answer rank {context.rank} for {limit:.0f} s {where}; this attempt ends"
@@ -96,14 +90,6 @@ def train(
     finally:
         if trainer:
             trainer.close()
-
-
-def note(run: RunDirectory, step: int, line: str) -> None:
-    """Say something that happened to a run: on stdout, and in its metrics, where whoever started it reads it."""
-    print(line, flush=True)
-    log = MetricsLog(run.metrics_file)
-    log.append("note", step, text=line)
-    log.close()
 
 
 class Trainer:
@@ -138,23 +124,14 @@ class Trainer:
         self.errors: dict[str, float] = {}
         self.validated = -1  # the step that ``errors`` are of
         self.identity = run.identity()
-        self.owner = f"{os.getpid()}-{time.time_ns()}"
         lead = context.rank == 0
-        if lead:
-            self._prepare(mirror)
+        self.owner = Owner(run) if lead else None
+        if lead and mirror:
+            fetch(run, mirror)
         self.log = self._resume()
         self.model: torch.nn.Module = self.classifier
         if context.world_size > 1:
-            # batch-norm statistics stay each rank's own: they are averaged where they are used
-            self.model = DistributedDataParallel(
-                self.classifier,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                # DDP rearranges its buckets after its first step unless parameters may be unused, and a ring of 3
-                # or more ranks adds in an order that depends on the place in a bucket: the first step after a
-                # resumption would differ in the last bit. (PyTorch warns that none was unused; that is so.)
-                find_unused_parameters=context.device.type == "cpu",
-            )
+            self.model = distribute(self.classifier, context.device)
         self.mirror = Mirror(run, mirror, say=self._say) if lead and mirror else None
         sent = self.mirror.send_soon if self.mirror else lambda: None
         self.writer = CheckpointWriter(run.checkpoints, written=sent, say=self._say) if lead else None
@@ -202,16 +179,6 @@ class Trainer:
             self.mirror.close()
         if self.log:
             self.log.close()
-
-    def _prepare(self, mirror: Storage | None) -> None:
-        """Make this attempt the run's owner, and bring what the mirror has and this machine has not."""
-        self.run.owner_file.write_text(self.owner)
-        try:
-            lines = fetch_newer(self.run, mirror) if mirror else []
-        except UserError as error:
-            lines = [f"nothing fetched: {error}"]
-        for line in lines:
-            note(self.run, 0, line)
 
     def _say(self, line: str) -> None:
         print(line, flush=True)
@@ -317,9 +284,8 @@ class Trainer:
         return blame([keys[i] for i in index], step=step, world_size=self.context.world_size)
 
     def _check_owner(self) -> None:
-        """Raise TakenOverError where a later attempt trains this run: a node that was cut off may live on."""
-        if self.log and self.run.owner_file.read_text() != self.owner:
-            raise TakenOverError(f"{self.run.path} is trained by another process now; this one ends")
+        if self.owner:
+            self.owner.check()
 
     def _validate(self) -> bool:
         """Test in mid-training and note it; return whether the error is the lowest so far."""
@@ -386,31 +352,4 @@ class Trainer:
         self._validate()
         self._check_owner()
         if context.rank == 0:
-            self._write_result()
-
-    def _write_result(self) -> None:
-        seconds = self.seconds_before + self.throughput.seconds
-        images = self.config.steps * self.config.batch
-        digest = weights_sha256(self.classifier)
-        metadata = {"recipe": self.config.recipe, "run": self.run.name, "weights_sha256": digest}
-        try:
-            save_weights(self.classifier, self.run.weights_file, metadata)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{self.run.weights_file} can't be written: {error}; make room and start the same run again"
-            ) from error
-        self._append("done", seconds=seconds)
-        result = {
-            "steps": self.config.steps,
-            "images": images,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(images / seconds, 2) if seconds else 0.0,
-            "workers": self.context.world_size,
-            "device": str(self.context.device),
-            "train_loss": self.last_train.get("loss"),
-            "train_error": self.last_train.get("error"),
-            "validation": self.errors,
-            "best": self.best,
-            "weights_sha256": digest,
-        }
-        write_json(self.run.result_file, result)
+            write_result(self)

@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.config import RunConfig, config_hash, from_dict, to_dict
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config_values import config_hash, from_dict, to_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import write_json
 

@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import Precision
 
@@ -36,6 +37,19 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def distribute(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Return a model whose gradients are averaged over the processes; batch-norm statistics stay each rank's own."""
+    return DistributedDataParallel(
+        model,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        # DDP rearranges its buckets after its first step unless parameters may be unused, and a ring of 3 or more ranks
+        # adds in an order that depends on the place in a bucket: the first step after a resumption would differ in the
+        # last bit. (PyTorch warns that none was unused; that is so.)
+        find_unused_parameters=device.type == "cpu",
+    )
 
 
 def compile_network(model: nn.Module, device: torch.device) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_pipeline.config import with_overrides
+from resnet_pipeline.config_values import with_overrides
 from resnet_pipeline.data.shards import stage
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_pipeline.config import ConfigError, RunConfig, config_hash, from_dict, to_dict, with_overrides
+from resnet_pipeline.config import ConfigError, RunConfig
+from resnet_pipeline.config_values import config_hash, from_dict, to_dict, with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.published import PUBLISHED
 from resnet_pipeline.models import build_model, depth_of

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from resnet_pipeline.adapters.mlflow_ensemble import ENSEMBLE_FILE
 from resnet_pipeline.adapters.mlflow_registry import fetch_card, fetched_model, resolve
 from resnet_pipeline.adapters.mlflow_tracking import Tracking, TrackingError
-from resnet_pipeline.config import with_overrides
+from resnet_pipeline.config_values import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.scores import read_scores, write_scores
