@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down check format test soak clean
+.PHONY: help install demo up down check format test soak tree clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -46,6 +46,10 @@ test: $(READY)  ## All tests but the minutes of `make soak`
 
 soak: $(READY)  ## Training through lost drivers, workers and nodes, on Ray nodes with networks of their own
 	$(BIN)/python -m pytest -m soak
+
+tree:  ## One line on each module, its own first one
+	@find resnet_pipeline flows benchmarks -name '*.py' -size +0 | sort | while read -r file; do \
+	  printf '%-46s %s\n' "$$file" "$$(head -n 1 "$$file" | tr -d '"')"; done
 
 clean:  ## Remove .venv, caches and ./work
 	rm -rf $(VENV) work build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""To be written."""
+"""Ray, MLflow and S3: the only modules that know them."""

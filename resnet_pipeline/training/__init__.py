@@ -1,1 +1,1 @@
-"""To be written."""
+"""The training loop and all that it is made of; no launcher is known here."""
