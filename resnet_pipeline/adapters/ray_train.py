@@ -23,6 +23,10 @@ from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace, replacing
 
+WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
+"""Ray Train computes in a thread of its worker. glibc's malloc would give that thread heaps of at most 64 MiB, which it
+returns to the kernel; only its main arena keeps what is freed (`training.setup.keep_freed_memory`)."""
+
 _SECONDS_BETWEEN_LOOKS = 0.2  # at the stop file, which may lie on a network drive
 
 
@@ -156,6 +160,7 @@ def fit(
         run_config=RunConfig(
             name=run.name,
             storage_path=str(run.path / "ray"),
+            worker_runtime_env={"env_vars": WORKER_VARIABLES},
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )

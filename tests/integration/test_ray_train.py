@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_pipeline.adapters.ray_train import WORKER_VARIABLES
 from resnet_pipeline.config_values import with_overrides
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
@@ -123,6 +124,8 @@ def test_an_interrupted_run_on_the_cluster_saves_at_once(workspace, digits, clus
     while not run.metrics_file.exists() or not losses(run):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    ((_, worker),) = cluster.workers()
+    assert WORKER_VARIABLES.items() <= worker.environ().items()
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "saving the state" in out and "goes on from there" in out, out
