@@ -23,12 +23,13 @@ from resnet_pipeline.workspace import Workspace
 
 DATASET = "digits"
 PROTOCOLS: list[Protocol] = ["center", "10-crop"]
+ENSEMBLE = "ensemble-digits"
 _NETWORKS: tuple[DigitsNetwork, ...] = get_args(DigitsNetwork)
 
 
 @flow(name="demo")
 def demo_flow(workers: int) -> list[dict[str, Any]]:
-    """Stage the digits, train and register three networks, test each alone and all together."""
+    """Stage the digits, train and register three networks, test each alone and all together, register that too."""
     print("\n1/3  Staging the built-in digits", flush=True)
     stage_dataset(source=DIGITS, name=DATASET)
     print(f"\n2/3  Training {len(_NETWORKS)} networks with {workers} workers", flush=True)
@@ -40,7 +41,7 @@ def demo_flow(workers: int) -> list[dict[str, Any]]:
     print("\n3/3  The ensemble, from the kept scores", flush=True)
     runs = [result["run"] for result in results]
     for protocol in PROTOCOLS:
-        ensemble_evaluate(members=runs, dataset=DATASET, protocol=protocol)
+        ensemble_evaluate(members=runs, dataset=DATASET, protocol=protocol, registered_as=ENSEMBLE)
     return results
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from resnet_pipeline.adapters.datasets import open_dataset_at
+from resnet_pipeline.adapters.ray_elastic import trainer_class
 from resnet_pipeline.adapters.s3 import storage_at
 from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
@@ -141,7 +142,7 @@ def fit(
     use_gpu = resources.gpus > 0
     cpus = resources.cpus_per_worker(min(counts[-1], resources.most_workers()))
     seconds = collective_timeout().total_seconds()
-    trainer = _trainer_class(counts)(
+    trainer = trainer_class(counts, run)(
         _work,
         train_loop_config={
             "run": str(run.path),
@@ -165,30 +166,6 @@ def fit(
         ),
     )
     trainer.fit()
-
-
-def _trainer_class(counts: tuple[int, ...]) -> Any:
-    """Return TorchTrainer; for several counts one that starts and resizes to these only.
-
-    Ray's elastic policy takes any number in its range, also one that can't share the batch.
-    """
-    from ray.train.torch import TorchTrainer
-
-    if len(counts) == 1:
-        return TorchTrainer
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
-
-    class TheseCounts(ElasticScalingPolicy):  # type: ignore[misc]
-        def _count_possible_workers(self, reserved_resources: Any) -> int:
-            possible = super()._count_possible_workers(reserved_resources)
-            return max((count for count in counts if count <= possible), default=0)
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            policy = TheseCounts(self.scaling_config)
-            return super()._initialize_and_run_controller(**{**arguments, "scaling_policy": policy})
-
-    return Trainer
 
 
 class RayContext:
@@ -221,14 +198,18 @@ class RayContext:
         return self._run.stop_file.exists()
 
     def should_save(self) -> bool:
-        """Return whether Ray announced since the last call that a node of ours will be taken away."""
+        """Return whether since the last call a node of ours was announced to go, or the workers to be replaced."""
         from ray.train import get_preemption_info
+        from ray.train.collective import broadcast_from_rank_zero
 
         info = get_preemption_info()
         nodes = set(info.preempted_node_ids) if info else set()
         new = nodes - self._preempted
         self._preempted |= nodes
-        return bool(new)
+        asked: bool = broadcast_from_rank_zero(self._run.save_request.exists() if self.rank == 0 else None)
+        if asked and self.rank == 0:
+            self._run.save_request.unlink(missing_ok=True)
+        return bool(new) or asked
 
 
 def _work(arguments: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class Context(Protocol):
         """Return whether this process was asked to save and stop; called at every step, so it must be cheap."""
 
     def should_save(self) -> bool:
-        """Return whether a pre-emption was announced since the last call.
+        """Return whether since the last call this process was announced to be ended soon.
 
         Called at the same step on every rank, every few seconds; every rank gets the same answer.
         """

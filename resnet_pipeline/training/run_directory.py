@@ -101,6 +101,11 @@ class RunDirectory:
         return self.path / "stop"
 
     @property
+    def save_request(self) -> Path:
+        """Its presence asks the workers to save soon and go on; they remove it when they have seen it."""
+        return self.path / "save-request"
+
+    @property
     def profile_request(self) -> Path:
         """Its presence asks the workers to profile a few steps; they remove it when they have."""
         return self.path / "profile-request"

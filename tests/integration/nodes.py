@@ -84,6 +84,23 @@ class Nodes:
         """End a node as a power cut does: its raylet, and all that it started, by SIGKILL."""
         self._end(name)
 
+    def announce_end(self, name: str, *, seconds: int) -> None:
+        """Tell Ray that a node will be taken away, as a cloud's autoscaler does for spot machines."""
+        from ray._raylet import GcsClient
+
+        known = GcsClient(address=self.address).get_all_node_info()
+        (node_id,) = (node.hex() for node, info in known.items() if info.node_name == name)
+        subprocess.run(
+            [
+                *(RAY, "drain-node", f"--address={self.address}", f"--node-id={node_id}"),
+                *("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"),
+                f"--deadline-remaining-seconds={seconds}",
+            ],
+            check=True,
+            capture_output=True,
+            env={**os.environ, **SETTINGS},
+        )
+
     def cut_off(self, name: str) -> None:
         """Pull the node's cable; its processes live on."""
         _ip("link", "set", name, "down")
@@ -110,7 +127,16 @@ class Nodes:
         log = self._folder / f"{name}.log"
         with log.open("wb") as output:
             self._processes[name] = subprocess.Popen(
-                [*inside, RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options],
+                [
+                    *inside,
+                    RAY,
+                    "start",
+                    "--block",
+                    "--num-cpus=1",
+                    f"--node-name={name}",
+                    "--disable-usage-stats",
+                    *options,
+                ],
                 env={**os.environ, **SETTINGS, "GLOO_SOCKET_IFNAME": interface},
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -153,10 +153,51 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits
 
 
 @pytest.mark.soak
+def test_an_elastic_run_saves_before_a_node_is_taken_away_and_before_it_grows(workspace, digits, cluster):
+    endless = ("--steps", "100000", "--set", "checkpoint_every=100000", "--set", "eval_every=100000")
+    run_config = config("steps=100000", "checkpoint_every=100000", "eval_every=100000")
+    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
+
+    def resumed() -> list[tuple[int, int]]:
+        lines = complete_lines(run.metrics_file) if run.metrics_file.exists() else []
+        return [(line["step"], line["workers"]) for line in lines if line["kind"] == "resume"]
+
+    def wait_for(reached: Callable[[], object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, (resumed(), losses(run)[-1:])
+            time.sleep(0.2)
+
+    cluster.add()  # in place of the one that the run before lost
+    process = subprocess.Popen(
+        command(workspace, *endless, "--workers", "1-2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        wait_for(lambda: run.metrics_file.exists() and losses(run), 150)
+        (name,) = {name for name, _ in cluster.workers()} - {"head"}
+        cluster.announce_end(name, seconds=20)
+        wait_for(lambda: checkpoint_steps(run.checkpoints), 15)  # Ray looks every 5 s, the run every 2 s
+        (announced,) = checkpoint_steps(run.checkpoints)
+        cluster.kill(name)
+        wait_for(resumed, 90)
+        assert resumed() == [(announced, 1)]
+        cluster.add()
+        wait_for(lambda: len(resumed()) > 1, 150)  # Ray thinks of growing once a minute
+        (step, workers), newest = resumed()[1], checkpoint_steps(run.checkpoints)[-1]
+        assert workers == 2 and step == newest > announced
+        reached = max(line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "train")
+        assert reached >= step
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "1 worker(s) go on" in out and "2 worker(s) go on" in out, out
+
+
+@pytest.mark.soak
 def test_two_workers_survive_everything_and_end_bit_identical_to_plain_processes(workspace, digits, tmp_path, cluster):
     run_config = config("steps=150")
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
-    cluster.add()  # in place of the one that the elastic run lost
     # the driver is killed; the cluster ends what it had started
     driver = subprocess.Popen(command(workspace, "--steps", "150", "--workers", "2"), stdout=subprocess.DEVNULL)
     wait_for_steps(run, 5)
