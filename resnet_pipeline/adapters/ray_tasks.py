@@ -12,6 +12,8 @@ from resnet_pipeline.data.packing import Outcome, Task, pack_shard
 from resnet_pipeline.data.staging_area import ABOUT
 from resnet_pipeline.errors import UserError
 
+_SECONDS_FOR_ENDING = 30.0
+
 
 class RayTasks:
     """A task for each shard, on a CPU each; inside of ``ray_cluster()``. A task whose node dies is run again by Ray."""
@@ -36,12 +38,14 @@ class RayTasks:
         """Return None: only finished tasks say how far they have come."""
 
     def close(self) -> None:
-        """Cancel what is unfinished."""
+        """Cancel what is unfinished, and wait for its end: it may be writing where the caller wants to clear up."""
         import ray
 
-        for reference, future in self._under_way.items():
-            if not future.done():
-                ray.cancel(reference)
+        unfinished = [reference for reference, future in self._under_way.items() if not future.done()]
+        for reference in unfinished:
+            ray.cancel(reference)
+        if unfinished:
+            ray.wait(unfinished, num_returns=len(unfinished), timeout=_SECONDS_FOR_ENDING)
 
 
 def _work(task: Task) -> Outcome | UserError:
