@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from prefect import flow
-from rich.console import Console
 
 from flows.evaluate import ensemble_evaluate
 from flows.parameters import Protocol
@@ -19,6 +18,7 @@ from resnet_pipeline.adapters.mlflow_tracking import tracking_uri
 from resnet_pipeline.adapters.ray_train import keeping_ray
 from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
+from resnet_pipeline.tables import print_table
 from resnet_pipeline.workspace import Workspace
 
 DATASET = "digits"
@@ -52,9 +52,8 @@ def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
     results = demo_flow(workers=workers)
     runs = [result["run"] for result in results]
     path, table = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS, quiet=True)
-    console = Console() if sys.stdout.isatty() else Console(width=120)
     print()
-    console.print(table)
+    print_table(table)
     reused = sum(result["reused"] for result in results)
     if reused:
         print(f"{reused} of {len(results)} networks were finished before and reused.")

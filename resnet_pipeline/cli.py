@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from resnet_pipeline import cli_data, cli_evaluation, cli_registry
 from resnet_pipeline.cli_options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli_options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.tables import print_table
 from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
 
 app = typer.Typer(
@@ -250,7 +250,7 @@ def report(
     path, table = report_on_runs(
         Workspace.of(root), dataset, runs=runs, protocols=protocols or ["center", "10-crop"], output=output
     )
-    Console().print(table)
+    print_table(table)
     print(path)
 
 
@@ -288,7 +288,7 @@ def recipes(json_file: Json = None) -> None:
             "" if row["top5"] is None else f"{row['top5']:.2f}",
             row["source"] or "",
         )
-    Console().print(table)
+    print_table(table)
     print(depth_against_vgg())
     _write(json_file, rows)
 
@@ -321,7 +321,7 @@ def doctor(root: Root = None, json_file: Json = None) -> None:
     table = Table(show_header=False, box=None)
     for finding in findings:
         table.add_row(finding.what, finding.state, finding.use)
-    Console().print(table)
+    print_table(table)
     _write(json_file, [vars(f) for f in findings])
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from resnet_pipeline.cli_options import Json, Quiet, Root, write_result
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.tables import print_table
 from resnet_pipeline.workspace import Workspace
 
 app = typer.Typer(help="Check a staged dataset, look at its training crops, and count what is in it.")
@@ -78,7 +78,7 @@ def stats(name: Name, root: Root = None, json_file: Json = None) -> None:
     from resnet_pipeline.jobs.data import dataset_stats
 
     found = dataset_stats(Workspace.of(root), name)
-    Console().print(_table(found))
+    print_table(_table(found))
     pixels = found["statistics"]
     print(
         f"of {pixels['images']:,} training images: mean RGB {_numbers(pixels['mean_rgb'], 2)} of 255; "

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from resnet_pipeline.tables import print_table
 
 Row = Mapping[str, Any]
 _WORDS = ("model", "member", "class", "taken for", "first", "second")
@@ -93,9 +94,13 @@ def _interval(value: tuple[float, float] | None) -> str:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column in _WORDS else "right", overflow="fold")
-    for row in rows:
+    table, cells = Table(title=title), list(rows)
+    for place, column in enumerate(columns):
+        if column in _WORDS:
+            table.add_column(column, overflow="fold")
+        else:  # headings break, numbers don't: so a row fits on 80 characters
+            width = max(map(len, [*column.split(), *(row[place] for row in cells)]))
+            table.add_column(column, justify="right", width=width)
+    for row in cells:
         table.add_row(*row)
-    Console().print(table)
+    print_table(table)
