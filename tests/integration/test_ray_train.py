@@ -153,6 +153,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 def test_an_elastic_run_saves_before_a_node_is_taken_away_and_before_it_grows(workspace, digits, cluster):
     endless = ("--steps", "100000", "--set", "checkpoint_every=100000", "--set", "eval_every=100000")
     run_config = config("steps=100000", "checkpoint_every=100000", "eval_every=100000")
@@ -174,17 +175,23 @@ def test_an_elastic_run_saves_before_a_node_is_taken_away_and_before_it_grows(wo
         command(workspace, *endless, "--workers", "1-2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        wait_for(lambda: run.metrics_file.exists() and losses(run), 150)
+        wait_for(
+            lambda: len(cluster.workers()) == 2, 200
+        )  # with one at first, where Ray does not know the new node yet
+        written = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
+        wait_for(lambda: run.metrics_file.exists() and run.metrics_file.stat().st_size > written, 100)
         (name,) = {name for name, _ in cluster.workers()} - {"head"}
+        before, attempts = checkpoint_steps(run.checkpoints)[-1:], len(resumed())
         cluster.announce_end(name, seconds=20)
-        wait_for(lambda: checkpoint_steps(run.checkpoints), 15)  # Ray looks every 5 s, the run every 2 s
-        (announced,) = checkpoint_steps(run.checkpoints)
+        # Ray looks every 5 s, the run every 2 s
+        wait_for(lambda: checkpoint_steps(run.checkpoints)[-1:] != before, 15)
+        announced = checkpoint_steps(run.checkpoints)[-1]
         cluster.kill(name)
-        wait_for(resumed, 90)
-        assert resumed() == [(announced, 1)]
+        wait_for(lambda: len(resumed()) > attempts, 90)
+        assert resumed()[attempts:] == [(announced, 1)]
         cluster.add()
-        wait_for(lambda: len(resumed()) > 1, 150)  # Ray thinks of growing once a minute
-        (step, workers), newest = resumed()[1], checkpoint_steps(run.checkpoints)[-1]
+        wait_for(lambda: len(resumed()) > attempts + 1, 150)  # Ray thinks of growing once a minute
+        (step, workers), newest = resumed()[-1], checkpoint_steps(run.checkpoints)[-1]
         assert workers == 2 and step == newest > announced
         reached = max(line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "train")
         assert reached >= step
