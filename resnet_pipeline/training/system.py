@@ -7,6 +7,7 @@ import time
 import numpy as np
 import psutil
 import torch
+from pynvml import NVMLError  # type: ignore[import-untyped]
 
 _MEGABYTE = 1e6
 
@@ -73,11 +74,18 @@ class SystemMetrics:
             "gpu_memory_usage_percentage": 100 * (total - free) / total,
             "gpu_memory_peak_megabytes": torch.cuda.max_memory_allocated(self._device) / _MEGABYTE,
         }
-        try:
-            values["gpu_utilization_percentage"] = float(torch.cuda.utilization(self._device))
-        except (ImportError, RuntimeError):  # NVIDIA's management library or its Python package is missing
-            return values
-        return values
+        return values | gpu_utilization(self._device)
+
+
+def gpu_utilization(device: torch.device) -> dict[str, float]:
+    """Return the percentage of time that a GPU computes; nothing where NVIDIA's library is missing or has no answer.
+
+    For a part of a GPU (MIG) it has none.
+    """
+    try:
+        return {"gpu_utilization_percentage": float(torch.cuda.utilization(device))}
+    except (NVMLError, RuntimeError):
+        return {}
 
 
 def _counters() -> dict[str, int]:

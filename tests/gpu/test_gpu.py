@@ -13,6 +13,7 @@ from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import read_metrics
+from resnet_pipeline.training.system import SystemMetrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda", 0)
@@ -68,3 +69,9 @@ def test_scores_are_nearly_the_cpu_s(digits):
     gpu = evaluate({"a": model}, digits, protocol, device=CUDA)["a"].probabilities
     cpu = evaluate({"a": model.cpu()}, digits, protocol)["a"].probabilities
     assert abs(gpu - cpu).max() < 0.05
+
+
+def test_the_gpu_s_use_is_among_the_system_metrics():
+    values = SystemMetrics(CUDA).read()
+    assert values["gpu_memory_usage_megabytes"] > 0 and 0 < values["gpu_memory_usage_percentage"] <= 100
+    assert 0 <= values["gpu_utilization_percentage"] <= 100
