@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
-from resnet_pipeline.tables import print_table
+from resnet_pipeline.tables import output, print_table
 
 Row = Mapping[str, Any]
 _WORDS = ("model", "member", "class", "taken for", "first", "second")
+_NAME = 24
 
 
 def print_errors(title: str, rows: Sequence[Row]) -> None:
@@ -95,12 +96,16 @@ def _interval(value: tuple[float, float] | None) -> str:
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table, cells = Table(title=title), list(rows)
-    for place, column in enumerate(columns):
-        if column in _WORDS:
-            table.add_column(column, overflow="fold")
-        else:  # headings break, numbers don't: so a row fits on 80 characters
-            width = max(map(len, [*column.split(), *(row[place] for row in cells)]))
-            table.add_column(column, justify="right", width=width)
+    texts = [[column, *(row[place] for row in cells)] for place, column in enumerate(columns)]
+    # names are folded first, down to this width
+    least = [min(max(map(len, text)), _NAME) if text[0] in _WORDS else max(map(len, text)) for text in texts]
+    narrow = sum(least) + 3 * len(least) >= output().width
+    for name, *values in texts:
+        if name in _WORDS:
+            table.add_column(name, overflow="fold")
+        else:  # where there is no room, headings break and numbers don't
+            width = max(map(len, [*name.split(), *values])) if narrow else None
+            table.add_column(name, justify="right", width=width)
     for row in cells:
         table.add_row(*row)
     print_table(table)

@@ -9,7 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal; in a file or pipe, which has no width, 120 characters (or COLUMNS)."""
+def output() -> Console:
+    """Return the console of stdout, as wide as the terminal; a file or pipe has no width and gets 120 (or COLUMNS)."""
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    (Console() if known else Console(width=120)).print(table)
+    return Console() if known else Console(width=120)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout."""
+    output().print(table)

@@ -51,7 +51,7 @@ def test_scores_are_analysed_with_figure_and_real_labels(run, models, tmp_path, 
         "--json", str(tmp_path / "a.json"),
     )  # fmt: skip
     assert code == 0, err
-    for words in ("calibration error", "Worst classes", "Most frequent confusions", "McNemar's", "ReaL"):
+    for words in ("calibration error", "Worst classes", "Most frequent confusions", "McNemar's p", "ReaL"):
         assert words in out
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     values = json.loads((tmp_path / "a.json").read_text())
