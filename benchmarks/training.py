@@ -323,6 +323,11 @@ def part_b(settings: argparse.Namespace) -> None:
     workspace = Workspace(settings.folder / "work")
     stage_imagenet(settings, workspace.datasets / "sample")
     seeds = iter(range(10**6))
+    if settings.threads:  # of computation; the other cores are left to Ray, the loader and the checkpoints
+        import ray
+
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+        ray.init("local", num_cpus=settings.threads, include_dashboard=False, log_to_driver=False)
 
     def whole() -> Numbers:
         changes = [f"batch={BATCH}", f"micro_batch={BATCH}", f"steps={every * windows}", f"log_every={every}"]
@@ -463,6 +468,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="see that it works: a few steps of 4 images, one round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of (c)")
+    parser.add_argument("--threads", type=int, help="threads of computation in (b); default: one for each core")
     parser.add_argument("--imagenet", default=os.environ.get("RESNET_PIPELINE_IMAGENET_SAMPLE"))
     parser.add_argument("--cifar10", default=os.environ.get("RESNET_PIPELINE_CIFAR10"))
     settings = parser.parse_args()

@@ -46,11 +46,11 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory) -> Any:
                 decision = super().make_decision_for_running_worker_group(**state)
                 if not isinstance(decision, ResizeDecision):
                     return decision
-                self._wanted = decision, checkpoint_steps(run.checkpoints), time.monotonic()
+                self._wanted = decision, checkpoint_steps(run.checkpoints)[-1:], time.monotonic()
                 run.save_request.touch()
                 return NoopDecision()
-            decision, before, since = self._wanted
-            saved = checkpoint_steps(run.checkpoints)[-1:] != before[-1:]
+            decision, newest, since = self._wanted
+            saved = checkpoint_steps(run.checkpoints)[-1:] != newest
             if not saved and time.monotonic() - since < _SECONDS_FOR_SAVING:
                 return NoopDecision()
             self._wanted = None

@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed. Where there is no mallopt nothing happens.
 
     By default it returns each large tensor's memory to the kernel, which hands it out again page by page, zeroed: for
-    a step of ResNet-50 more than a million page faults, a third of its time (docs/LOG.md). This concerns malloc's main
+    a step of ResNet-50 more than a million page faults (docs/LOG.md has their cost). This concerns malloc's main
     arena: a thread of its own has another one, unless the process was started with MALLOC_ARENA_MAX=1.
     """
     try:
