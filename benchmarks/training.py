@@ -217,9 +217,8 @@ def child_ours(
         )
     staged = Dataset.open(Path(dataset))
     config = with_overrides(get_recipe(recipe), json.loads(changes))
-    about = {"name": staged.name, "fingerprint": staged.fingerprint, "classes": list(staged.classes)}
     with tempfile.TemporaryDirectory() as temporary:
-        run = RunDirectory.create(Path(temporary), config, about)
+        run = RunDirectory.create(Path(temporary), config, staged.about)
         context = LocalContext(rank=number, world_size=workers, device=DEVICE)
         trainer = Trainer(run, staged, context)
         pauses: list[float] = []
