@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
 
 from prefect import flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.evaluate import ensemble_evaluate
 from flows.parameters import Protocol
 from flows.stage import stage_dataset
 from flows.train import DigitsNetwork, digits_train
 from resnet_pipeline.adapters.mlflow_tracking import tracking_uri
-from resnet_pipeline.adapters.ray_train import keeping_ray
+from resnet_pipeline.adapters.ray_train import standing_workers
 from resnet_pipeline.jobs.report import report_on_runs
+from resnet_pipeline.jobs.services import TemporaryPrefect
 from resnet_pipeline.jobs.stage import DIGITS
+from resnet_pipeline.jobs.train import is_finished
+from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.tables import print_table
 from resnet_pipeline.workspace import Workspace
 
@@ -33,11 +37,9 @@ def demo_flow(workers: int) -> list[dict[str, Any]]:
     print("\n1/3  Staging the built-in digits", flush=True)
     stage_dataset(source=DIGITS, name=DATASET)
     print(f"\n2/3  Training {len(_NETWORKS)} networks with {workers} workers", flush=True)
-    with keeping_ray():  # one Ray for all three
-        results = [
-            digits_train(network=network, dataset=DATASET, workers=workers, protocols=PROTOCOLS)
-            for network in _NETWORKS
-        ]
+    results = [
+        digits_train(network=network, dataset=DATASET, workers=workers, protocols=PROTOCOLS) for network in _NETWORKS
+    ]
     print("\n3/3  The ensemble, from the kept scores", flush=True)
     runs = [result["run"] for result in results]
     for protocol in PROTOCOLS:
@@ -45,11 +47,17 @@ def demo_flow(workers: int) -> list[dict[str, Any]]:
     return results
 
 
-def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
+def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -> Path:
     """Run the demo flow, print the table and where to look; return the report's path."""
     start = time.monotonic()
-    print(f"Everything is kept under {workspace.root}; the flows run on Prefect's own temporary API.", flush=True)
-    results = demo_flow(workers=workers)
+    # The workers start beside Prefect and the staging, where there is anything to train.
+    trained = all(is_finished(workspace, get_recipe(f"digits/{network}"), DATASET) for network in _NETWORKS)
+    standing = contextlib.nullcontext() if trained else standing_workers(workspace, workers)
+    # Nobody looks at the heartbeats of a temporary API, and each flow run would wait a second for the end of its own.
+    silent = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if prefect.own else {})
+    with standing, silent:
+        prefect.wait()
+        results = demo_flow(workers=workers)
     runs = [result["run"] for result in results]
     path, table = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS, quiet=True)
     print()
@@ -59,7 +67,7 @@ def run_demo(workspace: Workspace, *, workers: int, quiet: bool) -> Path:
         print(f"{reused} of {len(results)} networks were finished before and reused.")
     print(f"Took {time.monotonic() - start:.0f} s.\n")
     print("MLflow's page on these runs and models:   " + mlflow_command(workspace))
-    print("Prefect's page on these flow runs:        " + prefect_command(workspace))
+    print("Prefect's page on these flow runs:        " + prefect.page)
     print(f"Report: {path}")
     return path
 
@@ -69,16 +77,5 @@ def mlflow_command(workspace: Workspace) -> str:
     address = tracking_uri(workspace)
     if address.startswith("http"):
         return address
-    return f"{_program('mlflow')} server --backend-store-uri {address} --port 5000"
-
-
-def prefect_command(workspace: Workspace) -> str:
-    """Return the command that opens Prefect's page on the flow runs, or its address where a server is set."""
-    if server := os.environ.get("PREFECT_API_URL"):
-        return server.removesuffix("/api")
-    return f"PREFECT_HOME={workspace.prefect} {_program('prefect')} server start"
-
-
-def _program(name: str) -> Path:
-    """Return a program of this environment by its path: the reader's shell may not have it on its own."""
-    return Path(sys.executable).with_name(name)
+    program = Path(sys.executable).with_name("mlflow")  # by its path: the reader's shell may not have it on its own
+    return f"{program} server --backend-store-uri {address} --port 5000"

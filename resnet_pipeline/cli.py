@@ -50,7 +50,6 @@ def main() -> None:
 def demo(
     root: Root = None,
     workers: Annotated[int, typer.Option(min=1, help="Training processes on this machine.")] = 2,
-    quiet: Quiet = False,
 ) -> None:
     """From images to a registered ensemble on built-in data, in minutes, with nothing else running.
 
@@ -58,14 +57,15 @@ def demo(
     the last lines name the report and the commands that open MLflow's and Prefect's pages. Run again, it reuses what
     is finished.
     """
-    from resnet_pipeline.jobs.services import use_embedded_prefect
+    from resnet_pipeline.jobs.services import TemporaryPrefect
 
     workspace = Workspace.of(root)
     os.environ[ROOT_VARIABLE] = str(workspace.root)
-    use_embedded_prefect(workspace)
-    from flows.demo import run_demo
+    print(f"Everything is kept under {workspace.root}. Starting Prefect's temporary API.", flush=True)
+    prefect = TemporaryPrefect(workspace)
+    from flows.demo import run_demo  # some seconds, in which Prefect starts
 
-    run_demo(workspace, workers=workers, quiet=quiet)
+    run_demo(workspace, prefect, workers=workers)
 
 
 @app.command()

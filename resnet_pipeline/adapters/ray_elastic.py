@@ -11,16 +11,17 @@ from resnet_pipeline.training.run_directory import RunDirectory
 _SECONDS_FOR_SAVING = 300.0
 
 
-def trainer_class(counts: tuple[int, ...], run: RunDirectory) -> Any:
-    """Return TorchTrainer; for several counts one that starts and resizes to these only.
+def trainer_class(counts: tuple[int, ...], run: RunDirectory | None) -> Any:
+    """Return TorchTrainer; with a run, which may have any of ``counts``, one that starts and resizes to these only.
 
     Ray's elastic policy takes any number in its range, also one that can't share the batch. And it ends the workers of
     a run that grows in the middle of what they do; here they are asked to save first.
     """
     from ray.train.torch import TorchTrainer
 
-    if len(counts) == 1:
+    if run is None:
         return TorchTrainer
+    checkpoints, save_request = run.checkpoints, run.save_request
     from ray.train.v2._internal.execution.scaling_policy import (
         ElasticScalingPolicy,
         NoopDecision,
@@ -46,11 +47,11 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory) -> Any:
                 decision = super().make_decision_for_running_worker_group(**state)
                 if not isinstance(decision, ResizeDecision):
                     return decision
-                self._wanted = decision, checkpoint_steps(run.checkpoints)[-1:], time.monotonic()
-                run.save_request.touch()
+                self._wanted = decision, checkpoint_steps(checkpoints)[-1:], time.monotonic()
+                save_request.touch()
                 return NoopDecision()
             decision, newest, since = self._wanted
-            saved = checkpoint_steps(run.checkpoints)[-1:] != newest
+            saved = checkpoint_steps(checkpoints)[-1:] != newest
             if not saved and time.monotonic() - since < _SECONDS_FOR_SAVING:
                 return NoopDecision()
             self._wanted = None

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -15,7 +14,7 @@ from typing import Any
 
 from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
-from resnet_pipeline.adapters.ray_train import check_workers, fit, mirror_of, ray_cluster
+from resnet_pipeline.adapters.ray_train import WorkerGroup, check_workers, mirror_of, ray_cluster, worker_group
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_values import to_dict
 from resnet_pipeline.data.dataset import Dataset
@@ -83,6 +82,15 @@ def train_run(
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
 
 
+def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> bool:
+    """Return whether this config was trained to its end on this dataset; False also where there is no dataset yet."""
+    try:
+        dataset = open_dataset(workspace, dataset_name)
+    except UserError:
+        return False
+    return RunDirectory(workspace.runs / run_name(config, dataset.fingerprint)).result() is not None
+
+
 def most_workers(config: RunConfig, gpus: int) -> int:
     """Return the largest number of workers up to ``gpus`` (at least one) that divides the step's micro-batches."""
     return max(w for w in range(1, max(1, gpus) + 1) if config.micro_batches % w == 0)
@@ -142,52 +150,37 @@ def _train(
         progress = TrainingProgress(run, config, quiet=quiet, say=say)
         named = " or ".join(map(str, counts))
         say(f"{config.recipe}: starting {named} worker(s) for {config.steps} steps of {config.batch} images")
-        with delivering(tracking, run, say, start_tags(run, dataset, counts)), _stop_on_signal(run, say):
-            fitting = _in_thread(
-                lambda: fit(
-                    run,
-                    workspace,
-                    dataset.storage.url,
-                    counts=counts,
-                    resources=resources,
-                    max_failures=max_failures,
-                    mirror=mirror,
-                )
-            )
-            while not fitting.done():
+        with (
+            delivering(tracking, run, say, start_tags(run, dataset, counts)),
+            _stop_on_signal(run, say),
+            worker_group(workspace, run, counts=counts, resources=resources, max_failures=max_failures) as group,
+        ):
+            group.begin(run, dataset.storage.url, mirror)
+            try:
+                _wait_for(group, run, progress)
+            finally:
                 progress.poll()
-                if run.error_file.exists():
-                    break  # no use in waiting for the retries
-                time.sleep(0.2)
+                progress.close()
+
+
+def _wait_for(group: WorkerGroup, run: RunDirectory, progress: TrainingProgress) -> None:
+    """Show the training's progress until it has returned; UserError where the workers have ended instead."""
+    recipe = run.config().recipe
+    try:
+        while not group.finished():
             progress.poll()
-            progress.close()
-            if run.error_file.exists():
-                raise UserError(f"{config.recipe}: {run.error_file.read_text()}")
-            error = fitting.exception()
-            if error is not None:
-                raise UserError(
-                    f"{config.recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}"
-                ) from error
+            if run.error_file.exists():  # no use in waiting for the retries
+                raise UserError(f"{recipe}: {run.error_file.read_text()}")
+            time.sleep(0.1)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}") from error
 
 
 def _fetched(run: RunDirectory, mirror: str | None) -> list[str]:
     storage = mirror_of(run, mirror)
     return fetch_newer(run, storage) if storage else []
-
-
-def _in_thread(call: Callable[[], None]) -> Future[None]:
-    """Run a call in a daemon thread: in the main one Ray Train would take SIGINT for itself."""
-    future: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            call()
-            future.set_result(None)
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="ray-train", daemon=True).start()
-    return future
 
 
 @contextmanager

@@ -78,6 +78,8 @@ class ResNet(nn.Module):
         return logits
 
     def _initialise(self) -> None:
+        if self.fc.weight.is_meta:
+            return  # no numbers to draw, and PyTorch would import its compiler for it, some two seconds
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # fan_in is the derivation's forward case; the authors' Caffe "msra" filler defaults to it too

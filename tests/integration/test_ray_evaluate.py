@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_pipeline.adapters.ray_train import keeping_ray
+from resnet_pipeline.adapters.ray_train import ray_cluster
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import evaluate as evaluation
 from resnet_pipeline.jobs.evaluate import evaluate_models
@@ -35,7 +35,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
         assert not list(workspace.scores.glob("*/*/*/*.parts"))
         return found.scores
 
-    with keeping_ray():
+    with ray_cluster():
         one, two = run("one", "10-crop", None), run("two", "10-crop", 2)
         assert two.keys == one.keys == digits.splits["val"].keys
         np.testing.assert_array_equal(two.probabilities, one.probabilities)

@@ -113,7 +113,7 @@ def test_registering_again_adds_what_is_new_and_no_version(registered):
     assert (again.new, again.version) == (False, "3")
     tags = resolve(Tracking(workspace), again.uri).tags
     card = fetch_card(Tracking(workspace), again)
-    for protocol in ("center-16-of-18", "10-crop-16-of-18-mirrored"):
+    for protocol in ("center-16-of-18", "10-crop-16-of-18"):
         assert f"{protocol}_top5_interval" in tags and f"{protocol}_scores" in tags and f"| {protocol} |" in card
     # a test on fewer images does not take the place of one on all
     register_run(workspace, runs[2], evaluations(workspace, str(runs[2].run.path), images=20), say=quiet)
