@@ -11,14 +11,10 @@ DEMO_ARGS ?=
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
-install: $(READY)  ## Make .venv and install the package with its tested versions (some 7 GB, most of it CUDA)
+install: $(READY)  ## Make .venv and install the package with its tested versions (some 8 GB, most of it CUDA)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
-	@echo "Installing into $(VENV) (a few minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) infra/install.py $(VENV)
 	@touch $@
 
 demo: $(READY)  ## Images to registered ensemble on the built-in dataset, nothing else running
