@@ -101,7 +101,7 @@ def in_background(work: Callable[[], None]) -> Callable[[], None]:
     thread.start()
 
     def finish() -> None:
-        thread.join(10)
+        thread.join(120)
         assert not thread.is_alive()
         if raised:
             raise raised[0]
@@ -127,7 +127,7 @@ def test_an_interrupted_run_on_the_cluster_saves_at_once(workspace, digits, clus
     ((_, worker),) = cluster.workers()
     assert WORKER_VARIABLES.items() <= worker.environ().items()
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "saving the state" in out and "goes on from there" in out, out
     assert len(checkpoint_steps(run.checkpoints)) == 1 and run.result() is None
 
@@ -153,7 +153,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_elastic_run_saves_before_a_node_is_taken_away_and_before_it_grows(workspace, digits, cluster):
     endless = ("--steps", "100000", "--set", "checkpoint_every=100000", "--set", "eval_every=100000")
     run_config = config("steps=100000", "checkpoint_every=100000", "eval_every=100000")
@@ -179,25 +179,24 @@ def test_an_elastic_run_saves_before_a_node_is_taken_away_and_before_it_grows(wo
             lambda: len(cluster.workers()) == 2, 200
         )  # with one at first, where Ray does not know the new node yet
         written = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
-        wait_for(lambda: run.metrics_file.exists() and run.metrics_file.stat().st_size > written, 100)
+        wait_for(lambda: run.metrics_file.exists() and run.metrics_file.stat().st_size > written, 200)
         (name,) = {name for name, _ in cluster.workers()} - {"head"}
         before, attempts = checkpoint_steps(run.checkpoints)[-1:], len(resumed())
-        cluster.announce_end(name, seconds=20)
-        # Ray looks every 5 s, the run every 2 s
-        wait_for(lambda: checkpoint_steps(run.checkpoints)[-1:] != before, 15)
+        cluster.announce_end(name, seconds=120)
+        wait_for(lambda: checkpoint_steps(run.checkpoints)[-1:] != before, 120)
         announced = checkpoint_steps(run.checkpoints)[-1]
         cluster.kill(name)
-        wait_for(lambda: len(resumed()) > attempts, 90)
+        wait_for(lambda: len(resumed()) > attempts, 200)
         assert resumed()[attempts:] == [(announced, 1)]
         cluster.add()
-        wait_for(lambda: len(resumed()) > attempts + 1, 150)  # Ray thinks of growing once a minute
+        wait_for(lambda: len(resumed()) > attempts + 1, 300)  # Ray thinks of growing once a minute
         (step, workers), newest = resumed()[-1], checkpoint_steps(run.checkpoints)[-1]
         assert workers == 2 and step == newest > announced
         reached = max(line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "train")
         assert reached >= step
     finally:
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "1 worker(s) go on" in out and "2 worker(s) go on" in out, out
 
 

@@ -143,7 +143,7 @@ def test_the_next_blocks_come_while_one_is_read_and_passed_ones_go(digits_in_s3,
     order = [Stretch(10 * i, 10 * i + 10, (2 * i, 2 * i + 1)) for i in range(6)]
 
     def wait_for(shards):
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while cached_shards(tmp_path, dataset, "train") != shards:
             assert time.monotonic() < end, cached_shards(tmp_path, dataset, "train")
             time.sleep(0.02)
@@ -196,7 +196,7 @@ def test_bringing_ahead_goes_on_after_an_outage(digits_in_s3, tmp_path, monkeypa
         time.sleep(0.1)
         away.clear()
         reached(10)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while 3 not in cached_shards(tmp_path, dataset, "train"):
             assert time.monotonic() < end
             time.sleep(0.02)

@@ -86,7 +86,7 @@ def test_a_killed_test_goes_on(workspace, models):
     )
     command = [sys.executable, "-c", code, str(workspace.root), models[0]]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(workspace.scores.glob("*/*/*/*.parts/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
