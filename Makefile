@@ -14,7 +14,7 @@ help:  ## Show this list
 install: $(READY)  ## Make .venv and install the package with its tested versions (some 8 GB, most of it CUDA)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) infra/install.py $(VENV)
+	@$(PYTHON) scripts/install.py $(VENV)
 	@touch $@
 
 demo: $(READY)  ## Images to registered ensemble on the built-in dataset, nothing else running

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def install():
-    spec = importlib.util.spec_from_file_location("install", ROOT / "infra" / "install.py")
+    spec = importlib.util.spec_from_file_location("install", ROOT / "scripts" / "install.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -43,7 +43,7 @@ def test_a_python_without_venv_is_told_the_package(tmp_path):
     # as Debian's python3 without python3-venv: ensurepip can't be imported
     (tmp_path / "ensurepip.py").write_text("raise ImportError('No module named ensurepip')")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "infra" / "install.py"), str(tmp_path / "venv")],
+        [sys.executable, str(ROOT / "scripts" / "install.py"), str(tmp_path / "venv")],
         env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -2,7 +2,7 @@
 
 It says what it will take before it starts, and once in a while how far it has come.
 
-Example: ``python3 infra/install.py .venv``
+Example: ``python3 scripts/install.py .venv``
 """
 
 from __future__ import annotations
