@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from resnet_pipeline.adapters.s3 import storage_at
-from resnet_pipeline.data.cache import CacheFolder
 from resnet_pipeline.data.dataset import MANIFEST, Dataset, NoDatasetError
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage.cache import CacheFolder
+from resnet_pipeline.storage.s3 import storage_at
 from resnet_pipeline.workspace import Workspace
 
 

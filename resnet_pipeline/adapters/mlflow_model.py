@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.adapters.mlflow_ensemble import load_members, model_folder
+from resnet_pipeline.adapters.mlflow.ensembles import load_members, model_folder
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.predict import Image, Predictor, checked
+from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
 from resnet_pipeline.training.context import local_device
 
 COLUMN, DEFAULTS = "image", {"top": 5, "protocol": "center"}

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from resnet_pipeline.data.cache import Cache, CacheFolder, Wanted
-from resnet_pipeline.data.shard_files import CachedShards, LocalShards, ShardFiles
-from resnet_pipeline.data.storage import LocalStorage, Storage
+from resnet_pipeline.data.shard_reader import CachedShards, LocalShards, ShardFiles
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
+from resnet_pipeline.storage.local import LocalStorage, Storage
 
 FORMAT = 2
 MANIFEST, INDEX, SOURCE, MEAN_IMAGE = "manifest.json", "index.parquet", "source.json", "mean_image.npy"
@@ -153,7 +153,7 @@ class Dataset:
 
     @property
     def source_fingerprint(self) -> str | None:
-        """What the source's files looked like when they were staged (``shards.source_fingerprint``)."""
+        """What the source's files looked like when they were staged (``stage.source_fingerprint``)."""
         try:
             value: str = json.loads(self.storage.read(SOURCE))["fingerprint"]
         except (UserError, ValueError, KeyError):

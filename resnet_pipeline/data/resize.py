@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.dlpack import from_dlpack
 
-from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan
+from resnet_pipeline.data.crops import Plan, ViewPlan, WholePlan
 
 
 class Resizer:

@@ -24,10 +24,10 @@ from resnet_pipeline.evaluation.ensemble import (
     leave_one_out,
     rows_of,
 )
-from resnet_pipeline.evaluation.intervals import mcnemar
-from resnet_pipeline.evaluation.published import ENSEMBLE_SOURCE, ENSEMBLE_TOP5
+from resnet_pipeline.evaluation.paper import ENSEMBLE_SOURCE, ENSEMBLE_TOP5
 from resnet_pipeline.evaluation.real_labels import RealLabels, agreement, real_error
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples, read_scores
+from resnet_pipeline.evaluation.statistics import mcnemar
 from resnet_pipeline.evaluation.submission import read_class_ids, write_submission
 from resnet_pipeline.jobs.evaluate import evaluate_models, expanded
 from resnet_pipeline.workspace import Workspace

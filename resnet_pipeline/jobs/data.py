@@ -21,11 +21,11 @@ from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import SHARDS, Dataset, Split
 from resnet_pipeline.data.loaders import crops_at, train_batches
-from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.progress import counting
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.contact_sheet import Example, contact_sheet
+from resnet_pipeline.report.progress import counting
+from resnet_pipeline.storage.local import Storage
 from resnet_pipeline.workspace import Workspace, replacing
 
 _CHUNK = 64

@@ -14,7 +14,7 @@ from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
-from resnet_pipeline.evaluation.published import PUBLISHED
+from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.models.caffe_format import CaffeLayer, read_caffemodel
+from resnet_pipeline.models.caffe import CaffeLayer, read_caffemodel
 
 _TORCH_EPS = 1e-5  # of torch.nn.BatchNorm2d
 _LAYER = re.compile(r"(res|bn|scale)(\d)([a-z])(\d*)_branch(1|2[a-c])")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage.local import Storage
 from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
 

@@ -1,7 +1,7 @@
 """What the training loop needs to know of the process that it runs in.
 
 The loop is the same in one plain process, under torchrun and under Ray Train; only the context differs
-(``adapters.ray_train`` has Ray's). The collectives are torch.distributed's where a process group exists and no-ops
+(``adapters.ray.train`` has Ray's). The collectives are torch.distributed's where a process group exists and no-ops
 in a single process.
 """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_values import config_hash, from_dict, to_dict
+from resnet_pipeline.config_io import config_hash, from_dict, to_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import write_json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resnet_pipeline.training.bn_stats import gather_statistics, load_statistics
+from resnet_pipeline.training.batch_norm import gather_statistics, load_statistics
 from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError
 from resnet_pipeline.training.context import all_gather
 from resnet_pipeline.training.schedule import ScheduleState

@@ -59,11 +59,11 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
     """
     import torch
 
-    from resnet_pipeline.config_values import with_overrides
+    from resnet_pipeline.config_io import with_overrides
     from resnet_pipeline.data.dataset import Dataset
-    from resnet_pipeline.data.digits import write_digits
-    from resnet_pipeline.data.shards import stage
     from resnet_pipeline.recipes import get_recipe
+    from resnet_pipeline.sources.digits import write_digits
+    from resnet_pipeline.staging.stage import stage
     from resnet_pipeline.training.context import LocalContext
     from resnet_pipeline.training.loop import train
     from resnet_pipeline.training.run_directory import RunDirectory, read_metrics

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pipeline.adapters.ray_train import WORKER_VARIABLES
-from resnet_pipeline.config_values import with_overrides
+from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.run_directory import RunDirectory, complete_lines, read_metrics, run_name

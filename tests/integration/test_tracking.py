@@ -12,7 +12,7 @@ import urllib.request
 import psutil
 import pytest
 
-from resnet_pipeline.adapters.mlflow_tracking import Tracking
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.jobs.train import delivering, start_tags
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
