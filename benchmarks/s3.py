@@ -31,7 +31,7 @@ UPLOAD = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from resnet_pipeline.storage.s3 import storage_at
+from resnet_pipeline.storage import storage_at
 folder, storage = Path(sys.argv[1]), storage_at(sys.argv[2])
 with ThreadPoolExecutor(2) as pool:  # as two workers of staging do
     list(pool.map(lambda path: storage.write(path.name, path), sorted(folder.iterdir())))
@@ -40,7 +40,7 @@ DOWNLOAD = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from resnet_pipeline.storage.s3 import storage_at
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
 storage, cache = storage_at(sys.argv[1]), Cache(CacheFolder(Path(sys.argv[2])))
 with ThreadPoolExecutor(2) as pool:  # as the thread that brings shards ahead does

@@ -173,7 +173,7 @@ def analyse(
     quiet: Quiet = False,
 ) -> None:
     """Say more of networks from their scores: intervals, calibration, worst classes, confusions, how far they agree."""
-    from resnet_pipeline.adapters.datasets import open_dataset
+    from resnet_pipeline.data.dataset import open_dataset
     from resnet_pipeline.evaluation.real_labels import read_real_labels
     from resnet_pipeline.jobs.analyse import analyse as analysed
     from resnet_pipeline.jobs.analyse import score_sources

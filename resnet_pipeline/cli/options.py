@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import ROOT_VARIABLE, write_json
+from resnet_pipeline.files import write_json
+from resnet_pipeline.workspace import ROOT_VARIABLE
 
 Root = Annotated[
     Path | None,

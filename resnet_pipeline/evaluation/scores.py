@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import replacing
+from resnet_pipeline.files import replacing
 
 FORMAT = 1
 _METADATA = b"resnet_pipeline"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.adapters.datasets import open_dataset
+from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration, calibrate
 from resnet_pipeline.evaluation.confusion import class_errors, confusion_pairs, label_places

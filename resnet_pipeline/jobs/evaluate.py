@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow.registry import fetch_members, fetched_model
 from resnet_pipeline.adapters.mlflow.runs import Tracking
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of

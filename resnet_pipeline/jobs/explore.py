@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow.registry import member_references
 from resnet_pipeline.adapters.mlflow.runs import Tracking
-from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.data.dataset import Dataset, Split, open_dataset
 from resnet_pipeline.evaluation.calibration import calibrate
 from resnet_pipeline.evaluation.confusion import Int64, class_errors, confusion_pairs, top_classes
 from resnet_pipeline.evaluation.ensemble import average

@@ -10,8 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.paper import PUBLISHED

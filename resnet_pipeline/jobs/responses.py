@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from resnet_pipeline.adapters.datasets import open_dataset
+from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.responses import responses
 from resnet_pipeline.jobs.evaluate import expanded, load_member

@@ -19,8 +19,8 @@ from resnet_pipeline.sources.digits import write_digits
 from resnet_pipeline.sources.file_views import Heard
 from resnet_pipeline.staging.shard_pool import Workers
 from resnet_pipeline.staging.stage import Options, Progress, Source, pack, source_fingerprint
-from resnet_pipeline.storage.local import Storage
-from resnet_pipeline.storage.s3 import storage_at
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.workspace import Workspace
 
 DIGITS = "builtin:digits"

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.train import check_workers, fit, mirror_of, ray_cluster
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import to_dict
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.report.progress import TrainingProgress

@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace, write_json
+from resnet_pipeline.files import write_json
+from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
 
 POOL = "local"
 _START_SECONDS = 120

@@ -23,7 +23,8 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.sources.file_views import HashingReader
-from resnet_pipeline.storage.local import LocalStorage, Storage
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 

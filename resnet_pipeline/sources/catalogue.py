@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.sources.archives import Member, read_member
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 
 UNLABELLED = ""
 """The class of images whose class is not known (ILSVRC's test images); their label is -1."""

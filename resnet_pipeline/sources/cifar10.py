@@ -21,7 +21,7 @@ from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.sources.archives import Container, Member
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, check_md5
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 
 PYTHON, BINARY = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"
 WANTED = f"CIFAR-10's {PYTHON} or {BINARY}"

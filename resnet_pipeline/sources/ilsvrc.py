@@ -22,7 +22,8 @@ from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.sources.archives import Tar, address_of, list_tar, walk_tar
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, Heard, Window, check_md5
-from resnet_pipeline.storage.local import LocalStorage, Storage
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT, TEST = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_test_v10102019.tar"

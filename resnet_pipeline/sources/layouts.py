@@ -7,7 +7,7 @@ from resnet_pipeline.sources import cifar10, ilsvrc, image_folder, kaggle
 from resnet_pipeline.sources.archives import address_of, open_container
 from resnet_pipeline.sources.catalogue import Catalogue, checked
 from resnet_pipeline.sources.file_views import Heard
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 
 LAYOUTS = (ilsvrc.WANTED, kaggle.WANTED, cifar10.WANTED, image_folder.WANTED)
 

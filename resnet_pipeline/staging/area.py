@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from resnet_pipeline.data.dataset import MANIFEST
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.staging.shard_writer import SHARDS
-from resnet_pipeline.storage.local import LocalStorage, Storage
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
 
 _STAGING = "staging"
 LISTING = f"{_STAGING}/listing.parquet"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from resnet_pipeline.sources.archives import Member, Zipped
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 
 _ABOUT = ("layout", "address", "classes", "class_words", "md5")
 

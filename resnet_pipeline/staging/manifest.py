@@ -20,7 +20,7 @@ from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue
 from resnet_pipeline.staging.shard_plan import Shard
 from resnet_pipeline.staging.shard_writer import Record, Remark
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 
 _TYPES = {"split": pa.string(), "key": pa.string(), "offset": pa.int64(), "length": pa.int64()}
 _COLUMNS = ("split", "shard", "offset", "length", "width", "height", "label", "key")

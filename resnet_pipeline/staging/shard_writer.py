@@ -26,11 +26,12 @@ import numpy as np
 
 from resnet_pipeline.data.image_audit import Audited, PixelSums, audit, centre_crop, image_size
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import replacing
 from resnet_pipeline.sources.archives import read_member
 from resnet_pipeline.sources.catalogue import Entry
 from resnet_pipeline.staging.shard_plan import Shard
-from resnet_pipeline.storage.local import LocalStorage, Storage
-from resnet_pipeline.workspace import replacing
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
 
 SHARDS, RECORDS = "shards", "staging/records"
 

@@ -30,7 +30,8 @@ from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entr
 from resnet_pipeline.staging.shard_pool import Processes, Workers
 from resnet_pipeline.staging.shard_writer import RECORDS, Outcome, Record, Remark, Task, record_name
 from resnet_pipeline.staging.spool import spooled
-from resnet_pipeline.storage.local import LocalStorage, Storage
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _LOOKED_AT = 64  # training images whose headers may be broken before the statistics take centre crops

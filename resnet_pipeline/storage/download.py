@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 
 BLOCK = 8 * 2**20
 _CONCURRENT = 8  # ranges that are under way at once

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.storage.local import LocalStorage, Storage, Stored
+from resnet_pipeline.storage.base import Stored
 from resnet_pipeline.storage.ranged_file import read_ahead
 from resnet_pipeline.storage.s3_errors import NO_BUCKET, explained, is_cut, is_missing, is_past_end
 
@@ -38,16 +37,6 @@ _PIECE = 2**20  # a download is read in pieces of this size
 _TRIES = 6  # connections in a row that are cut before they have brought a piece
 _EARLY = "the answer ended early"
 _WAIT = 0.1  # seconds before the first of them; doubled each time
-
-
-def storage_at(url: str | Path) -> Storage:
-    """Return the storage of an address: ``s3://bucket/prefix``, or a folder's path."""
-    if not str(url).startswith("s3://"):
-        return LocalStorage(Path(url).expanduser().resolve())
-    bucket, _, prefix = str(url).removeprefix("s3://").partition("/")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
-        raise UserError(f"{url} is no address of a bucket; write s3://BUCKET/PREFIX")
-    return S3Storage(bucket, prefix.strip("/"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import time
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
 

@@ -16,7 +16,7 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches
 from resnet_pipeline.device import compile_network, distribute, prepare_device
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.storage.local import Storage
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import Owner, fetch, note
 from resnet_pipeline.training.batch_norm import (
     averaged_statistics,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import write_json
 from resnet_pipeline.models.weights import save_weights, weights_sha256
-from resnet_pipeline.workspace import write_json
 
 if TYPE_CHECKING:
     from resnet_pipeline.training.loop import Trainer

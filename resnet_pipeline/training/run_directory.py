@@ -20,7 +20,7 @@ from typing import Any
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import config_hash, from_dict, to_dict
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import write_json
+from resnet_pipeline.files import write_json
 
 
 def run_name(config: RunConfig, dataset_fingerprint: str) -> str:

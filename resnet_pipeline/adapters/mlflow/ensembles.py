@@ -16,7 +16,7 @@ from typing import Any
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member, load_folder
-from resnet_pipeline.workspace import write_json
+from resnet_pipeline.files import write_json
 
 ENSEMBLE_FILE = "ensemble.json"
 

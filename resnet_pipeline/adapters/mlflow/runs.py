@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import write_json
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import Workspace, write_json
+from resnet_pipeline.workspace import Workspace
 
 EXPERIMENT = "resnet-pipeline"
 _BATCH = 900  # MLflow takes 1,000 metrics at once; a line has fewer than 100

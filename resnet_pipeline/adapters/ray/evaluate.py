@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from resnet_pipeline.adapters.datasets import open_dataset_at
 from resnet_pipeline.adapters.ray.train import check_workers, ray_cluster
+from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.parts import Parts

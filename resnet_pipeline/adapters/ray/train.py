@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
-from resnet_pipeline.adapters.datasets import open_dataset_at
 from resnet_pipeline.adapters.ray.elastic import trainer_class
+from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.storage.local import Storage
-from resnet_pipeline.storage.s3 import storage_at
+from resnet_pipeline.files import replacing
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.context import TIMEOUT_VARIABLE, collective_timeout, local_device
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import Workspace, replacing
+from resnet_pipeline.workspace import Workspace
 
 WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
 """Ray Train computes in a thread of its worker. glibc's malloc would give that thread heaps of at most 64 MiB, which it

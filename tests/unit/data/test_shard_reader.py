@@ -27,7 +27,8 @@ READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from resnet_pipeline.storage.s3 import S3Storage, storage_at
+from resnet_pipeline.storage.s3 import S3Storage
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.cache import CacheFolder
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.order import Blocks, samples_at, stretches

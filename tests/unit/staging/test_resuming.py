@@ -22,8 +22,8 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.stage import stage_dataset
 from resnet_pipeline.staging import stage as staging
 from resnet_pipeline.staging.stage import Options, Source, pack, stage
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.local import LocalStorage
-from resnet_pipeline.storage.s3 import storage_at
 from resnet_pipeline.workspace import Workspace
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.storage import s3
+from resnet_pipeline.storage import s3, storage_at
 from resnet_pipeline.storage.local import LocalStorage
-from resnet_pipeline.storage.s3 import S3Storage, storage_at
+from resnet_pipeline.storage.s3 import S3Storage
 from tests.s3_server import CuttingProxy, settings
 
 BIG = np.random.default_rng(0).bytes(2 * s3.PART + 12345)
