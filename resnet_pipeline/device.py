@@ -1,16 +1,19 @@
-"""What is set once in a training process, before the first step."""
+"""The device of this process, and the switches of PyTorch and malloc that are set once, before the first step."""
 
 from __future__ import annotations
 
 import ctypes
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import Precision
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+
+def local_device(local_rank: int = 0) -> torch.device:
+    """Return this process's GPU where there is one, else the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def prepare_device(device: torch.device, precision: Precision) -> None:
@@ -38,29 +41,3 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 << 20)
-
-
-def distribute(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """Return a model whose gradients are averaged over the processes; batch-norm statistics stay each rank's own."""
-    return DistributedDataParallel(
-        model,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        # DDP rearranges its buckets after its first step unless parameters may be unused, and a ring of 3 or more ranks
-        # adds in an order that depends on the place in a bucket: the first step after a resumption would differ in the
-        # last bit. (PyTorch warns that none was unused; that is so.)
-        find_unused_parameters=device.type == "cpu",
-    )
-
-
-def compile_network(model: nn.Module, device: torch.device) -> bool:
-    """Compile a module in place, with CUDA graphs, and return True; False, with nothing done, on a CPU.
-
-    A graph is made for each size of image. Each gradient gets memory of its own, which must be kept.
-    """
-    if device.type != "cuda":
-        return False
-    model.compile(mode="reduce-overhead", dynamic=False)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    return True

@@ -1,13 +1,42 @@
-"""An iterator that is run in a thread, some items ahead of its reader."""
+"""Work ahead of its reader: calls in order with some under way, an iterator in a thread, threads of one core each."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+def map_ahead(pool: ThreadPoolExecutor, call: Callable[[S], T], items: Iterable[S], ahead: int) -> Iterator[T]:
+    """Yield what ``call`` returns for each item, in order, with at most ``ahead`` calls begun and not yet yielded.
+
+    So no more results are held than that. At the end, however it comes, calls that have not begun never do.
+    """
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(call, item))
+            if len(pending) == ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def work_alone() -> None:
+    """Let the thread that calls this compute alone in PyTorch: a pool's initializer."""
+    import torch  # staging's processes start fast without it
+
+    torch.get_num_threads()  # a thread's first look would set its number again, to the last one that any thread set
+    torch.set_num_threads(1)
 
 
 class Ahead(Generic[T]):

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.adapters.mlflow.ensembles import load_members, model_folder
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
-from resnet_pipeline.training.context import local_device
 
 COLUMN, DEFAULTS = "image", {"top": 5, "protocol": "center"}
 _SERVER_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # MLflow's scoring server sets it for the models that it runs

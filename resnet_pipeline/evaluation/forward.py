@@ -13,6 +13,8 @@ from types import TracebackType
 import torch
 from torch import nn
 
+from resnet_pipeline.parallel import work_alone
+
 PASS_PIXELS = {"cpu": 2**18, "cuda": 2**24}
 """The most that one pass holds, if it is more than one image: five crops of 224 pixels on a CPU, 334 on a GPU.
 
@@ -30,7 +32,7 @@ class Passes:
 
     def __enter__(self) -> Passes:
         if self._device.type == "cpu":
-            self._pool = ThreadPoolExecutor(self._threads, initializer=_work_alone)
+            self._pool = ThreadPoolExecutor(self._threads, initializer=work_alone)
         return self
 
     def __exit__(
@@ -54,11 +56,6 @@ class Passes:
         scores = torch.cat(list(run(lambda part: _forward(net, part), parts)))
         mean: torch.Tensor = scores.view(samples, views.shape[1], -1).mean(1)
         return mean.cpu()
-
-
-def _work_alone() -> None:
-    torch.get_num_threads()  # a thread's first look would set its number again, to the last one that any thread set
-    torch.set_num_threads(1)
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from resnet_pipeline.adapters.mlflow.registry import fetch_members, fetched_mode
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
 from resnet_pipeline.evaluation.paper import ENSEMBLES
@@ -26,7 +27,6 @@ from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, pla
 from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.report.progress import counting
-from resnet_pipeline.training.context import local_device
 from resnet_pipeline.workspace import Workspace
 
 Say = Callable[[str], None]

@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
 from resnet_pipeline.evaluation.protocols import protocol_of
@@ -25,7 +26,6 @@ from resnet_pipeline.evaluation.trained_model import Member, words_of
 from resnet_pipeline.files import replacing
 from resnet_pipeline.jobs.evaluate import expanded, load_members
 from resnet_pipeline.report.progress import counting
-from resnet_pipeline.training.context import local_device
 from resnet_pipeline.workspace import Workspace
 
 ENDINGS = (".csv", ".parquet", ".json")

@@ -14,9 +14,8 @@ import os
 import tarfile
 import tempfile
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,6 +26,7 @@ import numpy as np
 from resnet_pipeline.data.image_audit import Audited, PixelSums, audit, centre_crop, image_size
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
+from resnet_pipeline.parallel import map_ahead
 from resnet_pipeline.sources.archives import read_member
 from resnet_pipeline.sources.catalogue import Entry
 from resnet_pipeline.staging.shard_plan import Shard
@@ -250,17 +250,8 @@ def _contents(source: Storage, entries: Sequence[Entry]) -> Iterator[bytes]:
     if isinstance(source, LocalStorage):
         yield from (read_member(source, entry.member) for entry in entries)
         return
-    pending: deque[Future[bytes]] = deque()
-    pool = ThreadPoolExecutor(_AHEAD)
-    try:
-        for entry in entries:
-            pending.append(pool.submit(read_member, source, entry.member))
-            if len(pending) > _AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        yield from map_ahead(pool, lambda entry: read_member(source, entry.member), entries, _AHEAD + 1)
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from resnet_pipeline.parallel import map_ahead
 from resnet_pipeline.storage.base import Storage
 
 BLOCK = 8 * 2**20
@@ -43,7 +43,7 @@ def download(
 
         with ThreadPoolExecutor(_CONCURRENT, thread_name_prefix="download") as pool:
             try:
-                for content in _in_order(pool, bring, -(-size // BLOCK)):
+                for content in map_ahead(pool, bring, range(-(-size // BLOCK)), _CONCURRENT):
                     digest.update(content)
                     if unless and unless():
                         return None
@@ -51,17 +51,6 @@ def download(
                 pool.shutdown(cancel_futures=True)
         os.fsync(descriptor)
     return digest.hexdigest()
-
-
-def _in_order(pool: ThreadPoolExecutor, bring: Callable[[int], bytes], blocks: int) -> Iterator[bytes]:
-    """Yield the blocks in order; no more than can be under way are held in memory."""
-    pending: deque[Future[bytes]] = deque()
-    for number in range(blocks):
-        pending.append(pool.submit(bring, number))
-        if len(pending) == _CONCURRENT:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _finished_blocks(done: Path) -> set[int]:

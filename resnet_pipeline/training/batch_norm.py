@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from resnet_pipeline.data.loaders import Batch
-from resnet_pipeline.training.context import all_gather, all_reduce_sum
+from resnet_pipeline.training.distributed import all_gather, all_reduce_sum
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

@@ -14,7 +14,7 @@ import torch
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches
-from resnet_pipeline.device import compile_network, distribute, prepare_device
+from resnet_pipeline.device import prepare_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import Owner, fetch, note
@@ -28,13 +28,8 @@ from resnet_pipeline.training.blame import bad_samples, blame
 from resnet_pipeline.training.checkpoint import newest_checkpoint, read_checkpoint
 from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
 from resnet_pipeline.training.classifier import build_classifier
-from resnet_pipeline.training.context import (
-    Context,
-    Notice,
-    Notices,
-    collective_timeout,
-    from_rank_zero,
-)
+from resnet_pipeline.training.context import Context
+from resnet_pipeline.training.distributed import Notice, Notices, collective_timeout, distribute, from_rank_zero
 from resnet_pipeline.training.ema import WeightAverage
 from resnet_pipeline.training.mirror import Mirror
 from resnet_pipeline.training.optim import build_optimizer, set_lr
@@ -44,7 +39,7 @@ from resnet_pipeline.training.result import write_result
 from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
 from resnet_pipeline.training.schedule import Schedule
 from resnet_pipeline.training.state import capture, restore
-from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
+from resnet_pipeline.training.step import FiniteGuard, RunningSums, compile_network, train_step
 from resnet_pipeline.training.system import StepTimes, SystemMetrics
 from resnet_pipeline.training.throughput import Throughput
 from resnet_pipeline.training.validation import centre_errors

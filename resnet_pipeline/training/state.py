@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from resnet_pipeline.training.batch_norm import gather_statistics, load_statistics
 from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError
-from resnet_pipeline.training.context import all_gather
+from resnet_pipeline.training.distributed import all_gather
 from resnet_pipeline.training.schedule import ScheduleState
 
 if TYPE_CHECKING:

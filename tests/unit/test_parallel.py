@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from resnet_pipeline.parallel import Ahead
+from resnet_pipeline.parallel import Ahead, map_ahead
 
 
 def test_items_come_in_order_and_the_error_after_those_before_it():
@@ -50,3 +51,31 @@ def test_closing_ends_the_thread():
     ahead.close()
     ahead.close()
     assert threading.active_count() == before
+
+
+def test_calls_come_in_order_and_no_more_are_begun_than_asked():
+    begun, yielded = [], []
+
+    def call(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.01 * (number % 3))
+        return number * number
+
+    with ThreadPoolExecutor(8) as pool:
+        for value in map_ahead(pool, call, range(30), 4):
+            yielded.append(value)
+            assert len(begun) <= len(yielded) + 4
+    assert yielded == [number * number for number in range(30)]
+
+
+def test_what_has_not_begun_when_a_call_fails_never_does():
+    begun = []
+
+    def call(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.05)
+        return 1 // number
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
+        list(map_ahead(pool, call, [0, 1, 2, 3, 4], 5))
+    assert len(begun) <= 2

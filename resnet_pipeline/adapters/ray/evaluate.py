@@ -11,12 +11,12 @@ import torch
 from resnet_pipeline.adapters.ray.train import check_workers, ray_cluster
 from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.order import Int64
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.parts import Parts
 from resnet_pipeline.evaluation.protocols import Protocol
 from resnet_pipeline.evaluation.scoring import score_chunks
 from resnet_pipeline.models import Classifier
-from resnet_pipeline.training.context import local_device
 from resnet_pipeline.workspace import Workspace
 
 

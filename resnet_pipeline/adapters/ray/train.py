@@ -15,12 +15,13 @@ import torch
 
 from resnet_pipeline.adapters.ray.elastic import trainer_class
 from resnet_pipeline.data.dataset import open_dataset_at
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import TakenOverError
-from resnet_pipeline.training.context import TIMEOUT_VARIABLE, collective_timeout, local_device
+from resnet_pipeline.training.distributed import TIMEOUT_VARIABLE, collective_timeout
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
