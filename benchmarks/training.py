@@ -61,11 +61,11 @@ def our_step(precision: str, *, stride: str = "v1.5") -> Callable[[], object]:
     """Return a step of this project on one batch, as the training loop does it."""
     from resnet_pipeline.config import OptimConfig
     from resnet_pipeline.data.loaders import Batch
-    from resnet_pipeline.device import compile_network, prepare_device
+    from resnet_pipeline.device import prepare_device
     from resnet_pipeline.models import Classifier, Normalize, build_model
     from resnet_pipeline.training.ema import WeightAverage
     from resnet_pipeline.training.optim import build_optimizer
-    from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
+    from resnet_pipeline.training.step import FiniteGuard, RunningSums, compile_network, train_step
 
     fast = precision == "bf16"
     prepare_device(DEVICE, precision)
@@ -313,7 +313,7 @@ def part_b(settings: argparse.Namespace) -> None:
     from resnet_pipeline.config_io import with_overrides
     from resnet_pipeline.jobs.train import train_run
     from resnet_pipeline.recipes import get_recipe
-    from resnet_pipeline.training.run_directory import read_metrics
+    from resnet_pipeline.training.metrics_log import read_metrics
     from resnet_pipeline.workspace import Workspace
 
     every, windows = (1, 3) if settings.small else (5, 6)

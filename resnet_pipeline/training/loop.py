@@ -31,12 +31,13 @@ from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import Notice, Notices, collective_timeout, distribute, from_rank_zero
 from resnet_pipeline.training.ema import WeightAverage
+from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.training.mirror import Mirror
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.phases import PhasedBatches
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
 from resnet_pipeline.training.result import write_result
-from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
+from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.schedule import Schedule
 from resnet_pipeline.training.state import capture, restore
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, compile_network, train_step
@@ -347,4 +348,4 @@ class Trainer:
         self._validate()
         self._check_owner()
         if context.rank == 0:
-            write_result(self)
+            write_result(self, self.log)

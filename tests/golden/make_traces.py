@@ -66,7 +66,8 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
     from resnet_pipeline.staging.stage import stage
     from resnet_pipeline.training.context import LocalContext
     from resnet_pipeline.training.loop import train
-    from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
+    from resnet_pipeline.training.metrics_log import read_metrics
+    from resnet_pipeline.training.run_directory import RunDirectory
 
     traced = TRACES[name]
     if traced.images is None:

@@ -12,7 +12,7 @@ from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.system import SystemMetrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

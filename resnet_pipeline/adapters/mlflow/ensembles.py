@@ -20,6 +20,9 @@ from resnet_pipeline.files import write_json
 
 ENSEMBLE_FILE = "ensemble.json"
 
+COLUMN, DEFAULTS = "image", {"top": 5, "protocol": "center"}
+"""What a registered model takes, network or ensemble: a column of images, and the parameters' defaults."""
+
 Fetch = Callable[[str], AbstractContextManager[Path]]
 """Opens a registered model by reference: the folder lives as long as the context."""
 

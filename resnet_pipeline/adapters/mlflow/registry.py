@@ -13,6 +13,8 @@ from typing import Any
 
 from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.ensembles import (
+    COLUMN,
+    DEFAULTS,
     MemberVersion,
     ensemble_digest,
     load_members,
@@ -21,7 +23,6 @@ from resnet_pipeline.adapters.mlflow.ensembles import (
     write_ensemble,
 )
 from resnet_pipeline.adapters.mlflow.runs import Tracking, guarded
-from resnet_pipeline.adapters.mlflow_model import COLUMN, signature
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -318,3 +319,27 @@ def _tag(tracking: Tracking, version: ModelVersion, tags: Mapping[str, str]) -> 
 
 def _as_version(found: Any) -> ModelVersion:
     return ModelVersion(found.name, str(found.version), run_id=found.run_id or "", tags=dict(found.tags))
+
+
+def signature() -> Any:
+    """Return the models' MLflow signature."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    return ModelSignature(
+        Schema([ColSpec(DataType.binary, COLUMN)]),
+        Schema(
+            [
+                ColSpec(Array(DataType.string), "labels"),
+                ColSpec(Array(DataType.string), "words"),
+                ColSpec(Array(DataType.double), "probabilities"),
+            ]
+        ),
+        ParamSchema(
+            [
+                ParamSpec("top", DataType.long, DEFAULTS["top"]),
+                ParamSpec("protocol", DataType.string, DEFAULTS["protocol"]),
+            ]
+        ),
+    )

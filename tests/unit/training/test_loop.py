@@ -23,7 +23,8 @@ from resnet_pipeline.training.checkpoint import CheckpointError, newest_checkpoi
 from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import NonFiniteError, Trainer, train
-from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.run_directory import RunDirectory
 from tests.launching import WORKER, launch
 
 # a sample whose colour offset is not a number: a batch with it has no finite loss

@@ -11,8 +11,8 @@ from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.mirror import Mirror, fetch_newer, send
-from resnet_pipeline.training.run_directory import read_metrics
 
 
 def stopping_after(steps: int) -> LocalContext:
