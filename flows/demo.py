@@ -14,8 +14,8 @@ from flows.evaluate import ensemble_evaluate
 from flows.parameters import Protocol
 from flows.stage import stage_dataset
 from flows.train import DigitsNetwork, digits_train
-from resnet_pipeline.adapters.mlflow.runs import tracking_uri
-from resnet_pipeline.adapters.ray.train import keeping_ray
+from resnet_pipeline.adapters.mlflow.client import tracking_uri
+from resnet_pipeline.adapters.ray.cluster import keeping_ray
 from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
 from resnet_pipeline.tables import print_table

@@ -16,6 +16,7 @@ from rich.table import Table
 from resnet_pipeline.cli import data as cli_data
 from resnet_pipeline.cli import evaluation as cli_evaluation
 from resnet_pipeline.cli import registry as cli_registry
+from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
@@ -70,36 +71,8 @@ def demo(
     run_demo(workspace, workers=workers, quiet=quiet)
 
 
-@app.command()
-def up(
-    root: Root = None,
-    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server and pages.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's server and pages.")] = 5000,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once all answer; `down` stops them.")] = False,
-) -> None:
-    """Start a Prefect server, a worker and an MLflow server on this machine and register all deployments.
-
-    They listen on this machine only. Ctrl-C stops them; with --detach, `resnet-pipeline down` does.
-    """
-    from resnet_pipeline.services import local as services
-
-    services.up(Workspace.of(root), prefect_port=prefect_port, mlflow_port=mlflow_port, detach=detach)
-
-
-@app.command()
-def down(root: Root = None) -> None:
-    """Stop what `up` started, and nothing else."""
-    from resnet_pipeline.services import local as services
-
-    services.down(Workspace.of(root))
-
-
-@app.command()
-def deploy(pool: Annotated[str, typer.Option(help="The Prefect work pool that runs them.")] = "local") -> None:
-    """Register all deployments with the Prefect server that PREFECT_API_URL names (`up` does this itself)."""
-    from resnet_pipeline.services import local as services
-
-    services.deploy(pool)
+for command in cli_services.COMMANDS:
+    app.command()(command)
 
 
 @app.command()
@@ -314,14 +287,4 @@ def export(
     print(output)
 
 
-@app.command()
-def doctor(root: Root = None, json_file: Json = None) -> None:
-    """Say what this machine has and what would be used: cores, GPUs, decoder, disk, servers."""
-    from resnet_pipeline.services.doctor import examine
-
-    findings = examine(Workspace.of(root))
-    table = Table(show_header=False, box=None)
-    for finding in findings:
-        table.add_row(finding.what, finding.state, finding.use)
-    print_table(table)
-    _write(json_file, [vars(f) for f in findings])
+app.command()(cli_services.doctor)

@@ -130,8 +130,8 @@ def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]
     if not os.environ.get("RAY_ADDRESS"):
         yield workers
         return
+    from resnet_pipeline.adapters.ray.cluster import ray_cluster
     from resnet_pipeline.adapters.ray.staging import RayTasks
-    from resnet_pipeline.adapters.ray.train import ray_cluster
 
     with ray_cluster() as resources:
         yield lambda: RayTasks(resources, workers)

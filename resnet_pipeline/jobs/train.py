@@ -14,7 +14,8 @@ from types import FrameType
 from typing import Any
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
-from resnet_pipeline.adapters.ray.train import check_workers, fit, mirror_of, ray_cluster
+from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.train import fit, mirror_of
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import to_dict
 from resnet_pipeline.data.dataset import Dataset, open_dataset

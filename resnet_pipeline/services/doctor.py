@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_pipeline.adapters.mlflow.runs import tracking_uri
+from resnet_pipeline.adapters.mlflow.client import tracking_uri
 from resnet_pipeline.data.dataset import dataset_names
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import Workspace

@@ -1,4 +1,4 @@
-"""Prefect's server and worker and MLflow's server on this machine: start, register deployments, stop exactly those."""
+"""Prefect's server and worker and MLflow's server on this machine: start them, and stop exactly those."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,9 +21,9 @@ import psutil
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
+from resnet_pipeline.services.deployments import POOL, deploy
 from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
 
-POOL = "local"
 _START_SECONDS = 120
 
 
@@ -114,29 +113,6 @@ def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
         say(f"stopped {name}")
     _pid_file(workspace).unlink(missing_ok=True)
     _stopping(workspace).unlink(missing_ok=True)
-
-
-def deploy(pool: str) -> int:
-    """Register every deployment of prefect.yaml with the server of PREFECT_API_URL; return how many there are."""
-    if not os.environ.get("PREFECT_API_URL"):
-        raise UserError("PREFECT_API_URL is not set: name the Prefect server's API, or use `resnet-pipeline up`")
-    import yaml
-
-    with resources.as_file(resources.files("flows") / "prefect.yaml") as file:
-        count = len(yaml.safe_load(file.read_text())["deployments"])
-        environment = {**os.environ, "RESNET_PIPELINE_POOL": pool}
-        _prefect(environment, "work-pool", "create", pool, "--type", "process", "--overwrite")
-        _prefect(environment, "--no-prompt", "deploy", "--all", "--pool", pool, "--prefect-file", str(file))
-    return count
-
-
-def _prefect(environment: dict[str, str], *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise UserError(f"`prefect {' '.join(arguments)}` failed: {' '.join(lines[-3:])}")
 
 
 def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_pipeline.adapters.ray.train import keeping_ray
+from resnet_pipeline.adapters.ray.cluster import keeping_ray
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.jobs.evaluate import evaluate_models

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline import __version__
+from resnet_pipeline.adapters.mlflow.client import guarded
 from resnet_pipeline.adapters.mlflow.ensembles import (
     COLUMN,
     DEFAULTS,
@@ -22,7 +23,7 @@ from resnet_pipeline.adapters.mlflow.ensembles import (
     read_ensemble,
     write_ensemble,
 )
-from resnet_pipeline.adapters.mlflow.runs import Tracking, guarded
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
 from resnet_pipeline.training.run_directory import RunDirectory

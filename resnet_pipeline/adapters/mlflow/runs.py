@@ -1,4 +1,4 @@
-"""MLflow: runs, metrics delivered in the background, and the model registry.
+"""MLflow's runs: parameters, files, and metrics that are delivered in the background.
 
 Nothing here can stop training: metrics are in the run directory first, a thread delivers them, keeps trying while
 MLflow is away, and remembers how far it came; what is left at the end is delivered by the next start.
@@ -7,13 +7,12 @@ MLflow is away, and remembers how far it came; what is left at the end is delive
 from __future__ import annotations
 
 import json
-import os
-import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_uri
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -41,15 +40,6 @@ _METRIC_NAMES: dict[str, dict[str, str]] = {
 }
 
 
-class TrackingError(UserError):
-    """MLflow did not answer or refused."""
-
-
-def tracking_uri(workspace: Workspace) -> str:
-    """Return MLFLOW_TRACKING_URI, else the SQLite file in the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.mlflow / 'mlflow.db'}"
-
-
 class Tracking:
     """A connection to MLflow's tracking server and registry; nothing is contacted before it is needed."""
 
@@ -62,7 +52,7 @@ class Tracking:
     def client(self) -> Any:
         """The MlflowClient; TrackingError where MLflow is away."""
         if self._client is None:
-            self._client = guarded(self._connect)
+            self._client = guarded(lambda: connect(self.uri))
         return self._client
 
     def experiment(self) -> str:
@@ -137,32 +127,6 @@ class Tracking:
         """Mark the MLflow run: FINISHED, FAILED or KILLED."""
         run_id = self.run_id(run)
         guarded(lambda: self.client.set_terminated(run_id, status=status))
-
-    def _connect(self) -> Any:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        import logging
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        # that MLflow is away is said once by the sender; urllib3 would say it at every try
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-        import mlflow
-
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        set_before = os.environ.get("MLFLOW_TRACKING_URI")
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        # MLflow puts the address into the environment too, where the next workspace of this process would take it for
-        # the user's own setting
-        if set_before is None:
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
-        return mlflow.MlflowClient(self.uri, self.uri)
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -264,20 +228,3 @@ def _metrics(line: dict[str, Any]) -> list[Any]:
         names = {key: f"system/{key}" for key in line.keys() - {"kind", "step", "time"}}
     milliseconds = int(line.get("time", 0) * 1000)
     return [Metric(name, float(line[key]), milliseconds, line["step"]) for key, name in names.items() if key in line]
-
-
-def guarded(call: Callable[[], Any]) -> Any:
-    """Run a call to MLflow; what it or its transport raises becomes a TrackingError of one line."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        return call()
-    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        if away := re.search(r"request to (\w+://[^/]+)\S* failed with exception .*(?:retries|onnect)", text):
-            raise TrackingError(
-                f"MLflow at {away[1]} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
-            ) from error
-        raise TrackingError(f"MLflow: {text[:300]}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from resnet_pipeline.adapters.ray.train import check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from resnet_pipeline.adapters.ray.train import Resources
+from resnet_pipeline.adapters.ray.cluster import Resources
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.staging.area import ABOUT
 from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard

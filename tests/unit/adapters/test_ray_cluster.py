@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_pipeline.adapters.ray.train import Resources, check_workers
+from resnet_pipeline.adapters.ray.cluster import Resources, check_workers
 from resnet_pipeline.errors import UserError
 
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from resnet_pipeline.adapters.mlflow.client import TrackingError
 from resnet_pipeline.adapters.mlflow.ensembles import ENSEMBLE_FILE
 from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve
-from resnet_pipeline.adapters.mlflow.runs import Tracking, TrackingError
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
