@@ -18,7 +18,7 @@ from resnet_pipeline.adapters.mlflow.client import tracking_uri
 from resnet_pipeline.adapters.ray.cluster import keeping_ray
 from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
-from resnet_pipeline.tables import print_table
+from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
 
 DATASET = "digits"

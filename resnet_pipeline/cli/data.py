@@ -10,7 +10,7 @@ from rich.table import Table
 
 from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.tables import print_table
+from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
 
 app = typer.Typer(help="Check a staged dataset, look at its training crops, and count what is in it.")

@@ -20,7 +20,7 @@ from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.tables import print_table
+from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
 
 app = typer.Typer(
@@ -233,7 +233,7 @@ def report(
 def recipes(json_file: Json = None) -> None:
     """List every recipe with its depth, parameters, multiply-adds and the paper's error."""
     from resnet_pipeline.jobs.recipes import recipe_rows
-    from resnet_pipeline.models.complexity_table import depth_against_vgg
+    from resnet_pipeline.models.complexity import depth_against_vgg
 
     rows = recipe_rows()
     table = Table(title="Recipes: a name for `resnet-pipeline train`; errors in percent, from the paper")

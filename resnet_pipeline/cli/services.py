@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from resnet_pipeline.cli.options import Json, Root, write_result
-from resnet_pipeline.tables import print_table
+from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
 
 

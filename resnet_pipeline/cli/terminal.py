@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from resnet_pipeline.tables import output, print_table
+from resnet_pipeline.report.terminal import output, print_table
 
 Row = Mapping[str, Any]
 _WORDS = ("model", "member", "class", "taken for", "first", "second")

@@ -19,10 +19,9 @@ from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
 from resnet_pipeline.evaluation.paper import ENSEMBLES
-from resnet_pipeline.evaluation.parts import Parts, lacking_models
 from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
 from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
-from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path, write_scores
+from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, plan_chunks, score_chunks
 from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
 from resnet_pipeline.models import Classifier

@@ -18,7 +18,9 @@ from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.models import depth_of
-from resnet_pipeline.report import Curve, Ensemble, Member, ReportData, render_table, write_report
+from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
+from resnet_pipeline.report.page import write_report
+from resnet_pipeline.report.terminal import render_table
 from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace

@@ -23,8 +23,7 @@ from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.sources.catalogue import Catalogue, with_holdout
 from resnet_pipeline.sources.file_views import Heard
 from resnet_pipeline.sources.layouts import read_catalogue, source_files
-from resnet_pipeline.staging import listing
-from resnet_pipeline.staging.area import LISTING, StagingArea, staging_area
+from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, listing_of, staging_area
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
 from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
 from resnet_pipeline.staging.shard_pool import Processes, Workers
@@ -143,12 +142,12 @@ def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options
     """Return what the source holds: as an earlier staging found it, else by reading it now."""
     if area.keeps(about) and area.storage.stat(LISTING) is not None:
         area.begin(about)
-        return listing.from_bytes(area.storage.read(LISTING), source.storage)
+        return catalogue_of(area.storage.read(LISTING), source.storage)
     catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
     catalogue = with_holdout(catalogue, options.holdout)
     area.begin(about)
     if catalogue.stream is None:
-        area.storage.write(LISTING, listing.to_bytes(catalogue))
+        area.storage.write(LISTING, listing_of(catalogue))
     return catalogue
 
 

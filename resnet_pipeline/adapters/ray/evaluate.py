@@ -13,8 +13,8 @@ from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.parts import Parts
 from resnet_pipeline.evaluation.protocols import Protocol
+from resnet_pipeline.evaluation.scores import Parts
 from resnet_pipeline.evaluation.scoring import score_chunks
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.workspace import Workspace

@@ -13,8 +13,8 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.sources import file_views, ilsvrc
 from resnet_pipeline.sources.layouts import read_catalogue
-from resnet_pipeline.staging import listing
 from resnet_pipeline.staging import stage as staging
+from resnet_pipeline.staging.area import catalogue_of, listing_of
 from resnet_pipeline.staging.stage import Options, Source, stage
 from resnet_pipeline.storage.local import LocalStorage
 from tests.images import jpeg
@@ -254,4 +254,4 @@ def test_a_listing_comes_back_from_its_file(images, tmp_path, make_folder, metho
     files = kaggle_files(*images[:2], WORDS, images[2])
     place = Source.at(make_folder(files) if method is None else zip_of(tmp_path / "x.zip", files, method))
     found = read_catalogue(place.storage, place.name)
-    assert listing.from_bytes(listing.to_bytes(found), place.storage) == found
+    assert catalogue_of(listing_of(found), place.storage) == found
