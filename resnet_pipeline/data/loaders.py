@@ -1,6 +1,6 @@
 """Batches of a staged dataset, decoded by DALI or, slow and obvious, by Pillow and torchvision.
 
-What a batch holds is planned first (``order``, ``augment``); the two executors only carry plans out. How many threads
+What a batch holds is planned first (``order``, ``crops``); the two executors only carry plans out. How many threads
 decode, and how many batches ahead, changes the speed alone: an argument says it, else the environment variables
 RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH, else it is one per CPU that PyTorch uses, and two.
 """
