@@ -23,8 +23,8 @@ from resnet_pipeline.models.resnet import ResNet
 class FoldedResNet(nn.Module):
     """The network with its batch norms folded: the same features and logits but for the rounding.
 
-    Relative to the largest logit they differ by some 1e-6 (tests/unit/models/test_folded.py). Later changes of the
-    convolutions and batch norms that it was made from do not reach it.
+    Relative to the largest logit they differ by some 1e-6 (tests/unit/models/test_fold_batch_norm.py). Later
+    changes of the convolutions and batch norms that it was made from do not reach it.
     """
 
     def __init__(self, network: ResNet) -> None:
