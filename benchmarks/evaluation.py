@@ -53,8 +53,8 @@ def ten_crop(dataset, files: list[Path], rounds: int) -> None:
     from torchvision.transforms import v2
 
     from resnet_pipeline.config import ViewConfig
-    from resnet_pipeline.evaluation.evaluate import evaluate
-    from resnet_pipeline.evaluation.views import protocol_of
+    from resnet_pipeline.evaluation.protocols import protocol_of
+    from resnet_pipeline.evaluation.scoring import evaluate
     from resnet_pipeline.models import Classifier, Normalize, build_model
 
     protocol = protocol_of("10-crop", ViewConfig(crop=224, resize=256))
@@ -105,8 +105,8 @@ def together(dataset, images: int, rounds: int) -> None:
     import torch
 
     from resnet_pipeline.config import ViewConfig
-    from resnet_pipeline.evaluation.evaluate import evaluate
-    from resnet_pipeline.evaluation.views import protocol_of
+    from resnet_pipeline.evaluation.protocols import protocol_of
+    from resnet_pipeline.evaluation.scoring import evaluate
     from resnet_pipeline.models import Classifier, Normalize, build_model
 
     for name, views, aim in (
@@ -144,8 +144,8 @@ def multi_scale(dataset, images: int, rounds: int) -> None:
 
     from resnet_pipeline.config import ViewConfig
     from resnet_pipeline.data.whole_images import whole_batches
-    from resnet_pipeline.evaluation.evaluate import evaluate
-    from resnet_pipeline.evaluation.views import protocol_of
+    from resnet_pipeline.evaluation.protocols import protocol_of
+    from resnet_pipeline.evaluation.scoring import evaluate
     from resnet_pipeline.models import Classifier, Normalize, build_model, fold_batch_norm
 
     views = ViewConfig(crop=224, resize=256)
@@ -246,7 +246,7 @@ def main() -> None:
             parser.error("name a tar of JPEGs, or set RESNET_PIPELINE_IMAGENET_SAMPLE")
         import torch
 
-        from resnet_pipeline.data.shards import stage
+        from resnet_pipeline.staging.stage import stage
 
         torch.set_num_threads(THREADS)
         folder = Path(temporary) / "images"

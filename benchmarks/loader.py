@@ -34,8 +34,8 @@ from torchvision.transforms import v2
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches
-from resnet_pipeline.data.shards import Options, stage
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.staging.stage import Options, stage
 
 THREADS = 2
 BATCH = 32

@@ -31,7 +31,7 @@ UPLOAD = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from resnet_pipeline.adapters.s3 import storage_at
+from resnet_pipeline.storage import storage_at
 folder, storage = Path(sys.argv[1]), storage_at(sys.argv[2])
 with ThreadPoolExecutor(2) as pool:  # as two workers of staging do
     list(pool.map(lambda path: storage.write(path.name, path), sorted(folder.iterdir())))
@@ -40,8 +40,8 @@ DOWNLOAD = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from resnet_pipeline.adapters.s3 import storage_at
-from resnet_pipeline.data.cache import Cache, CacheFolder, Wanted
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
 storage, cache = storage_at(sys.argv[1]), Cache(CacheFolder(Path(sys.argv[2])))
 with ThreadPoolExecutor(2) as pool:  # as the thread that brings shards ahead does
     list(pool.map(lambda shard: cache.hold(storage, Wanted(*shard)), json.loads(sys.argv[3])))

@@ -61,11 +61,11 @@ def our_step(precision: str, *, stride: str = "v1.5") -> Callable[[], object]:
     """Return a step of this project on one batch, as the training loop does it."""
     from resnet_pipeline.config import OptimConfig
     from resnet_pipeline.data.loaders import Batch
+    from resnet_pipeline.device import prepare_device
     from resnet_pipeline.models import Classifier, Normalize, build_model
     from resnet_pipeline.training.ema import WeightAverage
     from resnet_pipeline.training.optim import build_optimizer
-    from resnet_pipeline.training.setup import compile_network, prepare_device
-    from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
+    from resnet_pipeline.training.step import FiniteGuard, RunningSums, compile_network, train_step
 
     fast = precision == "bf16"
     prepare_device(DEVICE, precision)
@@ -201,7 +201,7 @@ def child_ours(
     """Train a recipe in plain processes with the project's loop; images/s from before the loader starts."""
     import torch.distributed as dist
 
-    from resnet_pipeline.config_values import with_overrides
+    from resnet_pipeline.config_io import with_overrides
     from resnet_pipeline.data.dataset import Dataset
     from resnet_pipeline.recipes import get_recipe
     from resnet_pipeline.training.context import LocalContext
@@ -310,10 +310,10 @@ def part_a(settings: argparse.Namespace) -> None:
 
 
 def part_b(settings: argparse.Namespace) -> None:
-    from resnet_pipeline.config_values import with_overrides
+    from resnet_pipeline.config_io import with_overrides
     from resnet_pipeline.jobs.train import train_run
     from resnet_pipeline.recipes import get_recipe
-    from resnet_pipeline.training.run_directory import read_metrics
+    from resnet_pipeline.training.metrics_log import read_metrics
     from resnet_pipeline.workspace import Workspace
 
     every, windows = (1, 3) if settings.small else (5, 6)
@@ -420,7 +420,7 @@ def part_e(settings: argparse.Namespace) -> None:
 
 def stage_imagenet(settings: argparse.Namespace, target: Path) -> Path:
     """Stage the sample: files of each class for training, a few of them again for validation."""
-    from resnet_pipeline.data.shards import stage
+    from resnet_pipeline.staging.stage import stage
 
     if (target / "manifest.json").exists():
         return target
@@ -441,7 +441,7 @@ def stage_imagenet(settings: argparse.Namespace, target: Path) -> Path:
 
 def stage_cifar10(settings: argparse.Namespace) -> tuple[Path, Path]:
     """Stage the JPEG archive, and unpack it for ImageFolder; return the dataset's folder and the images'."""
-    from resnet_pipeline.data.shards import stage
+    from resnet_pipeline.staging.stage import stage
 
     if not settings.cifar10:
         raise SystemExit("name the archive of JPEGs with --cifar10, or set RESNET_PIPELINE_CIFAR10")

@@ -15,14 +15,14 @@ from flows.evaluate import ensemble_evaluate
 from flows.parameters import Protocol
 from flows.stage import stage_dataset
 from flows.train import DigitsNetwork, digits_train
-from resnet_pipeline.adapters.mlflow_tracking import tracking_uri
-from resnet_pipeline.adapters.ray_train import standing_workers
+from resnet_pipeline.adapters.mlflow.client import tracking_uri
+from resnet_pipeline.adapters.ray.train import standing_workers
 from resnet_pipeline.jobs.report import report_on_runs
-from resnet_pipeline.jobs.services import TemporaryPrefect
 from resnet_pipeline.jobs.stage import DIGITS
 from resnet_pipeline.jobs.train import is_finished
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.tables import print_table
+from resnet_pipeline.report.terminal import print_table
+from resnet_pipeline.services.local import TemporaryPrefect
 from resnet_pipeline.workspace import Workspace
 
 DATASET = "digits"

@@ -20,7 +20,7 @@ from flows.parameters import (
     documented,
 )
 from flows.shell import say, table
-from resnet_pipeline.evaluation.published import ENSEMBLES
+from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.jobs.analyse import ensemble, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from flows.parameters import documented
 from flows.shell import say, table
-from resnet_pipeline.data.shards import Options
 from resnet_pipeline.jobs.stage import stage_dataset as stage_job
 from resnet_pipeline.jobs.stage import summary
+from resnet_pipeline.staging.stage import Options
 from resnet_pipeline.workspace import Workspace
 
 

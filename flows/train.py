@@ -21,7 +21,7 @@ from flows.parameters import (
 )
 from flows.shell import say, table
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_values import with_overrides
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import register_run
 from resnet_pipeline.jobs.train import TrainedRun, train_run

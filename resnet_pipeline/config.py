@@ -1,7 +1,7 @@
 """What a run is made of: frozen dataclasses that check themselves. There is no global configuration.
 
 A recipe (``resnet_pipeline.recipes``) is a function that returns a complete :class:`RunConfig`. Two runs with equal
-configs on the same dataset are the same run: their hash (``config_values``) is a part of a run directory's name.
+configs on the same dataset are the same run: their hash (``config_io``) is a part of a run directory's name.
 """
 
 from __future__ import annotations

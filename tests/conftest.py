@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_pipeline.adapters.s3 import storage_at
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_values import with_overrides
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.digits import write_digits
-from resnet_pipeline.data.shards import Options, stage
-from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.sources.digits import write_digits
+from resnet_pipeline.staging.stage import Options, stage
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE, CACHE_VARIABLE, DATA_VARIABLE
 from tests.s3_server import KEYS, settings

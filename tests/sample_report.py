@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from resnet_pipeline.report import Curve, Ensemble, Member, ReportData
+from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
 
 
 def sample_report(*, name: str | None = None, members: int = 3) -> ReportData:

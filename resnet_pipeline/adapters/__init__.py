@@ -1,1 +1,1 @@
-"""Ray, MLflow and S3: the only modules that know them."""
+"""Ray and MLflow: the only modules that know them."""

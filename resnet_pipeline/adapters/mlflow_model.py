@@ -18,12 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.adapters.mlflow_ensemble import load_members, model_folder
+from resnet_pipeline.adapters.mlflow.ensembles import COLUMN, DEFAULTS, load_members, model_folder
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.predict import Image, Predictor, checked
-from resnet_pipeline.training.context import local_device
+from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
 
-COLUMN, DEFAULTS = "image", {"top": 5, "protocol": "center"}
 _SERVER_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # MLflow's scoring server sets it for the models that it runs
 
 _NO_SPACE = dict.fromkeys(map(ord, " \t\r\n"))
@@ -60,30 +59,6 @@ class ServedModel:
                 "probabilities": [row.tolist() for row in found.probabilities.astype(float)],
             }
         )
-
-
-def signature() -> Any:
-    """Return the models' MLflow signature."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    return ModelSignature(
-        Schema([ColSpec(DataType.binary, COLUMN)]),
-        Schema(
-            [
-                ColSpec(Array(DataType.string), "labels"),
-                ColSpec(Array(DataType.string), "words"),
-                ColSpec(Array(DataType.double), "probabilities"),
-            ]
-        ),
-        ParamSchema(
-            [
-                ParamSpec("top", DataType.long, DEFAULTS["top"]),
-                ParamSpec("protocol", DataType.string, DEFAULTS["protocol"]),
-            ]
-        ),
-    )
 
 
 def _load_pyfunc(path: str) -> ServedModel:

@@ -1,4 +1,1 @@
-"""From raw images to batches: sources, audit, shards, order, augmentation, loaders.
-
-Import from the modules: staging's worker processes start fast because nothing heavy is imported here.
-"""
+"""From a staged dataset to batches: shards, order, crops, decoders, loaders."""

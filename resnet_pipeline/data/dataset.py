@@ -17,10 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from resnet_pipeline.data.cache import Cache, CacheFolder, Wanted
-from resnet_pipeline.data.shard_files import CachedShards, LocalShards, ShardFiles
-from resnet_pipeline.data.storage import LocalStorage, Storage
+from resnet_pipeline.data.shard_reader import CachedShards, LocalShards, ShardFiles
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
+from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.workspace import Workspace
 
 FORMAT = 2
 MANIFEST, INDEX, SOURCE, MEAN_IMAGE = "manifest.json", "index.parquet", "source.json", "mean_image.npy"
@@ -153,7 +156,7 @@ class Dataset:
 
     @property
     def source_fingerprint(self) -> str | None:
-        """What the source's files looked like when they were staged (``shards.source_fingerprint``)."""
+        """What the source's files looked like when they were staged (``stage.source_fingerprint``)."""
         try:
             value: str = json.loads(self.storage.read(SOURCE))["fingerprint"]
         except (UserError, ValueError, KeyError):
@@ -205,3 +208,27 @@ def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None
 def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = table.column(name).to_numpy().astype(dtype, copy=False)
     return values
+
+
+def open_dataset(workspace: Workspace, name: str) -> Dataset:
+    """Open a dataset of the workspace; from S3 by means of this machine's cache. UserError where it is not there."""
+    try:
+        return open_dataset_at(workspace, workspace.dataset(name))
+    except NoDatasetError:
+        names = dataset_names(workspace)
+        known = f"staged are: {', '.join(names)}" if names else "none is staged"
+        raise UserError(
+            f"no dataset {name!r} under {workspace.data} ({known}); "
+            f"stage it with: resnet-pipeline stage --source FOLDER-OR-ARCHIVE --name {name}"
+        ) from None
+
+
+def open_dataset_at(workspace: Workspace, address: str) -> Dataset:
+    """Open the dataset at an address, as ``Workspace.dataset`` gave it on another machine, with this one's cache."""
+    return Dataset.open(storage_at(address), CacheFolder(workspace.cache, workspace.cache_limit))
+
+
+def dataset_names(workspace: Workspace) -> list[str]:
+    """Return the names of the staged datasets."""
+    paths = [stored.name.split("/") for stored in storage_at(workspace.data).files()]
+    return [path[0] for path in paths if len(path) == 2 and path[1] == MANIFEST and not path[0].startswith(".")]

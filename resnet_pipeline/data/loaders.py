@@ -1,6 +1,6 @@
 """Batches of a staged dataset, decoded by DALI or, slow and obvious, by Pillow and torchvision.
 
-What a batch holds is planned first (``order``, ``augment``); the two executors only carry plans out. How many threads
+What a batch holds is planned first (``order``, ``crops``); the two executors only carry plans out. How many threads
 decode, and how many batches ahead, changes the speed alone: an argument says it, else the environment variables
 RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH, else it is one per CPU that PyTorch uses, and two.
 """
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from resnet_pipeline.config import AugmentConfig
-from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan, plan_crops, plan_views, resized_sizes
+from resnet_pipeline.data.crops import Plan, ViewPlan, WholePlan, plan_crops, plan_views, resized_sizes
 from resnet_pipeline.data.dataset import Dataset, Split
 from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
-from resnet_pipeline.data.shard_files import Reached
+from resnet_pipeline.data.shard_reader import Reached
 from resnet_pipeline.errors import UserError
 
 Backend = Literal["auto", "dali", "torch"]
@@ -219,13 +219,13 @@ def executor_of(
     prefetch = prefetch or _from_environment(PREFETCH) or 2
     if backend != "torch":
         try:
-            from resnet_pipeline.data.dali_loader import DaliExecutor
+            from resnet_pipeline.data.dali_decoder import DaliExecutor
 
             return DaliExecutor(samples, most, device, threads, prefetch, fill)
         except ImportError as error:
             if backend == "dali":
                 raise UserError(f"DALI can't be imported ({error}); install nvidia-dali-cuda130") from None
-    from resnet_pipeline.data.torch_loader import TorchExecutor
+    from resnet_pipeline.data.torch_decoder import TorchExecutor
 
     return TorchExecutor(samples, device, fill)
 

@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.dlpack import from_dlpack
 
-from resnet_pipeline.data.augment import Plan, ViewPlan, WholePlan
+from resnet_pipeline.data.crops import Plan, ViewPlan, WholePlan
+from resnet_pipeline.parallel import work_alone
 
 
 class Resizer:
@@ -73,8 +74,7 @@ class Resizer:
         own, all_here = torch.get_num_threads(), threading.Barrier(self._threads)
 
         def alone(_: int) -> None:
-            torch.get_num_threads()  # a first look would set a thread's number again
-            torch.set_num_threads(1)
+            work_alone()
             all_here.wait()  # so that each thread takes one of these calls
 
         list(self._pool.map(alone, range(self._threads)))

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from resnet_pipeline.data.augment import WholePlan, resized_sizes
+from resnet_pipeline.data.crops import WholePlan, resized_sizes
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Executor, Loader, executor_of, slices
 from resnet_pipeline.data.order import Int64, stretches_along
-from resnet_pipeline.data.shard_files import Reached
+from resnet_pipeline.data.shard_reader import Reached
 
 
 @dataclass(frozen=True)

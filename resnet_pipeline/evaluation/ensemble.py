@@ -16,8 +16,8 @@ import torch
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import check_labelled, label_places
-from resnet_pipeline.evaluation.intervals import error_interval
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples
+from resnet_pipeline.evaluation.statistics import error_interval
 
 Combine = Literal["probabilities", "logits"]
 Float64 = npt.NDArray[np.float64]

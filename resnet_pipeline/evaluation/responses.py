@@ -13,8 +13,8 @@ from torch import nn
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, view_batches
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.evaluate import chosen_samples
-from resnet_pipeline.evaluation.members import Member
+from resnet_pipeline.evaluation.scoring import chosen_samples
+from resnet_pipeline.evaluation.trained_model import Member
 
 
 def response_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:

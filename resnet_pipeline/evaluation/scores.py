@@ -8,7 +8,8 @@ metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import replacing
+from resnet_pipeline.files import replacing
 
 FORMAT = 1
 _METADATA = b"resnet_pipeline"
@@ -174,3 +175,50 @@ def _columns(file: pq.ParquetFile) -> tuple[list[str], npt.NDArray[np.int64], np
         probabilities[part] = scores.flatten().to_numpy().reshape(-1, kind.list_size)
         keys += group.column("key").to_pylist()
     return keys, labels, probabilities
+
+
+class Parts:
+    """The chunks of one score file: a folder of score files, named by the chunk's number and its size.
+
+    Each is written whole or not at all. Its folder belongs to the weights, dataset, protocol and samples of the score
+    file's own path.
+    """
+
+    def __init__(self, path: Path, sizes: Sequence[int]) -> None:
+        self.path, self._sizes = path, list(sizes)
+        self._folder = path.with_name(f"{path.stem}.parts")
+
+    def file(self, number: int) -> Path:
+        """Return where a chunk's scores are kept."""
+        return self._folder / f"{number:05d}-of-{len(self._sizes):05d}-{self._sizes[number]}.parquet"
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the chunks that are not there, or can't be read."""
+        return [number for number in range(len(self._sizes)) if not self._good(number)]
+
+    def write(self, number: int, scores: Scores) -> None:
+        """Keep a chunk's scores."""
+        write_scores(scores, self.file(number))
+
+    def merge(self, keys: Sequence[str]) -> Scores:
+        """Return the scores of all chunks, in the order of ``keys``."""
+        return merge_scores([read_scores(self.file(number)) for number in range(len(self._sizes))], keys)
+
+    def remove(self) -> None:
+        """Remove the folder: the score file is written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _good(self, number: int) -> bool:
+        if not self.file(number).exists():
+            return False
+        try:
+            return len(read_scores(self.file(number)).keys) == self._sizes[number]
+        except UserError:  # a disk that filled up, a file that someone shortened: compute it again
+            return False
+
+
+def lacking_models(parts: Mapping[str, Parts]) -> dict[int, list[str]]:
+    """Return the chunks that some model lacks, ascending, each with the names of those models."""
+    missing = {name: set(part.missing()) for name, part in parts.items()}
+    numbers = sorted(set().union(*missing.values()))
+    return {number: [name for name in parts if number in missing[name]] for number in numbers}

@@ -16,7 +16,7 @@ from resnet_pipeline.data.order import Int64
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import top_classes
 from resnet_pipeline.evaluation.scores import Scores
-from resnet_pipeline.workspace import replacing
+from resnet_pipeline.files import replacing
 
 CLASSES, GUESSES = 1000, 5
 TEST_IMAGES = 100_000

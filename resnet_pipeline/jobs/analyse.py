@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.adapters.datasets import open_dataset
+from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration, calibrate
 from resnet_pipeline.evaluation.confusion import class_errors, confusion_pairs, label_places
@@ -24,10 +24,10 @@ from resnet_pipeline.evaluation.ensemble import (
     leave_one_out,
     rows_of,
 )
-from resnet_pipeline.evaluation.intervals import mcnemar
-from resnet_pipeline.evaluation.published import ENSEMBLE_SOURCE, ENSEMBLE_TOP5
+from resnet_pipeline.evaluation.paper import ENSEMBLE_SOURCE, ENSEMBLE_TOP5
 from resnet_pipeline.evaluation.real_labels import RealLabels, agreement, real_error
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples, read_scores
+from resnet_pipeline.evaluation.statistics import mcnemar
 from resnet_pipeline.evaluation.submission import read_class_ids, write_submission
 from resnet_pipeline.jobs.evaluate import evaluate_models, expanded
 from resnet_pipeline.workspace import Workspace

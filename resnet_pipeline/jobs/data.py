@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from resnet_pipeline.adapters.datasets import open_dataset
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.data.dataset import SHARDS, Dataset, Split
+from resnet_pipeline.data.dataset import SHARDS, Dataset, Split, open_dataset
 from resnet_pipeline.data.loaders import crops_at, train_batches
-from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.progress import counting
+from resnet_pipeline.files import replacing
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.contact_sheet import Example, contact_sheet
-from resnet_pipeline.workspace import Workspace, replacing
+from resnet_pipeline.report.progress import counting
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.workspace import Workspace
 
 _CHUNK = 64
 _SMALL = 64  # a dataset of smaller images is shown as the CIFAR-10 recipes train on it

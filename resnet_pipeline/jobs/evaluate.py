@@ -11,23 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.adapters.mlflow_registry import fetch_members, fetched_model
-from resnet_pipeline.adapters.mlflow_tracking import Tracking
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.adapters.mlflow.registry import fetch_members, fetched_model
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
-from resnet_pipeline.evaluation.evaluate import check_models, chosen_samples, plan_chunks, score_chunks
-from resnet_pipeline.evaluation.members import Member, load_file, load_folder
-from resnet_pipeline.evaluation.parts import Parts, lacking_models
-from resnet_pipeline.evaluation.published import ENSEMBLES
-from resnet_pipeline.evaluation.reference_weights import REFERENCE_SOURCES, load_reference
-from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path, write_scores
-from resnet_pipeline.evaluation.views import Protocol, protocol_of
-from resnet_pipeline.jobs.progress import counting
+from resnet_pipeline.evaluation.paper import ENSEMBLES
+from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
+from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
+from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
+from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, plan_chunks, score_chunks
+from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
 from resnet_pipeline.models import Classifier
-from resnet_pipeline.training.context import local_device
+from resnet_pipeline.report.progress import counting
 from resnet_pipeline.workspace import Workspace
 
 Say = Callable[[str], None]
@@ -191,7 +189,7 @@ def _compute(
     if len(lacking) < len(chunks):
         say(f"{protocol.name}: going on with {len(lacking)} of {len(chunks)} chunks")
     if lacking and (workers is not None or os.environ.get("RAY_ADDRESS")):
-        from resnet_pipeline.adapters.ray_evaluate import score_on_ray
+        from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
         score_on_ray(
             models, workspace, dataset.storage.url, protocol, split=split, chunks=chunks, parts=parts, lacking=lacking,

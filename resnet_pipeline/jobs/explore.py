@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.adapters.mlflow_registry import member_references
-from resnet_pipeline.adapters.mlflow_tracking import Tracking
-from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.adapters.mlflow.registry import member_references
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.data.dataset import Dataset, Split, open_dataset
 from resnet_pipeline.evaluation.calibration import calibrate
 from resnet_pipeline.evaluation.confusion import Int64, class_errors, confusion_pairs, top_classes
 from resnet_pipeline.evaluation.ensemble import average
-from resnet_pipeline.evaluation.members import words_of
 from resnet_pipeline.evaluation.scores import Scores
+from resnet_pipeline.evaluation.trained_model import words_of
 from resnet_pipeline.jobs.evaluate import evaluate_models, mlflow_address
 from resnet_pipeline.jobs.register import measured_errors
 from resnet_pipeline.report.explorer import (

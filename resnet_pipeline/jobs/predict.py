@@ -16,16 +16,17 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from resnet_pipeline.adapters.datasets import open_dataset
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.evaluate import class_count
-from resnet_pipeline.evaluation.members import Member, words_of
-from resnet_pipeline.evaluation.predict import Image, Predictor, checked
-from resnet_pipeline.evaluation.views import protocol_of
+from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
+from resnet_pipeline.evaluation.protocols import protocol_of
+from resnet_pipeline.evaluation.scoring import class_count
+from resnet_pipeline.evaluation.trained_model import Member, words_of
+from resnet_pipeline.files import replacing
 from resnet_pipeline.jobs.evaluate import expanded, load_members
-from resnet_pipeline.jobs.progress import counting
-from resnet_pipeline.training.context import local_device
-from resnet_pipeline.workspace import Workspace, replacing
+from resnet_pipeline.report.progress import counting
+from resnet_pipeline.workspace import Workspace
 
 ENDINGS = (".csv", ".parquet", ".json")
 _BATCH_IMAGES, _BATCH_BYTES = 256, 256 * 2**20

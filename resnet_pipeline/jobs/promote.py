@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from resnet_pipeline.adapters.mlflow_registry import (
+from resnet_pipeline.adapters.mlflow.registry import (
     CHAMPION,
     ModelVersion,
     alias_of,
@@ -18,13 +18,13 @@ from resnet_pipeline.adapters.mlflow_registry import (
     resolve,
     set_alias,
 )
-from resnet_pipeline.adapters.mlflow_tracking import Tracking
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config import ViewConfig
-from resnet_pipeline.config_values import from_dict
+from resnet_pipeline.config_io import from_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.promotion import Comparison, compare
+from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path
-from resnet_pipeline.evaluation.views import protocol_of
 from resnet_pipeline.jobs.evaluate import mlflow_address
 from resnet_pipeline.jobs.register import ensemble_scores, record_tests
 from resnet_pipeline.workspace import Workspace

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.evaluation.published import PUBLISHED
+from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.models import build_model, depth_of
 from resnet_pipeline.models.complexity import Complexity, complexity
 from resnet_pipeline.recipes import get_recipe, recipe_names

@@ -11,9 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.adapters.mlflow_ensemble import MemberVersion, ensemble_digest
-from resnet_pipeline.adapters.mlflow_registry import (
+from resnet_pipeline.adapters.mlflow.ensembles import MemberVersion, ensemble_digest
+from resnet_pipeline.adapters.mlflow.registry import (
     ModelVersion,
     describe,
     fetch_card,
@@ -22,13 +21,14 @@ from resnet_pipeline.adapters.mlflow_registry import (
     resolve,
     version_of_weights,
 )
-from resnet_pipeline.adapters.mlflow_tracking import Tracking
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config import RunConfig, ViewConfig
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of, intervals_of
-from resnet_pipeline.evaluation.published import ENSEMBLE_SOURCE, ENSEMBLE_TOP5, PUBLISHED, PublishedError
+from resnet_pipeline.evaluation.paper import ENSEMBLE_SOURCE, ENSEMBLE_TOP5, PUBLISHED, PublishedError
 from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
+from resnet_pipeline.files import write_json
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
@@ -36,7 +36,7 @@ from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
 from resnet_pipeline.report.terminal import duration, human
-from resnet_pipeline.workspace import Workspace, checked_name, write_json
+from resnet_pipeline.workspace import Workspace, checked_name
 
 Say = Callable[[str], None]
 

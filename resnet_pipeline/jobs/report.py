@@ -10,17 +10,19 @@ from typing import Any
 
 from rich.table import Table
 
-from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
-from resnet_pipeline.evaluation.published import PUBLISHED
+from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.models import depth_of
-from resnet_pipeline.report import Curve, Ensemble, Member, ReportData, render_table, write_report
-from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
+from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
+from resnet_pipeline.report.page import write_report
+from resnet_pipeline.report.terminal import render_table
+from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
 

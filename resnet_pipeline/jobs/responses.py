@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from resnet_pipeline.adapters.datasets import open_dataset
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.responses import responses
 from resnet_pipeline.jobs.evaluate import expanded, load_member
-from resnet_pipeline.training.context import local_device
 from resnet_pipeline.workspace import Workspace
 
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.adapters.s3 import storage_at
-from resnet_pipeline.data.archives import ARCHIVES
 from resnet_pipeline.data.dataset import MANIFEST, SOURCE
-from resnet_pipeline.data.digits import write_digits
-from resnet_pipeline.data.readers import Heard
-from resnet_pipeline.data.shards import Options, Progress, Source, pack, source_fingerprint
-from resnet_pipeline.data.storage import Storage
-from resnet_pipeline.data.workers import Workers
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.jobs.progress import SECONDS_BETWEEN_LINES, counting
+from resnet_pipeline.report.progress import SECONDS_BETWEEN_LINES, counting
+from resnet_pipeline.sources.archives import ARCHIVES
+from resnet_pipeline.sources.digits import write_digits
+from resnet_pipeline.sources.file_views import Heard
+from resnet_pipeline.staging.shard_pool import Workers
+from resnet_pipeline.staging.stage import Options, Progress, Source, pack, source_fingerprint
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.workspace import Workspace
 
 DIGITS = "builtin:digits"
@@ -130,8 +130,8 @@ def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]
     if not os.environ.get("RAY_ADDRESS"):
         yield workers
         return
-    from resnet_pipeline.adapters.ray_tasks import RayTasks
-    from resnet_pipeline.adapters.ray_train import ray_cluster
+    from resnet_pipeline.adapters.ray.cluster import ray_cluster
+    from resnet_pipeline.adapters.ray.staging import RayTasks
 
     with ray_cluster() as resources:
         yield lambda: RayTasks(resources, workers)

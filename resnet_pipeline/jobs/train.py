@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from resnet_pipeline.adapters.datasets import open_dataset
-from resnet_pipeline.adapters.mlflow_tracking import MetricsSender, Tracking
-from resnet_pipeline.adapters.ray_train import WorkerGroup, check_workers, mirror_of, ray_cluster, worker_group
+from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
+from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.train import WorkerGroup, mirror_of, worker_group
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_values import to_dict
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.config_io import to_dict
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.jobs.progress import TrainingProgress
 from resnet_pipeline.jobs.provenance import environment, git_commit
+from resnet_pipeline.report.progress import TrainingProgress
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import replacing
 from resnet_pipeline.models.normalize import Classifier
 from resnet_pipeline.models.resnet import ResNet
 from resnet_pipeline.models.state_dicts import torchvision_state_dict
 from resnet_pipeline.models.weights import write_safetensors
-from resnet_pipeline.workspace import replacing
 
 METADATA_FILE = "metadata.json"
 """Where a ``.pt2`` file keeps the metadata (``extra_files`` of ``torch.export.load``)."""

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_pipeline.models.blocks import Block, Shortcut, Stride, conv
-from resnet_pipeline.models.checkpointing import Stage
 from resnet_pipeline.models.highway import GATE_BIAS, HighwayBlock
+from resnet_pipeline.models.recompute import Stage
 
 Pooling = Literal["pytorch", "caffe"]
 """The first max-pooling, 3×3 with stride 2: ``pytorch`` pads by one, ``caffe`` pads nothing and rounds sizes up.
@@ -38,7 +38,7 @@ class ResNet(nn.Module):
     """A network of the paper: logits float [N, num_classes] for images float [N, 3, H, W].
 
     Initialised as He et al., 2015 ("Delving Deep into Rectifiers"), from PyTorch's global generator. With
-    ``checkpointing`` > 0 training keeps the activations of every so many blocks only (``models.checkpointing``).
+    ``checkpointing`` > 0 training keeps the activations of every so many blocks only (``models.recompute``).
     """
 
     def __init__(self, architecture: Architecture, *, num_classes: int, checkpointing: int = 0) -> None:

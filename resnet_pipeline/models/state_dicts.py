@@ -11,7 +11,7 @@ from torch import nn
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models.blocks import Bottleneck, ZeroPadShortcut
-from resnet_pipeline.models.constructed import carry
+from resnet_pipeline.models.identity_extension import carry
 from resnet_pipeline.models.resnet import ResNet
 
 StateDict = dict[str, torch.Tensor]

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import replacing
 from resnet_pipeline.models.blocks import Bottleneck
-from resnet_pipeline.models.caffe_weights import read_caffe_weights
+from resnet_pipeline.models.caffe import read_caffe_weights
 from resnet_pipeline.models.normalize import Classifier
 from resnet_pipeline.models.registry import architecture_of, build_model
 from resnet_pipeline.models.resnet import Architecture, ResNet
 from resnet_pipeline.models.state_dicts import StateDict, check_fit, plain_names
-from resnet_pipeline.workspace import replacing
 
 _PYTORCH = (".pth", ".pt", ".th")
 _SUFFIXES = (".safetensors", *_PYTORCH, ".caffemodel")

@@ -20,7 +20,7 @@ def faithful(network: str) -> RunConfig:
     """Return the paper's recipe for one of NETWORKS: 64k iterations of 128 images, about 164 epochs.
 
     Command: ``resnet-pipeline train cifar10/resnet20 --dataset cifar10``. Some 5 hours on two CPU cores for 20 layers.
-    The paper's errors: ``evaluation.published``, or ``resnet-pipeline recipes``.
+    The paper's errors: ``evaluation.paper``, or ``resnet-pipeline recipes``.
     """
     # Section 4.2: 110 layers start at 0.01 until the training error is below 80 %, about 400 iterations. The paper does
     # not say how 1202 layers started; they are deeper, so they start the same way.

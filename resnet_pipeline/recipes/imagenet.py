@@ -38,7 +38,7 @@ def faithful(network: str) -> RunConfig:
     """Return the paper's recipe for one of NETWORKS: 60e4 iterations of 256 images, about 120 epochs.
 
     Command: ``resnet-pipeline train imagenet/resnet152 --dataset ilsvrc2012 --workers 8``. Not yet timed on GPUs here.
-    The paper's errors: ``evaluation.published``, or ``resnet-pipeline recipes``.
+    The paper's errors: ``evaluation.paper``, or ``resnet-pipeline recipes``.
     """
     name, shortcut = _NETWORKS[network]
     return RunConfig(

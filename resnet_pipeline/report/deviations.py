@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_values import to_dict
+from resnet_pipeline.config_io import to_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.recipes import get_recipe
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration
+from resnet_pipeline.files import replacing
 from resnet_pipeline.report.figures import COLORS
-from resnet_pipeline.workspace import replacing
 
 FIGURE_SUFFIXES = (".svg", ".png", ".pdf")
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration
+from resnet_pipeline.files import replacing
 from resnet_pipeline.report.evaluation_figures import reliability_figure
 from resnet_pipeline.report.model_card import MeasuredErrors
-from resnet_pipeline.workspace import replacing
 
 THUMBNAIL = 144
 """A thumbnail's longest side in pixels; smaller images stay as they are."""

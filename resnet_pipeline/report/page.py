@@ -7,10 +7,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from resnet_pipeline.files import replacing
 from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.report.figures import error_figure, loss_figure
 from resnet_pipeline.report.terminal import duration, human
-from resnet_pipeline.workspace import replacing
 
 
 def write_report(data: ReportData, path: Path) -> Path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 
-from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.training.mirror import fetch_newer
-from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
+from resnet_pipeline.training.run_directory import RunDirectory
 
 
 class TakenOverError(UserError):

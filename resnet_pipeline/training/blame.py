@@ -13,7 +13,7 @@ from torch import nn
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.loaders import Batch
-from resnet_pipeline.training.context import all_gather_objects
+from resnet_pipeline.training.distributed import all_gather_objects
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
 
 _RANKS, _NAMES = 3, 8  # that are named

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import replacing, sha256_of, write_json
+from resnet_pipeline.files import replacing, sha256_of, write_json
 
 FORMAT = 2
 

@@ -1,7 +1,7 @@
 """An exponential moving average of the weights (Polyak and Juditsky, 1992; its decay as in Szegedy et al., 2015).
 
 a = d · a + (1 − d) · w after each step. Batch-norm statistics are not averaged: the finished network's are computed
-for the averaged weights (``bn_stats.recompute_statistics``).
+for the averaged weights (``batch_norm.recompute_statistics``).
 """
 
 from __future__ import annotations

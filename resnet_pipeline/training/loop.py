@@ -14,37 +14,33 @@ import torch
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches
-from resnet_pipeline.data.storage import Storage
+from resnet_pipeline.device import prepare_device
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import Owner, fetch, note
-from resnet_pipeline.training.blame import bad_samples, blame
-from resnet_pipeline.training.bn_stats import (
+from resnet_pipeline.training.batch_norm import (
     averaged_statistics,
     gather_statistics,
     load_statistics,
     recompute_statistics,
 )
+from resnet_pipeline.training.blame import bad_samples, blame
 from resnet_pipeline.training.checkpoint import newest_checkpoint, read_checkpoint
 from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
 from resnet_pipeline.training.classifier import build_classifier
-from resnet_pipeline.training.context import (
-    Context,
-    Notice,
-    Notices,
-    collective_timeout,
-    from_rank_zero,
-)
+from resnet_pipeline.training.context import Context
+from resnet_pipeline.training.distributed import Notice, Notices, collective_timeout, distribute, from_rank_zero
 from resnet_pipeline.training.ema import WeightAverage
+from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.training.mirror import Mirror
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.phases import PhasedBatches
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
 from resnet_pipeline.training.result import write_result
-from resnet_pipeline.training.run_directory import MetricsLog, RunDirectory
+from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.schedule import Schedule
-from resnet_pipeline.training.setup import compile_network, distribute, prepare_device
 from resnet_pipeline.training.state import capture, restore
-from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
+from resnet_pipeline.training.step import FiniteGuard, RunningSums, compile_network, train_step
 from resnet_pipeline.training.system import StepTimes, SystemMetrics
 from resnet_pipeline.training.throughput import Throughput
 from resnet_pipeline.training.validation import centre_errors
@@ -352,4 +348,4 @@ class Trainer:
         self._validate()
         self._check_owner()
         if context.rank == 0:
-            write_result(self)
+            write_result(self, self.log)

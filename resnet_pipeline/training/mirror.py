@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from resnet_pipeline.data.storage import Storage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import replacing, sha256_of
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.checkpoint import checkpoint_file, checkpoint_steps, newest_checkpoint
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import replacing, sha256_of
 
 _FOLDER = "checkpoints/"
 

@@ -15,9 +15,9 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_pipeline.training.context import all_reduce_sum
+from resnet_pipeline.files import replacing
+from resnet_pipeline.training.distributed import all_reduce_sum
 from resnet_pipeline.training.throughput import WAITING
-from resnet_pipeline.workspace import replacing
 
 Interval = tuple[float, float]
 

@@ -9,18 +9,13 @@ Starting the same run again finds the same directory and goes on; a different co
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_values import config_hash, from_dict, to_dict
+from resnet_pipeline.config_io import config_hash, from_dict, to_dict
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.workspace import write_json
+from resnet_pipeline.files import write_json
 
 
 def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
@@ -148,59 +143,3 @@ class RunDirectory:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{self.config_file} can't be read ({error}); is {self.path} a run directory?") from None
         return value
-
-
-class MetricsLog:
-    """The append-only metrics of a run, written by rank 0 alone.
-
-    A resumed run first appends ``{"kind": "resume", "step": s}``; readers then drop what came after step s. What a
-    full disk did not take is kept and written with the next line, so that no metric stops training.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-        self._lock = threading.Lock()  # notes come from other threads
-        # a line that a killed process left half written must not swallow the first of this one
-        self._pending = b"" if _ends_a_line(path) else b"\n"
-
-    def append(self, kind: str, step: int, **values: float | str) -> None:
-        """Append a line: kind (train, validation, system, checkpoint, note, resume, done), step, Unix time, values."""
-        line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n"
-        with self._lock:
-            self._pending += line.encode()
-            with suppress(OSError):
-                self._pending = self._pending[self._file.write(self._pending) or 0 :]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return file.read() in (b"", b"\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics file as one history: lines that a resumption made void are dropped, a torn last line too."""
-    history: list[dict[str, Any]] = []
-    for line in complete_lines(path):
-        if line["kind"] == "resume":
-            history = [h for h in history if h["step"] <= line["step"]]
-        else:
-            history.append(line)
-    return history
-
-
-def complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the file's parsed lines; a line torn by a crash is skipped."""
-    if not path.exists():
-        return
-    with path.open() as file:
-        for text in file:
-            try:
-                yield json.loads(text)
-            except ValueError:
-                continue

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import Precision
 from resnet_pipeline.data.loaders import Batch
-from resnet_pipeline.training.context import all_reduce_sum
+from resnet_pipeline.training.distributed import all_reduce_sum
 
 
 class RunningSums:
@@ -109,3 +109,16 @@ def train_step(
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return a context in which convolutions and matrix products are computed in the run's precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def compile_network(model: nn.Module, device: torch.device) -> bool:
+    """Compile a module in place, with CUDA graphs, and return True; False, with nothing done, on a CPU.
+
+    A graph is made for each size of image. Each gradient gets memory of its own, which must be kept.
+    """
+    if device.type != "cuda":
+        return False
+    model.compile(mode="reduce-overhead", dynamic=False)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return True

@@ -11,7 +11,8 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, view_batches
 from resnet_pipeline.evaluation.metrics import TopErrors
-from resnet_pipeline.training.context import Context, all_reduce_sum
+from resnet_pipeline.training.context import Context
+from resnet_pipeline.training.distributed import all_reduce_sum
 
 
 def centre_errors(

@@ -59,7 +59,7 @@ def test_a_report_is_written_and_flows_are_found_away_from_the_checkout(installe
 import sys
 from pathlib import Path
 import resnet_pipeline, flows.train
-from resnet_pipeline.report import write_report
+from resnet_pipeline.report.page import write_report
 assert Path(resnet_pipeline.__file__).is_relative_to(Path("site").resolve()), resnet_pipeline.__file__
 assert Path(flows.train.__file__).is_relative_to(Path("site").resolve())
 sys.path.append({str(ROOT)!r})

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from resnet_pipeline.data.loaders import train_batches, view_batches
-from resnet_pipeline.evaluation.evaluate import evaluate
-from resnet_pipeline.evaluation.views import protocol_of
+from resnet_pipeline.evaluation.protocols import protocol_of
+from resnet_pipeline.evaluation.scoring import evaluate
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.system import SystemMetrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_pipeline.config_values import with_overrides
-from resnet_pipeline.data.shards import stage
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.staging.stage import stage
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 

@@ -63,7 +63,7 @@ def test_the_ensemble_s_error_is_at_most_3_percent_and_comes_from_the_score_file
 
 
 def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monkeypatch):
-    from resnet_pipeline.adapters.mlflow_tracking import Tracking
+    from resnet_pipeline.adapters.mlflow.runs import Tracking
     from resnet_pipeline.workspace import Workspace
 
     root, _ = demo
@@ -95,7 +95,7 @@ def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monke
 
 def kept_scores(root, name):
     """Return the centre-crop scores of a registered candidate, and those images' files."""
-    from resnet_pipeline.adapters.mlflow_tracking import Tracking
+    from resnet_pipeline.adapters.mlflow.runs import Tracking
     from resnet_pipeline.workspace import Workspace
 
     client = Tracking(Workspace(root)).client  # sets MLflow's own address, too
@@ -133,7 +133,7 @@ def test_prefect_has_the_flow_runs(demo):
 
 def kept(root: Path) -> dict[str, object]:
     """Return what a repetition must leave alone: the steps and weights of each run, score files, model versions."""
-    from resnet_pipeline.adapters.mlflow_tracking import Tracking
+    from resnet_pipeline.adapters.mlflow.runs import Tracking
     from resnet_pipeline.workspace import Workspace
 
     files = [*(root / "runs").rglob("*"), *(root / "scores").rglob("*"), *(root / "datasets").rglob("*")]

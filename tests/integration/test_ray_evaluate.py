@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_pipeline.adapters.ray_train import ray_cluster
+from resnet_pipeline.adapters.ray.cluster import ray_cluster
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation import evaluate as evaluation
+from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.fil
 
 
 def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 600 * 32 * 32)
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", 600 * 32 * 32)
     torch.set_num_threads(2)  # the workers have another number each
     torch.manual_seed(0)
     torch.save(build_model("cifar-resnet8").state_dict(), tmp_path / "8.pth")

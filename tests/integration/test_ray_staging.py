@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from resnet_pipeline.data.shards import Options
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.stage import stage_dataset
+from resnet_pipeline.staging.stage import Options
 from resnet_pipeline.workspace import Workspace
 from tests.images import jpeg
 

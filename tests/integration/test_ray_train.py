@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pipeline.adapters.ray_train import WORKER_VARIABLES
-from resnet_pipeline.config_values import with_overrides
+from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
-from resnet_pipeline.training.run_directory import RunDirectory, complete_lines, read_metrics, run_name
+from resnet_pipeline.training.metrics_log import complete_lines, read_metrics
+from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.workspace import Workspace
 from tests.integration.nodes import SETTINGS, nodes
 from tests.launching import launch

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from resnet_pipeline.jobs.explore import explorer_data
-from resnet_pipeline.report import write_report
 from resnet_pipeline.report.explorer import write_explorer
+from resnet_pipeline.report.page import write_report
 from tests.sample_report import sample_report
 from tests.unit.report.test_explorer import scores_of
 

@@ -12,11 +12,11 @@ import urllib.request
 import psutil
 import pytest
 
-from resnet_pipeline.adapters.mlflow_tracking import Tracking
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.jobs.train import delivering, start_tags
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.workspace import Workspace
 from tests.integration.conftest import free_port
 

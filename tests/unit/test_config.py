@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from resnet_pipeline.config import ConfigError, RunConfig
-from resnet_pipeline.config_values import config_hash, from_dict, to_dict, with_overrides
+from resnet_pipeline.config_io import config_hash, from_dict, to_dict, with_overrides
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.published import PUBLISHED
+from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.models import build_model, depth_of
 from resnet_pipeline.recipes import get_recipe, recipe_names
 

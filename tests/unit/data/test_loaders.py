@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from resnet_pipeline.config import AugmentConfig
-from resnet_pipeline.data.augment import plan_crops
+from resnet_pipeline.data.crops import plan_crops
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches, view_batches
 from resnet_pipeline.errors import UserError

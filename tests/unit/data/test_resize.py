@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_pipeline.data.augment import Plan, plan_views, resized_sizes
+from resnet_pipeline.data.crops import Plan, plan_views, resized_sizes
 from resnet_pipeline.data.resize import Resizer
 
 SIZES = [(1, 1), (224, 224), (100, 100), (301, 300), (900, 17), (223, 225)]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_pipeline.data.augment import resized_sizes
+from resnet_pipeline.data.crops import resized_sizes
 from resnet_pipeline.data.loaders import view_batches
-from resnet_pipeline.data.shards import stage
 from resnet_pipeline.data.whole_images import by_shape, whole_batches
+from resnet_pipeline.staging.stage import stage
 
 SIDES = (96, 130, 210)
 

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.data.loaders import view_batches
-from resnet_pipeline.evaluation.members import Member
 from resnet_pipeline.evaluation.responses import response_layers, responses
+from resnet_pipeline.evaluation.trained_model import Member
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.report.evaluation_figures import responses_figure, save_figure
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation import evaluate as evaluation
+from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
 from resnet_pipeline.jobs.evaluate import _registered, evaluate_models, expanded
@@ -43,12 +43,12 @@ def run(workspace, models, said=None, **options):
 
 
 def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models, monkeypatch, tmp_path, digits):
-    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 60 * 32 * 32)
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)
     whole = run(workspace, models)[0].scores
     again = Workspace(tmp_path / "again")
     Path(again.data).mkdir(parents=True)
     (Path(again.data) / "digits").symlink_to(digits.path)
-    real, calls = evaluation.view_batches, []
+    real, calls = scoring.view_batches, []
 
     def counted(*arguments, **options):
         calls.append(options["indices"])
@@ -56,7 +56,7 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(evaluation, "view_batches", counted)
+    monkeypatch.setattr(scoring, "view_batches", counted)
     with pytest.raises(KeyboardInterrupt):
         run(again, models)
     assert not list(again.scores.glob("*/*/*/*.parquet")), "no score file before all is there"
@@ -64,7 +64,7 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
     # one chunk of one model is lost as well, as on a full disk
     lost = sorted(again.scores.glob("*/*/*/*.parts/00001-*"))[0]
     lost.write_bytes(lost.read_bytes()[:100])
-    monkeypatch.setattr(evaluation, "view_batches", lambda *a, **o: calls.append(o["indices"]) or real(*a, **o))
+    monkeypatch.setattr(scoring, "view_batches", lambda *a, **o: calls.append(o["indices"]) or real(*a, **o))
     said: list[str] = []
     found = run(again, models, said)
     assert "going on with 5 of 7 chunks" in said[0] and len(calls) == 5
@@ -80,7 +80,7 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
 def test_a_killed_test_goes_on(workspace, models):
     code = (
         "import sys; from pathlib import Path; from resnet_pipeline.workspace import Workspace\n"
-        "from resnet_pipeline.evaluation import evaluate; evaluate.CHUNK_PIXELS = 20 * 32 * 32\n"
+        "from resnet_pipeline.evaluation import scoring; scoring.CHUNK_PIXELS = 20 * 32 * 32\n"
         "from resnet_pipeline.jobs.evaluate import evaluate_models\n"
         "evaluate_models(Workspace(Path(sys.argv[1])), sys.argv[2:], 'digits', 'center', quiet=True)\n"
     )
@@ -107,8 +107,8 @@ def test_scores_in_half_precision_by_parameter(workspace, models):
 
 def test_the_same_weights_under_two_names_are_run_once(workspace, models, tmp_path, monkeypatch):
     (tmp_path / "copy.pth").write_bytes((tmp_path / "8.pth").read_bytes())
-    real, tested = evaluation.fold_batch_norm, []
-    monkeypatch.setattr(evaluation, "fold_batch_norm", lambda model: tested.append(model) or real(model))
+    real, tested = scoring.fold_batch_norm, []
+    monkeypatch.setattr(scoring, "fold_batch_norm", lambda model: tested.append(model) or real(model))
     first, second = run(workspace, [models[0], f"cifar-resnet8={tmp_path / 'copy.pth'}"], images=20)
     assert first.path == second.path and len(tested) == 1
     assert first.errors == second.errors

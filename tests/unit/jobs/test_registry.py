@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from resnet_pipeline.adapters.mlflow_ensemble import ENSEMBLE_FILE
-from resnet_pipeline.adapters.mlflow_registry import fetch_card, fetched_model, resolve
-from resnet_pipeline.adapters.mlflow_tracking import Tracking, TrackingError
-from resnet_pipeline.config_values import with_overrides
+from resnet_pipeline.adapters.mlflow.client import TrackingError
+from resnet_pipeline.adapters.mlflow.ensembles import ENSEMBLE_FILE
+from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.scores import read_scores, write_scores
@@ -274,7 +275,7 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(regist
 
 
 def test_an_ensemble_needs_registered_members_with_the_weights_it_was_made_of(registered, tmp_path):
-    from resnet_pipeline.adapters.mlflow_ensemble import load_members
+    from resnet_pipeline.adapters.mlflow.ensembles import load_members
 
     workspace, runs = registered
     save_file(build_model("cifar-resnet20", num_classes=10).state_dict(), tmp_path / "w.safetensors")

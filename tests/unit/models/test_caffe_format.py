@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.models.caffe_format import read_caffemodel, read_mean_image
+from resnet_pipeline.models.caffe import read_caffemodel, read_mean_image
 from tests.unit.models import caffe_writer as caffe
 
 

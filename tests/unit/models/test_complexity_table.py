@@ -8,7 +8,7 @@ import pytest
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import model_names
-from resnet_pipeline.models.complexity_table import complexity_table, depth_against_vgg, format_complexity_table
+from resnet_pipeline.models.complexity import complexity_table, depth_against_vgg, format_complexity_table
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "models_complexity.json"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_pipeline.config_values import with_overrides
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from resnet_pipeline.report import render_table, write_report
-from resnet_pipeline.report.terminal import duration, human
+from resnet_pipeline.report.page import write_report
+from resnet_pipeline.report.terminal import duration, human, render_table
 from tests.sample_report import sample_report
 
 

@@ -6,11 +6,11 @@ import torch
 
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.models.weights import load_weights
-from resnet_pipeline.training.bn_stats import recompute_statistics
+from resnet_pipeline.training.batch_norm import recompute_statistics
 from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
-from resnet_pipeline.training.run_directory import read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
 
 TODAY = [
     "precision=bf16",

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_pipeline.data.cache import CacheFolder
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models.weights import weights_sha256
+from resnet_pipeline.storage.cache import CacheFolder
 from resnet_pipeline.training.attempt import TakenOverError
-from resnet_pipeline.training.bn_stats import recompute_statistics
+from resnet_pipeline.training.batch_norm import recompute_statistics
 from resnet_pipeline.training.checkpoint import CheckpointError, newest_checkpoint, write_checkpoint
 from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import NonFiniteError, Trainer, train
-from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.run_directory import RunDirectory
 from tests.launching import WORKER, launch
 
 # a sample whose colour offset is not a number: a batch with it has no finite loss

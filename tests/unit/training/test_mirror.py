@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from resnet_pipeline.data.storage import LocalStorage
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.mirror import Mirror, fetch_newer, send
-from resnet_pipeline.training.run_directory import read_metrics
 
 
 def stopping_after(steps: int) -> LocalContext:
@@ -96,7 +96,7 @@ def test_a_mirror_that_cannot_be_read_at_the_start_does_not_stop_a_run(make_run,
 
 @pytest.mark.slow
 def test_checkpoints_in_a_bucket(make_run, digits, bucket):
-    from resnet_pipeline.adapters.ray_train import mirror_of
+    from resnet_pipeline.adapters.ray.train import mirror_of
 
     first = make_run(folder="first")
     storage = mirror_of(first, f"s3://{bucket}/runs/")

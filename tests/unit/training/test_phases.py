@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from resnet_pipeline.config import ConfigError
-from resnet_pipeline.config_values import with_overrides
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.phases import PhasedBatches, phases

@@ -10,8 +10,8 @@ from torch._C._autograd import DeviceType
 
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
+from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.profile import covered, describe, gpu_shares, shares, window
-from resnet_pipeline.training.run_directory import read_metrics
 from resnet_pipeline.training.throughput import WAITING
 
 

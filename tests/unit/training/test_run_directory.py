@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from resnet_pipeline.training.run_directory import MetricsLog, read_metrics
+from resnet_pipeline.training.metrics_log import MetricsLog, read_metrics
 
 
 def test_a_line_torn_by_a_crash_does_not_swallow_the_next_attempt_s_first(tmp_path):

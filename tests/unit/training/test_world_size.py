@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_pipeline.training.run_directory import RunDirectory, read_metrics
+from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.run_directory import RunDirectory
 
 # Four processes that train run after run: `plan` says, for each, which of them share it and where it stops.
 WORKER = """

@@ -1,0 +1,65 @@
+"""MLflow's client: which server, how it is set up, and its errors as one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.workspace import Workspace
+
+
+class TrackingError(UserError):
+    """MLflow did not answer or refused."""
+
+
+def tracking_uri(workspace: Workspace) -> str:
+    """Return MLFLOW_TRACKING_URI, else the SQLite file in the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.mlflow / 'mlflow.db'}"
+
+
+def connect(uri: str) -> Any:
+    """Return an MlflowClient of an address, with MLflow set up to be quiet and impatient."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # that MLflow is away is said once by the sender; urllib3 would say it at every try
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    import mlflow
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    set_before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    # MLflow puts the address into the environment too, where the next workspace of this process would take it for
+    # the user's own setting
+    if set_before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def guarded(call: Callable[[], Any]) -> Any:
+    """Run a call to MLflow; what it or its transport raises becomes a TrackingError of one line."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return call()
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        if away := re.search(r"request to (\w+://[^/]+)\S* failed with exception .*(?:retries|onnect)", text):
+            raise TrackingError(
+                f"MLflow at {away[1]} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
+            ) from error
+        raise TrackingError(f"MLflow: {text[:300]}") from error

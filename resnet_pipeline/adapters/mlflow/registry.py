@@ -1,0 +1,346 @@
+"""MLflow's model registry: a finished network becomes a version; a reference becomes files again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resnet_pipeline import __version__
+from resnet_pipeline.adapters.mlflow.client import guarded
+from resnet_pipeline.adapters.mlflow.ensembles import (
+    COLUMN,
+    DEFAULTS,
+    MemberVersion,
+    ensemble_digest,
+    load_members,
+    model_folder,
+    read_ensemble,
+    write_ensemble,
+)
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.errors import UserError, did_you_mean
+from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
+from resnet_pipeline.training.run_directory import RunDirectory
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+"""The alias that each newly registered version takes, and that of the version that ``promote`` let through."""
+
+CARD_FILE = "model_card.md"
+_DESCRIPTION_LIMIT = 5000  # MLflow's
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version; ``new`` says whether this call made it."""
+
+    name: str
+    version: str
+    new: bool = False
+    run_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """The reference that MLflow and this program take."""
+        return f"models:/{self.name}/{self.version}"
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}" + (f" @{CANDIDATE}" if self.new else "")
+
+
+def register(tracking: Tracking, run: RunDirectory, *, tags: Mapping[str, str], example: bytes) -> ModelVersion:
+    """Register a finished run's weights as a version of the model named after its recipe, alias ``candidate``.
+
+    ``example`` is an encoded image, the version's input example. The same weights are registered once: a second call
+    finds the version. Raises UserError for an unfinished run and TrackingError where MLflow is away.
+    """
+    result = run.result()
+    if result is None:
+        raise UserError(f"run {run.name} is not finished; train it to its end before registering it")
+    config = run.config()
+    name = config.recipe.replace("/", "-")
+    own_tags = {
+        "weights_sha256": result["weights_sha256"],
+        "run": run.name,
+        "recipe": config.recipe,
+        "dataset": run.dataset()["name"],
+        "dataset_fingerprint": run.dataset()["fingerprint"],
+    }
+    before = _found(tracking, name, own_tags)
+    if before:
+        return before
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "network"
+        folder.mkdir()
+        for file in MODEL_FILES:
+            shutil.copy(run.path / file, folder / file)
+        return _version(tracking, name, folder, tracking.run_id(run), {**own_tags, **tags}, example)
+
+
+def register_ensemble(
+    tracking: Tracking,
+    name: str,
+    members: Sequence[MemberVersion],
+    dataset: Mapping[str, Any],
+    *,
+    tags: Mapping[str, str],
+    example: bytes,
+) -> ModelVersion:
+    """Register an ensemble of registered versions under ``name``, alias ``candidate``, with an MLflow run of its own.
+
+    The same members are registered once. The version refers to its members' versions and holds no weights. Raises
+    TrackingError where MLflow is away.
+    """
+    digest = ensemble_digest(members)
+    own_tags = {
+        "weights_sha256": digest,
+        "members": ", ".join(m.uri for m in members),
+        "dataset": dataset["name"],
+        "dataset_fingerprint": dataset["fingerprint"],
+    }
+    client = tracking.client
+    before = _found(tracking, name, own_tags)
+    if before:
+        return before
+    run_id = guarded(lambda: client.create_run(tracking.experiment(), run_name=name, tags=own_tags)).info.run_id
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "ensemble"
+        folder.mkdir()
+        write_ensemble(folder, members, dataset)
+        version = _version(tracking, name, folder, run_id, {**own_tags, **tags}, example)
+    guarded(lambda: client.set_terminated(run_id))
+    return version
+
+
+def describe(
+    tracking: Tracking,
+    version: ModelVersion,
+    *,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    scores: Mapping[str, Path],
+    card: str,
+) -> None:
+    """Add tags, metrics, score files (protocol id -> file; a tag links to each) and the model card to a version.
+
+    The card is the version's description and a file of its MLflow run. Score files that the version links to already
+    are not sent again.
+    """
+    client = tracking.client
+    linked = dict(tags)
+    for protocol, file in scores.items():
+        key, folder = f"{protocol}_scores", f"scores/{protocol}"
+        link = f"runs:/{version.run_id}/{folder}/{file.name}"
+        if version.tags.get(key) != link:
+            guarded(lambda file=file, folder=folder: client.log_artifact(version.run_id, str(file), folder))  # type: ignore[misc]
+            linked[key] = link
+    for name, value in metrics.items():
+        guarded(lambda name=name, value=value: client.log_metric(version.run_id, name, value))  # type: ignore[misc]
+    _tag(tracking, version, linked)
+    guarded(lambda: client.log_text(version.run_id, card, CARD_FILE))
+    more = f"\n\n… the whole card: runs:/{version.run_id}/{CARD_FILE}\n"
+    short = card if len(card) <= _DESCRIPTION_LIMIT else card[: _DESCRIPTION_LIMIT - len(more)] + more
+    guarded(lambda: client.update_model_version(version.name, version.version, description=short))
+
+
+def resolve(tracking: Tracking, reference: str) -> ModelVersion:
+    """Return the version that ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/NAME/latest`` names.
+
+    Raises UserError where it points nowhere, saying what there is, and TrackingError where MLflow is away.
+    """
+    found = re.fullmatch(r"models:/([^/@:']+)(?:@([^/@]+)|/(\d+|latest))", reference)
+    if not found:
+        raise UserError(f"{reference} is no model reference: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = found.groups()
+    model = _registered(tracking, name, reference)
+    if alias:
+        number = model.aliases.get(alias)
+        if number is None:
+            have = ", ".join(f"@{a} (version {v})" for a, v in sorted(model.aliases.items())) or "none"
+            raise UserError(f"{reference} points nowhere: {name} has no alias {alias!r}; its aliases: {have}")
+    versions = {str(v.version): v for v in guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'"))}
+    if number == "latest" and versions:
+        number = max(versions, key=int)
+    version = versions.get(str(number))
+    if version is None:
+        have = ", ".join(sorted(versions, key=int)) or "none"
+        raise UserError(f"{reference} points nowhere: {name} has no version {number}; its versions: {have}")
+    return _as_version(version)
+
+
+def alias_of(tracking: Tracking, name: str, alias: str) -> ModelVersion | None:
+    """Return the version of a registered model that has an alias, None where none has."""
+    number = _registered(tracking, name, f"models:/{name}").aliases.get(alias)
+    return resolve(tracking, f"models:/{name}/{number}") if number else None
+
+
+def set_alias(tracking: Tracking, version: ModelVersion, alias: str, tags: Mapping[str, str]) -> None:
+    """Give a version an alias, which another version may lose, and tags that say why."""
+    _tag(tracking, version, tags)
+    guarded(lambda: tracking.client.set_registered_model_alias(version.name, alias, version.version))
+
+
+def version_of_weights(tracking: Tracking, weights_sha256: str) -> ModelVersion | None:
+    """Return the newest registered network with these weights, None where they were never registered."""
+    found = guarded(lambda: tracking.client.search_model_versions(f"tags.weights_sha256 = '{weights_sha256}'"))
+    versions = sorted(found, key=lambda v: int(v.creation_timestamp))
+    return _as_version(versions[-1]) if versions else None
+
+
+def fetch_card(tracking: Tracking, version: ModelVersion) -> str:
+    """Return a version's model card."""
+    import mlflow
+
+    _ = tracking.client  # connects, and sets MLflow's own global address
+    return str(guarded(lambda: mlflow.artifacts.load_text(f"runs:/{version.run_id}/{CARD_FILE}")))
+
+
+def fetch_scores(tracking: Tracking, version: ModelVersion, protocol: str, folder: Path) -> Path | None:
+    """Download the score file that a version links to for a protocol id; None where it links to none."""
+    import mlflow
+
+    link = version.tags.get(f"{protocol}_scores")
+    if link is None:
+        return None
+    _ = tracking.client  # connects, and sets MLflow's own global address
+    return Path(guarded(lambda: mlflow.artifacts.download_artifacts(link, dst_path=str(folder))))
+
+
+@contextmanager
+def fetched_model(tracking: Tracking, reference: str) -> Iterator[Path]:
+    """Yield a folder with the weights and config of ``models:/name/version``, ``models:/name@alias`` or ``runs:/id``.
+
+    Raises UserError where the reference points nowhere, at an ensemble, or at a model that this program did not
+    register.
+    """
+    with _downloaded(tracking, reference) as folder:
+        if not (folder / MODEL_FILES[0]).is_file():
+            members = " ".join(m.uri for m in read_ensemble(folder))
+            raise UserError(f"{reference} is an ensemble; name its members instead: {members}")
+        yield folder
+
+
+def fetch_members(tracking: Tracking, reference: str) -> list[Member]:
+    """Load the network that a reference names, or all members of the ensemble; errors as for ``fetched_model``."""
+    with _downloaded(tracking, reference) as folder:
+        return load_members(folder, lambda member: _downloaded(tracking, member))
+
+
+def member_references(tracking: Tracking, reference: str) -> list[str]:
+    """Return the members' references where the reference names a registered ensemble, else itself alone."""
+    if not reference.startswith("models:/"):
+        return [reference]
+    members = resolve(tracking, reference).tags.get("members")
+    return members.split(", ") if members else [reference]
+
+
+@contextmanager
+def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
+    import mlflow
+
+    source = reference
+    if reference.startswith("models:/"):
+        source = resolve(tracking, reference).uri
+    elif reference.count("/") == 1:
+        source += "/model"
+    _ = tracking.client  # connects, and sets MLflow's own global address
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(guarded(lambda: mlflow.artifacts.download_artifacts(source, dst_path=temporary)))
+        yield model_folder(folder, reference)
+
+
+def _registered(tracking: Tracking, name: str, reference: str) -> Any:
+    models = guarded(lambda: tracking.client.search_registered_models(f"name = '{name}'"))
+    if models:
+        return models[0]
+    names = sorted(m.name for m in guarded(lambda: tracking.client.search_registered_models()))
+    have = f"registered are {', '.join(names[:20])}" if names else "none is registered"
+    raise UserError(
+        f"{reference} points nowhere: no registered model {name!r} at {tracking.uri}{did_you_mean(name, names)}; {have}"
+    )
+
+
+def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """Return the version of the same weights from the same run."""
+    for found in guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'")):
+        if found.tags.get("weights_sha256") == tags["weights_sha256"] and found.tags.get("run") == tags.get("run"):
+            return _as_version(found)
+    return None
+
+
+def _version(
+    tracking: Tracking, name: str, folder: Path, run_id: str, tags: Mapping[str, str], example: bytes
+) -> ModelVersion:
+    """Log the folder as a new version, alias ``candidate``."""
+    number = guarded(lambda: _log_model(tracking, name, folder, run_id, tags, example))
+    guarded(lambda: tracking.client.set_registered_model_alias(name, CANDIDATE, number))
+    return ModelVersion(name, number, new=True, run_id=run_id, tags=tags)
+
+
+def _log_model(
+    tracking: Tracking, name: str, folder: Path, run_id: str, tags: Mapping[str, str], example: bytes
+) -> str:
+    import mlflow
+    import pandas
+
+    with mlflow.start_run(run_id=run_id):
+        # MLflow loads the model once more here, to see that it serves the example
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module="resnet_pipeline.adapters.mlflow_model",
+            data_path=str(folder),
+            signature=signature(),
+            input_example=pandas.DataFrame({COLUMN: [example]}),
+            pip_requirements=[f"resnet-pipeline=={__version__}"],
+        )
+    client = tracking.client
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = client.create_model_version(
+        name, f"models:/{logged.model_id}", run_id=run_id, model_id=logged.model_id, tags=dict(tags)
+    )
+    return str(version.version)
+
+
+def _tag(tracking: Tracking, version: ModelVersion, tags: Mapping[str, str]) -> None:
+    for key, value in tags.items():
+        if version.tags.get(key) != value:
+            guarded(
+                lambda key=key, value=value: tracking.client.set_model_version_tag(  # type: ignore[misc]
+                    version.name, version.version, key, value
+                )
+            )
+
+
+def _as_version(found: Any) -> ModelVersion:
+    return ModelVersion(found.name, str(found.version), run_id=found.run_id or "", tags=dict(found.tags))
+
+
+def signature() -> Any:
+    """Return the models' MLflow signature."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    return ModelSignature(
+        Schema([ColSpec(DataType.binary, COLUMN)]),
+        Schema(
+            [
+                ColSpec(Array(DataType.string), "labels"),
+                ColSpec(Array(DataType.string), "words"),
+                ColSpec(Array(DataType.double), "probabilities"),
+            ]
+        ),
+        ParamSchema(
+            [
+                ParamSpec("top", DataType.long, DEFAULTS["top"]),
+                ParamSpec("protocol", DataType.string, DEFAULTS["protocol"]),
+            ]
+        ),
+    )

@@ -1,0 +1,230 @@
+"""MLflow's runs: parameters, files, and metrics that are delivered in the background.
+
+Nothing here can stop training: metrics are in the run directory first, a thread delivers them, keeps trying while
+MLflow is away, and remembers how far it came; what is left at the end is delivered by the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_uri
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import write_json
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
+
+EXPERIMENT = "resnet-pipeline"
+_BATCH = 900  # MLflow takes 1,000 metrics at once; a line has fewer than 100
+_METRIC_NAMES: dict[str, dict[str, str]] = {
+    "train": {
+        "loss": "train_loss",
+        "error": "train_error",
+        "lr": "learning_rate",
+        "epoch": "epoch",
+        "gradient_norm": "gradient_norm",
+        "images_per_second": "images_per_second",
+        "data_wait": "data_wait",
+        "shard_wait_seconds": "shard_wait_seconds",
+        "step_p50": "step_seconds_p50",
+        "step_p95": "step_seconds_p95",
+        "step_max": "step_seconds_max",
+    },
+    "checkpoint": {"pause": "checkpoint_pause_seconds", "bytes": "checkpoint_bytes"},
+    "validation": {"top1": "val_top1_error", "top5": "val_top5_error"},
+    "system": {},  # as they are called in the line
+}
+
+
+class Tracking:
+    """A connection to MLflow's tracking server and registry; nothing is contacted before it is needed."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.uri = tracking_uri(workspace)
+        self._artifacts = workspace.mlflow / "artifacts"
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The MlflowClient; TrackingError where MLflow is away."""
+        if self._client is None:
+            self._client = guarded(lambda: connect(self.uri))
+        return self._client
+
+    def experiment(self) -> str:
+        """Return the experiment's id, made on first use."""
+        return str(guarded(self._experiment))
+
+    def run_id(self, run: RunDirectory) -> str:
+        """Return the MLflow run of a run directory: the one it had at this MLflow, else a new one."""
+        state = _State(run)
+        if state.uri == self.uri and state.run_id:
+            return state.run_id
+        created = guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
+        state.save(uri=self.uri, run_id=created.info.run_id, sent=0, steps={})
+        return str(created.info.run_id)
+
+    def describe(self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Record the run's parameters and tags; recording them again changes nothing."""
+        from mlflow.entities import Param, RunTag
+
+        run_id = self.run_id(run)
+        params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
+        guarded(
+            lambda: self.client.log_batch(
+                run_id, params=params, tags=[RunTag(k, str(v)[:500]) for k, v in tags.items()]
+            )
+        )
+
+    def resume(self, run: RunDirectory) -> None:
+        """Mark the MLflow run as running: an earlier start may have ended it as failed or killed."""
+        run_id = self.run_id(run)
+        guarded(lambda: self.client.update_run(run_id, status="RUNNING"))
+
+    def deliver(self, run: RunDirectory) -> int:
+        """Send the metrics that this MLflow has not yet; return how many lines. TrackingError where it is away.
+
+        What was sent is remembered after each batch. Steps that a resumed run computes again are not sent again.
+        """
+        run_id = self.run_id(run)
+        if not run.metrics_file.exists():
+            return 0
+        state = _State(run)
+        with run.metrics_file.open("rb") as file:
+            file.seek(state.sent)
+            data = file.read()
+        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        sent, steps, batch = state.sent, dict(state.steps), []
+        for number, raw in enumerate(lines, 1):
+            line, sent = _parsed(raw), sent + len(raw)
+            if line["kind"] in _METRIC_NAMES and line["step"] > steps.get(line["kind"], -1):
+                steps[line["kind"]] = line["step"]
+                batch += _metrics(line)
+            if len(batch) > _BATCH or (number == len(lines) and batch):
+                guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
+                batch = []
+                state.save(uri=self.uri, run_id=run_id, sent=sent, steps=steps)
+        if sent != state.sent:
+            state.save(uri=self.uri, run_id=run_id, sent=sent, steps=steps)
+        return len(lines)
+
+    def log_values(self, run: RunDirectory, values: Mapping[str, float], step: int) -> None:
+        """Record final values (errors per protocol, say)."""
+        run_id = self.run_id(run)
+        for key, value in values.items():
+            guarded(lambda key=key, value=value: self.client.log_metric(run_id, key, value, step=step))  # type: ignore[misc]
+
+    def log_file(self, run: RunDirectory, file: Path, folder: str) -> None:
+        """Keep a file with the MLflow run."""
+        run_id = self.run_id(run)
+        guarded(lambda: self.client.log_artifact(run_id, str(file), folder))
+
+    def finish(self, run: RunDirectory, status: str = "FINISHED") -> None:
+        """Mark the MLflow run: FINISHED, FAILED or KILLED."""
+        run_id = self.run_id(run)
+        guarded(lambda: self.client.set_terminated(run_id, status=status))
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return str(found.experiment_id)
+        location = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+class MetricsSender:
+    """A thread that delivers a run's parameters, tags and metrics as they appear, for as long as it is open."""
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        run: RunDirectory,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        interval: float = 2.0,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._tracking, self._run, self._interval, self._say = tracking, run, interval, say
+        self._parameters, self._tags = parameters or {}, tags or {}
+        self._closing = threading.Event()
+        self._away = self._described = False
+        self._thread = threading.Thread(target=self._deliver_until_closed, name="mlflow-sender", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Deliver what is left; after ``timeout`` seconds go on without."""
+        self._closing.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive() or self._away:
+            self._say(
+                f"MLflow at {self._tracking.uri} did not take all metrics; they are in {self._run.metrics_file} and "
+                "are sent when this run is started again"
+            )
+
+    def _deliver_until_closed(self) -> None:
+        closing = False
+        while True:
+            try:
+                self._send()
+                if self._away:
+                    self._say("MLflow answers again; metrics delivered")
+                self._away = False
+            except UserError as error:
+                if not self._away:
+                    self._say(f"{error}; training goes on, metrics are kept and sent later")
+                self._away = True
+            if closing:
+                return
+            closing = self._closing.wait(self._interval)
+
+    def _send(self) -> None:
+        if not self._described:
+            self._tracking.resume(self._run)
+            self._tracking.describe(self._run, self._parameters, self._tags)
+            self._described = True
+        self._tracking.deliver(self._run)
+
+
+class _State:
+    """How far a run's metrics were delivered, and to which MLflow run, kept in the run directory.
+
+    ``steps`` is the last step sent of each kind of line.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._path = run.delivery_file
+        try:
+            values = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            values = {}
+        self.uri: str = values.get("uri", "")
+        self.run_id: str = values.get("run_id", "")
+        self.sent: int = values.get("sent", 0)
+        self.steps: dict[str, int] = values.get("steps", {})
+
+    def save(self, *, uri: str, run_id: str, sent: int, steps: dict[str, int]) -> None:
+        self.uri, self.run_id, self.sent, self.steps = uri, run_id, sent, dict(steps)
+        write_json(self._path, {"uri": uri, "run_id": run_id, "sent": sent, "steps": steps})
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {"kind": "torn"}
+    return value
+
+
+def _metrics(line: dict[str, Any]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    names: Mapping[str, str] = _METRIC_NAMES[line["kind"]]
+    if line["kind"] == "system":
+        names = {key: f"system/{key}" for key in line.keys() - {"kind", "step", "time"}}
+    milliseconds = int(line.get("time", 0) * 1000)
+    return [Metric(name, float(line[key]), milliseconds, line["step"]) for key, name in names.items() if key in line]

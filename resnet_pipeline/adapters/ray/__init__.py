@@ -1,0 +1,1 @@
+"""Ray: the cluster, and what runs on it: training, evaluation, staging."""

@@ -1,0 +1,99 @@
+"""Evaluation on Ray: a task per chunk, each on one GPU where there are any; a lost task is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
+from resnet_pipeline.data.dataset import open_dataset_at
+from resnet_pipeline.data.order import Int64
+from resnet_pipeline.device import local_device
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.protocols import Protocol
+from resnet_pipeline.evaluation.scores import Parts
+from resnet_pipeline.evaluation.scoring import score_chunks
+from resnet_pipeline.models import Classifier
+from resnet_pipeline.workspace import Workspace
+
+
+def score_on_ray(
+    models: Mapping[str, Classifier],
+    workspace: Workspace,
+    dataset: str,
+    protocol: Protocol,
+    *,
+    split: str,
+    chunks: Sequence[Int64],
+    parts: Mapping[str, Parts],
+    lacking: Mapping[int, Sequence[str]],
+    workers: int | None,
+    progress: Callable[[int], None],
+) -> None:
+    """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
+
+    ``lacking`` says which models lack a chunk, by its number. The dataset, at an address, and the parts must lie where
+    every node sees them. ``progress`` is called with the images done so far. Raises UserError with a task's own message
+    where that is one, and where a task can't be finished.
+    """
+    import ray
+
+    with ray_cluster() as resources:
+        count = workers or resources.most_workers()
+        check_workers(count, resources)
+        cpus = resources.cpus_per_worker(count)
+        task = ray.remote(num_cpus=cpus, num_gpus=1 if resources.gpus else 0, max_retries=3)(_work)
+        shared = ray.put(dict(models))
+        waiting = list(lacking)
+        running: dict[Any, int] = {}
+        images = 0
+        while waiting or running:
+            while waiting and len(running) < count:
+                number = waiting.pop(0)
+                own = {name: parts[name] for name in lacking[number]}
+                arguments = {
+                    "root": str(workspace.root),
+                    "dataset": dataset,
+                    "protocol": protocol,
+                    "split": split,
+                    "threads": cpus,
+                }
+                running[task.remote(shared, own, number, chunks[number], arguments)] = number
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                number = running.pop(reference)
+                try:
+                    ray.get(reference)
+                except UserError as error:
+                    raise UserError(_message(error)) from None
+                except ray.exceptions.RayError as error:
+                    raise UserError(f"evaluation failed on Ray: {str(error).strip().splitlines()[-1]}") from error
+                images += len(chunks[number])
+                progress(images)
+
+
+def _work(
+    models: Mapping[str, Classifier], parts: Mapping[str, Parts], number: int, chunk: Int64, arguments: dict[str, Any]
+) -> None:
+    torch.set_num_threads(arguments["threads"])
+    # with the settings of its own node: each has its own cache
+    dataset = open_dataset_at(Workspace(Path(arguments["root"])), arguments["dataset"])
+    (found,) = score_chunks(
+        {name: models[name] for name in parts},
+        dataset,
+        arguments["protocol"],
+        split=arguments["split"],
+        chunks=[chunk],
+        device=local_device(),
+    )
+    for name, scores in found.items():
+        parts[name].write(number, scores)
+
+
+def _message(error: UserError) -> str:
+    """Return the task's own message: Ray puts the task's traceback before it."""
+    cause = getattr(error, "cause", None)
+    return str(cause) if cause is not None else str(error).strip().splitlines()[-1]

@@ -1,0 +1,72 @@
+"""Ray: shards are packed by tasks on all nodes of a cluster, behind the protocol of ``staging.shard_pool``."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from resnet_pipeline.adapters.ray.cluster import Resources
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.staging.area import ABOUT
+from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard
+
+_SECONDS_FOR_ENDING = 30.0
+
+
+class RayTasks:
+    """A task for each shard, on a CPU each; inside of ``ray_cluster()``. A task whose node dies is run again by Ray."""
+
+    def __init__(self, resources: Resources, count: int | None = None) -> None:
+        import ray
+
+        cpus = sum(cpus for cpus, _ in resources.nodes)
+        self.count = min(count or cpus, cpus)
+        self._work = ray.remote(num_cpus=1)(_work)
+        self._under_way: dict[Any, Future[Outcome]] = {}
+
+    def submit(self, task: Task) -> Future[Outcome]:
+        """Begin with a task when a CPU is free."""
+        reference = self._work.remote(task)
+        future: Future[Outcome] = Future()
+        self._under_way[reference] = future
+        reference.future().add_done_callback(partial(_settle, future))
+        return future
+
+    def running(self) -> None:
+        """Return None: only finished tasks say how far they have come."""
+
+    def close(self) -> None:
+        """Cancel what is unfinished, and wait for its end: it may be writing where the caller wants to clear up."""
+        import ray
+
+        unfinished = [reference for reference, future in self._under_way.items() if not future.done()]
+        for reference in unfinished:
+            ray.cancel(reference)
+        if unfinished:
+            ray.wait(unfinished, num_returns=len(unfinished), timeout=_SECONDS_FOR_ENDING)
+
+
+def _work(task: Task) -> Outcome | UserError:
+    """Run on any node; a user's error is returned, since Ray would wrap what is raised into its traceback."""
+    try:
+        if task.destination.stat(ABOUT) is None:
+            raise UserError(
+                f"Ray's node {socket.gethostname()} does not see {task.destination.url}; put the datasets on a volume "
+                "that all nodes share or in a bucket (RESNET_PIPELINE_DATA), or unset RAY_ADDRESS"
+            )
+        return pack_shard(task)
+    except UserError as error:
+        return error
+
+
+def _settle(future: Future[Outcome], done: Future[Any]) -> None:
+    error = done.exception()
+    if error is not None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        future.set_exception(UserError(f"a Ray task ended: {reason}; start again: it goes on with what is finished"))
+    elif isinstance(found := done.result(), UserError):
+        future.set_exception(found)
+    else:
+        future.set_result(found)

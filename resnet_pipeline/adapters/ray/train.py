@@ -1,0 +1,284 @@
+"""Ray Train: the training loop on the workers of a cluster."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.elastic import trainer_class
+from resnet_pipeline.data.dataset import open_dataset_at
+from resnet_pipeline.device import local_device
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import replacing, write_json
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.training.attempt import TakenOverError
+from resnet_pipeline.training.distributed import TIMEOUT_VARIABLE, collective_timeout
+from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
+
+WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
+"""Ray Train computes in a thread of its worker. glibc's malloc would give that thread heaps of at most 64 MiB, which it
+returns to the kernel; only its main arena keeps what is freed (`device.keep_freed_memory`)."""
+
+_SECONDS_FOR_LEAVING = 60.0
+_SECONDS_BETWEEN_LOOKS = 0.2  # at the stop file, which may lie on a network drive
+
+
+class WorkerGroup:
+    """Ray Train workers that train one run after another: a start takes as long as thousands of small steps.
+
+    A folder of its own below ``folder``, which every node sees, holds the orders: ``order-N.json`` names a run,
+    ``order-N.done`` says that its training has returned, and ``end`` sends the workers home. ``counts`` are the numbers
+    of workers that the group may have, in increasing order: one, or several for an elastic run, which takes the largest
+    that there is room for, now and whenever nodes come or go. A worker or node that dies is replaced and its run goes
+    on from its newest checkpoint, ``max_failures`` times (pre-empted nodes don't count). The workers start at once, in
+    the background.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        root: Path,
+        counts: tuple[int, ...],
+        resources: Resources,
+        max_failures: int = 3,
+        elastic: RunDirectory | None = None,
+    ) -> None:
+        check_workers(counts[0], resources)
+        self.counts = counts
+        self.sound = True
+        """Whether it can take another order."""
+        self._orders = 0
+        self._folder = folder / f"{socket.gethostname()}-{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{socket.gethostname()}-*"):  # of a start that was killed, or of this one
+            if left == self._folder or not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+                shutil.rmtree(left)
+        self._folder.mkdir()
+        trainer = _trainer(self._folder, root, counts, resources, max_failures, elastic)
+        self._fitting = in_thread(trainer.fit)
+
+    def begin(self, run: RunDirectory, dataset: str, mirror: str | None = None) -> None:
+        """Order the training of a run on the dataset at an address; ``mirror`` is where checkpoints are kept too."""
+        self._orders += 1
+        order = {"run": str(run.path), "dataset": dataset, "mirror": mirror}
+        write_json(self._folder / f"order-{self._orders}.json", order)
+
+    def finished(self) -> bool:
+        """Return whether the last order's training has returned; raise what ended the workers before that."""
+        if (self._folder / f"order-{self._orders}.done").exists():
+            return True
+        if not self._fitting.done():
+            return False
+        self.sound = False
+        self._fitting.result()
+        raise RuntimeError("the workers ended before their order was done")
+
+    def close(self) -> None:
+        """Send the workers home; where all went well on a cluster that stays, wait until it has its CPUs back."""
+        if self._folder.exists():
+            (self._folder / "end").touch()
+        if self.sound and os.environ.get("RAY_ADDRESS"):
+            concurrent.futures.wait([self._fitting], timeout=_SECONDS_FOR_LEAVING)
+        self.sound = False
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def standing_workers(workspace: Workspace, count: int) -> Iterator[None]:
+    """Inside, all trainings with ``count`` workers share one group of them, which begins to start at once."""
+    with ray_cluster() as resources:
+        group = WorkerGroup(workspace.root / "ray", root=workspace.root, counts=(count,), resources=resources)
+        _standing.append(group)
+        try:
+            yield
+        finally:
+            _standing.remove(group)
+            group.close()
+
+
+@contextlib.contextmanager
+def worker_group(
+    workspace: Workspace, run: RunDirectory, *, counts: tuple[int, ...], resources: Resources, max_failures: int = 3
+) -> Iterator[WorkerGroup]:
+    """Yield the standing workers where they are of these ``counts``, else a group for this run alone.
+
+    After an error they take no more orders.
+    """
+    group = next((standing for standing in _standing if standing.sound and standing.counts == counts), None)
+    if group is None:
+        for standing in _standing:
+            standing.close()  # they hold the CPUs that are wanted now
+        group = WorkerGroup(
+            run.path / "ray",
+            root=workspace.root,
+            counts=counts,
+            resources=resources,
+            max_failures=max_failures,
+            elastic=run if len(counts) > 1 else None,
+        )
+    try:
+        yield group
+    except BaseException:
+        group.sound = False
+        raise
+    finally:
+        if group not in _standing or not group.sound:
+            group.close()
+
+
+_standing: list[WorkerGroup] = []
+
+
+def in_thread(call: Callable[[], object]) -> Future[object]:
+    """Run a call in a daemon thread: in the main one Ray Train would take SIGINT for itself."""
+    future: Future[object] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="ray-train", daemon=True).start()
+    return future
+
+
+def _trainer(
+    folder: Path,
+    root: Path,
+    counts: tuple[int, ...],
+    resources: Resources,
+    max_failures: int,
+    elastic: RunDirectory | None,
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    use_gpu = resources.gpus > 0
+    cpus = resources.cpus_per_worker(min(counts[-1], resources.most_workers()))
+    seconds = collective_timeout().total_seconds()
+    return trainer_class(counts, elastic)(
+        _work,
+        train_loop_config={"folder": str(folder), "root": str(root), "threads": cpus, "timeout": seconds},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(seconds)),
+        scaling_config=ScalingConfig(
+            num_workers=counts[0] if len(counts) == 1 else (counts[0], counts[-1]),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(folder),
+            worker_runtime_env={"env_vars": WORKER_VARIABLES},
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+
+
+class RayContext:
+    """Ray Train's worker as the loop's context."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        from ray.train import get_context
+        from ray.train.torch import get_device
+
+        context = get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = get_device() if torch.cuda.is_available() else local_device()
+        self._run = run
+        self._looked = 0.0
+        self._preempted: set[str] = set()
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Report to Ray's controller; a barrier over the ranks."""
+        from ray.train import report
+
+        report(dict(metrics))
+
+    def should_stop(self) -> bool:
+        """Return whether the driver asked for a stop; rank 0 looks, a few times a second."""
+        now = time.monotonic()
+        if self.rank or now - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return False
+        self._looked = now
+        return self._run.stop_file.exists()
+
+    def should_save(self) -> bool:
+        """Return whether since the last call a node of ours was announced to go, or the workers to be replaced."""
+        from ray.train import get_preemption_info
+        from ray.train.collective import broadcast_from_rank_zero
+
+        info = get_preemption_info()
+        nodes = set(info.preempted_node_ids) if info else set()
+        new = nodes - self._preempted
+        self._preempted |= nodes
+        asked: bool = broadcast_from_rank_zero(self._run.save_request.exists() if self.rank == 0 else None)
+        if asked and self.rank == 0:
+            self._run.save_request.unlink(missing_ok=True)
+        return bool(new) or asked
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    """Train what is ordered until the end; a group that starts anew begins with its first order, which is finished."""
+    torch.set_num_threads(arguments["threads"])
+    os.environ[TIMEOUT_VARIABLE] = str(arguments["timeout"])
+    # with the settings of its own node: each has its own cache
+    workspace, folder = Workspace(Path(arguments["root"])), Path(arguments["folder"])
+    if not folder.exists():
+        raise UserError(f"Ray's node {socket.gethostname()} does not see {folder}: RESNET_PIPELINE_ROOT must be shared")
+    for number in itertools.count(1):
+        order = _next_order(folder, number)
+        if order is None:
+            return
+        run = RunDirectory.open(Path(order["run"]))
+        context = RayContext(run)
+        try:
+            dataset = open_dataset_at(workspace, order["dataset"])
+            train(run, dataset, context, mirror=mirror_of(run, order["mirror"]))
+        except TakenOverError:
+            raise  # a later attempt goes on; what it does is no concern of this one's
+        except UserError as error:
+            # The driver watches for this file: what the user has to mend is not retried.
+            with replacing(run.error_file) as temporary:
+                temporary.write_text(str(error))
+            raise
+        if context.rank == 0:
+            (folder / f"order-{number}.done").touch()
+
+
+def _next_order(folder: Path, number: int) -> dict[str, Any] | None:
+    """Wait for an order; None when there will be no more, also when the folder is gone."""
+    file = folder / f"order-{number}.json"
+    while folder.exists() and not (folder / "end").exists():
+        with contextlib.suppress(FileNotFoundError):
+            order: dict[str, Any] = json.loads(file.read_text())
+            return order
+        time.sleep(_SECONDS_BETWEEN_LOOKS / 4)
+    return None
+
+
+def mirror_of(run: RunDirectory, address: str | None) -> Storage | None:
+    """Return where a run's checkpoints are kept a second time: a folder of its own below the address, or nowhere."""
+    return storage_at(f"{address.rstrip('/')}/{run.name}") if address else None

@@ -1,0 +1,115 @@
+"""``resnet-pipeline data``: is a staged dataset whole, what is in it, what does training see of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.report.terminal import print_table
+from resnet_pipeline.workspace import Workspace
+
+app = typer.Typer(help="Check a staged dataset, look at its training crops, and count what is in it.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that `stage` was given.", show_default=False)]
+
+
+@app.command()
+def verify(
+    name: Name,
+    root: Root = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per CPU core.")] = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare every shard with its checksum and decode every image; names what is bad, then with exit status 2."""
+    from resnet_pipeline.jobs.data import verify_dataset
+
+    found = verify_dataset(Workspace.of(root), name, threads=threads, quiet=quiet)
+    write_result(
+        json_file,
+        {
+            "name": name,
+            "fingerprint": found.dataset.fingerprint,
+            "good": found.good,
+            "shards": {"checked": found.shards, "bad": found.bad_shards},
+            "samples": {"checked": found.samples, "bad": found.bad_samples},
+        },
+    )
+    for shard in found.bad_shards:
+        print(f"shard {shard['file']} {shard['reason']}")
+    for sample in found.bad_samples:
+        print(f"{sample['split']} image {sample['file']} in shard {sample['shard']}: {sample['reason']}")
+    if not found.good:
+        raise UserError(
+            f"dataset {name!r} is damaged: {len(found.bad_shards)} of {found.shards} shard(s) and "
+            f"{len(found.bad_samples)} of {found.samples:,} images are bad; stage it again with --replace"
+        )
+    print(f"dataset {name}: {found.samples:,} images in {found.shards} shard(s), all good")
+
+
+@app.command()
+def show(
+    name: Name,
+    root: Root = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Whose augmentation. Default: imagenet/resnet50; cifar10/resnet20 for small images."),
+    ] = None,
+    epoch: Annotated[int, typer.Option(min=0, help="Of which epoch, from 0 on.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many crops.")] = 18,
+    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="The picture, a PNG. Default: reports/<name>-crops.png under the root.")
+    ] = None,
+) -> None:
+    """Draw an epoch's first training crops beside their images, with each crop outlined on its image."""
+    from resnet_pipeline.jobs.data import show_dataset
+
+    print(show_dataset(Workspace.of(root), name, recipe=recipe, seed=seed, epoch=epoch, count=count, output=output))
+
+
+@app.command()
+def stats(name: Name, root: Root = None, json_file: Json = None) -> None:
+    """Count images, classes, sizes and bytes of each split; print the training images' mean and eigenvalues."""
+    from resnet_pipeline.jobs.data import dataset_stats
+
+    found = dataset_stats(Workspace.of(root), name)
+    print_table(_table(found))
+    pixels = found["statistics"]
+    print(
+        f"of {pixels['images']:,} training images: mean RGB {_numbers(pixels['mean_rgb'], 2)} of 255; "
+        f"eigenvalues of the colours' covariance {_numbers(pixels['eigenvalues'], 5)} (values in 0..1)"
+    )
+    print(f"{found['converted']} images were converted, {found['refused']} refused; fingerprint {found['fingerprint']}")
+    write_result(json_file, found)
+
+
+def _table(found: dict[str, Any]) -> Table:
+    table = Table(title=f"{found['name']}: {found['classes']} classes", title_justify="left")
+    for column in ("split", "images", "classes", "images\nper class", "width", "height", "MB"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in found["splits"].items():
+        spreads = (split[key] for key in ("images_per_class", "width", "height"))
+        table.add_row(
+            name,
+            f"{split['images']:,}",
+            f"{split['classes']:,}",
+            *(_spread(values) for values in spreads),
+            f"{split['bytes'] / 1e6:,.1f}",
+        )
+    table.caption = "least..most, median in brackets, where they differ"
+    return table
+
+
+def _spread(values: dict[str, int]) -> str:
+    if values["least"] == values["most"]:
+        return f"{values['least']:,}"
+    return f"{values['least']:,}..{values['most']:,}\n({values['median']:,})"
+
+
+def _numbers(values: list[float], digits: int) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)

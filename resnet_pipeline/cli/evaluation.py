@@ -1,0 +1,288 @@
+"""The commands that test networks, and those that work from kept scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_pipeline.cli.options import (
+    Average,
+    DatasetName,
+    Half,
+    Images,
+    Json,
+    Members,
+    Models,
+    OptionalDataset,
+    ProtocolName,
+    Quiet,
+    Root,
+    Scales,
+    Split,
+    Workers,
+    write_result,
+)
+from resnet_pipeline.cli.terminal import (
+    print_errors,
+    print_fitted,
+    print_member_errors,
+    print_network,
+    print_pairs,
+    print_responses,
+)
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.workspace import Workspace
+
+
+def evaluate(
+    dataset: DatasetName,
+    models: Models = None,
+    protocol: ProtocolName = "center",
+    root: Root = None,
+    split: Split = None,
+    scales: Scales = None,
+    average: Average = "softmax",
+    images: Images = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Weights trained elsewhere: a file, torchvision:NAME or timm:NAME."),
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="The network that the file of --weights is for.")] = None,
+    workers: Workers = None,
+    half: Half = False,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
+
+    A test that was stopped or killed goes on where it was.
+    """
+    from resnet_pipeline.evaluation.ensemble import intervals_of
+    from resnet_pipeline.jobs.evaluate import evaluate_models
+
+    evaluations = evaluate_models(
+        Workspace.of(root), [*(models or []), *_weights(weights, network, models)], dataset, protocol,
+        split=split, images=images, scales=_scales(scales), average=average, workers=workers, half=half, quiet=quiet,
+    )  # fmt: skip
+    rows = [
+        {
+            "model": e.reference,
+            "network": e.member.network,
+            "weights_sha256": e.member.weights_sha256,
+            "split": e.scores.split,
+            "protocol": e.scores.protocol,
+            **e.errors,
+            **(intervals_of(e.scores) if e.scores.labelled else {}),
+            "seconds": round(e.scores.seconds, 3),
+            "images_per_second": round(e.scores.images_per_second, 2),
+            "scores": str(e.path),
+            "reused": e.reused,
+        }
+        for e in evaluations
+    ]
+    print_errors(f"{protocol} on {dataset}", rows)
+    write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": rows})
+
+
+def ensemble(
+    models: Members,
+    dataset: OptionalDataset = None,
+    protocol: ProtocolName = "10-crop",
+    root: Root = None,
+    split: Split = None,
+    scales: Scales = None,
+    average: Average = "softmax",
+    images: Images = None,
+    combine: Annotated[
+        str, typer.Option(help="What is averaged over members: probabilities or logits.")
+    ] = "probabilities",
+    fit_weights: Annotated[
+        bool, typer.Option("--fit-weights", help="Also fit weights on a random half, and report on the other.")
+    ] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Also add the best member at a time, and show the curve.")
+    ] = False,
+    contributions: Annotated[
+        bool, typer.Option("--contributions", help="Also show the errors without each member.")
+    ] = False,
+    workers: Workers = None,
+    registered_as: Annotated[
+        str | None,
+        typer.Option(
+            "--register", metavar="NAME", help="Register it in MLflow under this name; its members must be registered."
+        ),
+    ] = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Average the scores of several networks and print the ensemble's error.
+
+    `ilsvrc2015` stands for the paper's six models.
+    """
+    from resnet_pipeline.jobs.analyse import ensemble as combined
+    from resnet_pipeline.jobs.analyse import score_sources
+    from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
+
+    if combine not in ("probabilities", "logits"):
+        raise UserError(f"--combine is probabilities or logits, not {combine!r}")
+    check_registrable(registered_as, combine=combine, average=average)
+    sources = score_sources(
+        Workspace.of(root), models, dataset, protocol,
+        split=split, images=images, scales=_scales(scales), average=average, workers=workers, quiet=quiet,
+    )  # fmt: skip
+    result = combined(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)  # type: ignore[arg-type]
+    name = f"ensemble of {len(sources)}"
+    print_errors(f"{protocol} on {dataset}" if dataset else "from score files", [
+        *result["members"], {"model": name, **result["ensemble"]}
+    ])  # fmt: skip
+    if "paper" in result:
+        print(f"The paper: top-5 error {result['paper']['top5']} % ({result['paper']['source']}, not these images)")
+    if "fitted" in result:
+        print_fitted([source.name for source in sources], result["fitted"])
+    for key, title in (("greedy", "Best member added at a time"), ("without", "The ensemble without one member")):
+        if key in result:
+            print_member_errors(title, result[key])
+    members = result.pop("members")
+    if registered_as:
+        version = register_ensemble_of(
+            Workspace.of(root), registered_as, [source.name for source in sources], dataset, protocol,
+            split=split, images=images, scales=_scales(scales), quiet=quiet,
+        )  # fmt: skip
+        result["version"] = version.uri
+    write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": members, **result})
+
+
+def analyse(
+    models: Members,
+    dataset: OptionalDataset = None,
+    protocol: ProtocolName = "10-crop",
+    root: Root = None,
+    split: Split = None,
+    scales: Scales = None,
+    average: Average = "softmax",
+    images: Images = None,
+    real_labels: Annotated[
+        Path | None, typer.Option(help="JSON of sample name → list of right classes (ReaL): the error against those.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the reliability diagram: .svg, .png or .pdf.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="How many classes and confusions to show.")] = 5,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say more of networks from their scores: intervals, calibration, worst classes, confusions, how far they agree."""
+    from resnet_pipeline.data.dataset import open_dataset
+    from resnet_pipeline.evaluation.real_labels import read_real_labels
+    from resnet_pipeline.jobs.analyse import analyse as analysed
+    from resnet_pipeline.jobs.analyse import score_sources
+
+    workspace = Workspace.of(root)
+    sources = score_sources(
+        workspace, models, dataset, protocol,
+        split=split, images=images, scales=_scales(scales), average=average, quiet=quiet,
+    )  # fmt: skip
+    classes = open_dataset(workspace, dataset).classes if dataset else None
+    labels = read_real_labels(real_labels) if real_labels else None
+    found = analysed(sources, classes=classes, real_labels=labels, most=most)
+    print_errors(f"{protocol} on {dataset}" if dataset else "from score files", found.values["models"])
+    for network in found.values["models"]:
+        print_network(network, most)
+    if found.values["pairs"]:
+        print_pairs(found.values["pairs"])
+    if figure is not None:
+        from resnet_pipeline.report.evaluation_figures import reliability_figure, save_figure
+
+        save_figure(reliability_figure(found.calibrations), figure)
+        print(figure)
+    write_result(json_file, {"dataset": dataset, "protocol": protocol, **found.values})
+
+
+def submission(
+    models: Members,
+    dataset: DatasetName,
+    classes: Annotated[
+        Path, typer.Option(help="The ids of the classes: the development kit's meta.mat, or lines of wnid and id.")
+    ],
+    output: Annotated[Path, typer.Option(help="The file to write: five ids per test image.")],
+    protocol: ProtocolName = "multi-scale",
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="The split of the test images.")] = "test",
+    scales: Scales = None,
+    average: Average = "softmax",
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the file that the ILSVRC classification test server takes, from one network or the mean of several."""
+    from resnet_pipeline.jobs.analyse import score_sources, submit
+
+    workspace = Workspace.of(root)
+    sources = score_sources(
+        workspace, models, dataset, protocol,
+        split=split, scales=_scales(scales), average=average, workers=workers, quiet=quiet,
+    )  # fmt: skip
+    images = submit(workspace, sources, dataset, classes, output)
+    print(f"{output}: {images:,} images, five classes each")
+
+
+def check_submission(
+    file: Annotated[Path, typer.Argument(help="The submission file.", show_default=False)],
+    images: Annotated[int, typer.Option(min=1, help="How many test images there are.")] = 100_000,
+) -> None:
+    """Say whether the ILSVRC test server would take a file; names the first bad line."""
+    from resnet_pipeline.evaluation.submission import check_submission as check
+
+    check(file, images=images)
+    print(f"{file}: good, {images:,} images")
+
+
+def responses(
+    models: Models,
+    dataset: DatasetName,
+    root: Root = None,
+    split: Split = None,
+    images: Annotated[int, typer.Option(min=1, help="Evenly spaced images of the split to look at.")] = 1000,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the paper's figure 7: .svg, .png or .pdf.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Measure how strongly each 3×3 layer responds (figure 7): its output's standard deviation after batch norm."""
+    from resnet_pipeline.jobs.responses import measure_responses
+
+    found = measure_responses(Workspace.of(root), models or [], dataset, split=split, images=images)
+    print_responses({name: values.tolist() for name, values in found.items()})
+    if figure is not None:
+        from resnet_pipeline.report.evaluation_figures import responses_figure, save_figure
+
+        save_figure(responses_figure(found), figure)
+        print(figure)
+    write_result(
+        json_file, {name: {"std": v.tolist(), "sorted": sorted(v.tolist(), reverse=True)} for name, v in found.items()}
+    )
+
+
+COMMANDS: Sequence[Callable[..., None]] = (evaluate, ensemble, analyse, responses, submission, check_submission)
+
+
+def _scales(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise UserError(f"--scales must be whole numbers with commas between, as 224,256,384, not {text!r}")
+    return [int(word) for word in words]
+
+
+def _weights(weights: str | None, network: str | None, models: Sequence[str] | None) -> list[str]:
+    """Return the MODEL reference that --weights and --network stand for; UserError where it is incomplete."""
+    if weights is None:
+        if network is not None:
+            raise UserError(f"--network {network} needs --weights FILE")
+        if not models:
+            raise UserError("name a MODEL, or --weights")
+        return []
+    if network is not None:
+        return [f"{network}={weights}"]
+    if weights.startswith(("torchvision:", "timm:")):
+        return [weights]
+    raise UserError(f"--weights {weights} needs --network, the name of the network that the file is for")

@@ -1,0 +1,290 @@
+"""The command line: a thin door to the jobs and the flows.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from resnet_pipeline.cli import data as cli_data
+from resnet_pipeline.cli import evaluation as cli_evaluation
+from resnet_pipeline.cli import registry as cli_registry
+from resnet_pipeline.cli import services as cli_services
+from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root
+from resnet_pipeline.cli.options import write_result as _write
+from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.report.terminal import print_table
+from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
+
+app = typer.Typer(
+    name="resnet-pipeline",
+    help="Train, test and register the networks of 'Deep Residual Learning for Image Recognition', from raw images on. "
+    "New here? Start with: resnet-pipeline demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cli_data.app, name="data", no_args_is_help=True)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line and exit status 2, never a traceback."""
+    try:
+        app()
+    except StoppedError as error:
+        print(f"resnet-pipeline: {error}", file=sys.stderr)
+        sys.exit(130)
+    except UserError as error:
+        print(f"resnet-pipeline: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nresnet-pipeline: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    root: Root = None,
+    workers: Annotated[int, typer.Option(min=1, help="Training processes on this machine.")] = 2,
+) -> None:
+    """From images to a registered ensemble on built-in data, in minutes, with nothing else running.
+
+    Handwritten digits are staged, three networks trained with two workers, tested, registered in MLflow, and averaged;
+    the last lines name the report and the commands that open MLflow's and Prefect's pages. Run again, it reuses what
+    is finished.
+    """
+    from resnet_pipeline.services.local import TemporaryPrefect
+
+    workspace = Workspace.of(root)
+    os.environ[ROOT_VARIABLE] = str(workspace.root)
+    print(f"Everything is kept under {workspace.root}. Starting Prefect's temporary API.", flush=True)
+    prefect = TemporaryPrefect(workspace)
+    from flows.demo import run_demo  # some seconds, in which Prefect starts
+
+    run_demo(workspace, prefect, workers=workers)
+
+
+for command in cli_services.COMMANDS:
+    app.command()(command)
+
+
+@app.command()
+def stage(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="A folder with the ILSVRC-2012 archives, Kaggle's ILSVRC folder or archive, cifar-10-python.tar.gz or "
+            "cifar-10-binary.tar.gz, a folder or archive of train/<class>/* and val/<class>/*, or builtin:digits."
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="What the dataset is called from now on.")],
+    root: Root = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per CPU core.")] = None,
+    max_refused: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more than this share of the images is broken.")
+    ] = 0.01,
+    holdout: Annotated[
+        int,
+        typer.Option(min=0, help="Make this many training images the split val (the paper's CIFAR-10 study: 5000)."),
+    ] = 0,
+    max_shorter_side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make images smaller whose shorter side is larger. Default: keep them as they are."),
+    ] = None,
+    md5: Annotated[
+        bool,
+        typer.Option(
+            "--md5/--no-md5",
+            help="Compare ILSVRC's and CIFAR-10's archives with their published MD5s; --no-md5 takes other files.",
+        ),
+    ] = True,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a dataset of this name that has other files or options.")
+    ] = False,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Audit every image of a source and pack the good ones into shards; broken off, the same command goes on."""
+    from resnet_pipeline.jobs.stage import stage_dataset, summary
+    from resnet_pipeline.staging.stage import Options
+
+    staged = stage_dataset(
+        Workspace.of(root),
+        source,
+        name,
+        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, check_md5=md5),
+        workers=workers,
+        max_refused=max_refused,
+        replace=replace,
+        quiet=quiet,
+    )
+    _write(json_file, summary(staged))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe: see `resnet-pipeline recipes`.", show_default=False)],
+    dataset: DatasetName,
+    root: Root = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: the recipe's.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX",
+            help="Training processes; 1-4: as many as there is room for, also when nodes come and go. "
+            "Default: every GPU, or one on a CPU.",
+        ),
+    ] = None,
+    max_failures: Annotated[
+        int, typer.Option(min=0, help="Go on from the newest checkpoint after this many lost workers or nodes.")
+    ] = 3,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RESNET_PIPELINE_MIRROR",
+            help="Keep checkpoints at this folder or s3:// address too, and go on from there on another machine.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, sample order and augmentation.")] = 0,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe: --set optim.lr=0.05"),
+    ] = None,
+    registered: Annotated[
+        bool, typer.Option("--register/--no-register", help="Register the finished network in MLflow.")
+    ] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what a step is bound by, and keep a trace of a few steps.")
+    ] = False,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
+    from resnet_pipeline.config_io import with_overrides
+    from resnet_pipeline.jobs.register import register_run
+    from resnet_pipeline.jobs.train import train_run
+    from resnet_pipeline.recipes import get_recipe
+
+    extra = [f"seed={seed}", *([f"steps={steps}"] if steps is not None else [])]
+    config = with_overrides(get_recipe(recipe), [*(assignments or []), *extra])
+    workspace = Workspace.of(root)
+    trained = train_run(
+        workspace,
+        config,
+        dataset,
+        workers=workers,
+        max_failures=max_failures,
+        mirror=mirror,
+        profile=profile,
+        quiet=quiet,
+    )
+    version = register_run(workspace, trained) if registered else None
+    errors = trained.result["validation"]
+    print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
+    _write(
+        json_file,
+        {
+            **trained.result,
+            "run": str(trained.run.path),
+            "mlflow_run": trained.mlflow_run,
+            "version": version.uri if version else None,
+            "reused": trained.reused,
+        },
+    )
+
+
+for command in (*cli_evaluation.COMMANDS, *cli_registry.COMMANDS):
+    app.command()(command)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN...]", help="Finished runs. Default: all on the dataset.", show_default=False),
+    ] = None,
+    dataset: DatasetName = "digits",
+    protocols: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Repeat for several. Default: center, 10-crop.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The page. Default: reports/<dataset>.html under the root.")
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Write a one-page HTML report on finished runs: curves, errors, the ensemble."""
+    from resnet_pipeline.jobs.report import report_on_runs
+
+    path, table = report_on_runs(
+        Workspace.of(root), dataset, runs=runs, protocols=protocols or ["center", "10-crop"], output=output
+    )
+    print_table(table)
+    print(path)
+
+
+@app.command()
+def recipes(json_file: Json = None) -> None:
+    """List every recipe with its depth, parameters, multiply-adds and the paper's error."""
+    from resnet_pipeline.jobs.recipes import recipe_rows
+    from resnet_pipeline.models.complexity import depth_against_vgg
+
+    rows = recipe_rows()
+    table = Table(title="Recipes: a name for `resnet-pipeline train`; errors in percent, from the paper")
+    for column, justify in (
+        ("recipe", "left"),
+        ("depth", "right"),
+        ("parameters", "right"),
+        ("multiply-adds", "right"),
+        ("steps", "right"),
+        ("batch", "right"),
+        ("top-1", "right"),
+        ("top-5", "right"),
+        ("source", "left"),
+    ):
+        table.add_column(column, justify=justify, no_wrap=column == "recipe")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(
+            row["recipe"],
+            str(row["depth"]),
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['multiply_adds'] / 1e9:.2f} G"
+            if row["multiply_adds"] >= 1e9
+            else f"{row['multiply_adds'] / 1e6:.1f} M",
+            f"{row['steps']:,}",
+            str(row["batch"]),
+            "" if row["top1"] is None else f"{row['top1']:.2f}",
+            "" if row["top5"] is None else f"{row['top5']:.2f}",
+            row["source"] or "",
+        )
+    print_table(table)
+    print(depth_against_vgg())
+    _write(json_file, rows)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for evaluate.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(help="The file: NAME.safetensors, NAME.onnx or NAME.pt2.", show_default=False)
+    ],
+    root: Root = None,
+) -> None:
+    """Write a network for other programs; the kind is the file's ending.
+
+    .safetensors: torchvision's names. .onnx and .pt2 (torch.export): with the preprocessing, for images uint8
+    [N, H, W, 3]; the file's outputs are compared with the network's before it gets its name.
+    """
+    from resnet_pipeline.jobs.export import export_model
+
+    export_model(Workspace.of(root), model, output)
+    print(output)
+
+
+app.command()(cli_services.doctor)

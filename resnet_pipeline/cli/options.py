@@ -1,0 +1,65 @@
+"""The options that several commands share, and how a result is written for machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import write_json
+from resnet_pipeline.workspace import ROOT_VARIABLE
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root",
+        envvar=ROOT_VARIABLE,
+        help="Where everything is kept: datasets, runs, scores, reports. Default: ./work",
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars or lines.")]
+DatasetName = Annotated[str, typer.Option("--dataset", help="The name that `stage` was given.")]
+Images = Annotated[int | None, typer.Option(min=1, help="Test on this many evenly spaced images only.")]
+Split = Annotated[str | None, typer.Option(help="Split to test on. Default: val, or test where there is no val.")]
+ProtocolName = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="center: one crop. 10-crop: corners and centre, mirrored too (Tables 2, 3). "
+        "multi-scale: the whole image at several sizes (Table 4).",
+    ),
+]
+Scales = Annotated[
+    str | None, typer.Option(metavar="N,N,…", help="Shorter sides to average over, instead of each network's own.")
+]
+Average = Annotated[str, typer.Option(help="What is averaged over views: softmax (the authors) or logits.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tasks on Ray at a time. Default: all of RAY_ADDRESS's cluster, else this process alone."),
+]
+Half = Annotated[bool, typer.Option("--float16", help="Keep the scores in half the bytes.")]
+OptionalDataset = Annotated[
+    str | None, typer.Option("--dataset", help="The name that `stage` was given; not needed for score files.")
+]
+MODEL = (
+    "A run directory, a registered model's NAME or NAME@ALIAS, models:/…, runs:/ID, NETWORK=WEIGHTS-FILE, "
+    "torchvision:NAME or timm:NAME"
+)
+Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=f"{MODEL}.", show_default=False)]
+Members = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help=f"{MODEL}, or a score file (….parquet).", show_default=False),
+]
+
+
+def write_result(path: Path | None, value: Any) -> None:
+    """Write a result as JSON where a path was given; UserError where it can't be written."""
+    if path is None:
+        return
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise UserError(f"--json {path} can't be written: {error.strerror or error}") from None

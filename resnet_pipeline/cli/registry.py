@@ -1,0 +1,137 @@
+"""The commands of the registry: the gate before the champion, predictions, and a page on a model's mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_pipeline.cli.options import (
+    MODEL,
+    DatasetName,
+    Images,
+    Json,
+    ProtocolName,
+    Quiet,
+    Root,
+    Split,
+    write_result,
+)
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.workspace import Workspace
+
+
+def promote(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="models:/NAME@ALIAS, models:/NAME/VERSION, or NAME for its candidate.",
+            show_default=False,
+        ),
+    ],
+    protocol: ProtocolName = "10-crop",
+    top: Annotated[int, typer.Option(help="The error to compare: 1 for top-1, 5 for top-5.")] = 1,
+    root: Root = None,
+    json_file: Json = None,
+) -> None:
+    """Make a registered version the champion, if it is better than the champion by more than chance.
+
+    Both need scores of the whole split on the same dataset; the errors are compared image by image. What is not let
+    through is refused with the reasons, exit status 2; a first champion needs only the scores.
+    """
+    from resnet_pipeline.jobs.promote import promote as promote_job
+
+    if top not in (1, 5):
+        raise UserError(f"--top must be 1 or 5, not {top}")
+    done = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
+    write_result(
+        json_file,
+        {
+            "version": done.version.uri,
+            "before": done.before.uri if done.before else None,
+            "reason": done.reason,
+            "comparison": asdict(done.comparison) if done.comparison else None,
+        },
+    )
+
+
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=f"{MODEL}, or a registered ensemble.", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="Images, at any depth; or one image.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="The file: NAME.csv, NAME.parquet or NAME.json.", show_default=False)],
+    protocol: ProtocolName = "center",
+    top: Annotated[int, typer.Option(min=1, help="How many of the best classes to write.")] = 5,
+    dataset: Annotated[
+        str | None, typer.Option(help="A staged dataset whose class names to use for weights that have none.")
+    ] = None,
+    root: Root = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Name the best classes of every image in a folder, with their probabilities.
+
+    The images are decoded, resized and cropped as in `evaluate`. Files that can't be decoded are listed, in the output
+    with the reason, and don't stop it.
+    """
+    from resnet_pipeline.jobs.predict import predict_folder
+
+    done = predict_folder(
+        Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset, quiet=quiet
+    )
+    print(
+        f"{done.path}: {done.images:,} images" + (f", {len(done.broken):,} files can't be used:" if done.broken else "")
+    )
+    for name, reason in done.broken[:10]:
+        print(f"  {name}: {reason}")
+    if len(done.broken) > 10:
+        print(f"  and {len(done.broken) - 10:,} more, in the output's column `error`")
+    write_result(
+        json_file,
+        {"output": str(done.path), "images": done.images, "broken": [{"file": f, "reason": r} for f, r in done.broken]},
+    )
+
+
+def explore(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help=f"{MODEL}, or a registered ensemble.", show_default=False),
+    ],
+    dataset: DatasetName,
+    protocol: ProtocolName = "center",
+    root: Root = None,
+    split: Split = None,
+    images: Images = None,
+    mistakes: Annotated[int, typer.Option(min=0, help="How many of the worst mistakes to show.")] = 48,
+    output: Annotated[
+        Path | None, typer.Option(help="The page. Default: reports/errors-….html under the root.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write an HTML page on a network's mistakes: the worst ones, confusions, errors per class, reliability.
+
+    Several networks, or a registered ensemble, are averaged. Scores that are missing are computed first.
+    """
+    from resnet_pipeline.jobs.explore import explore as explore_job
+
+    print(
+        explore_job(
+            Workspace.of(root),
+            models,
+            dataset,
+            protocol,
+            split=split,
+            images=images,
+            mistakes=mistakes,
+            output=output,
+            quiet=quiet,
+        )
+    )
+
+
+COMMANDS: Sequence[Callable[..., None]] = (promote, predict, explore)

@@ -1,0 +1,99 @@
+"""Single images by trained networks: what staging would pack of a file, tested as the evaluation tests a dataset."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from resnet_pipeline.data.image_audit import audit
+from resnet_pipeline.data.memory_dataset import IMAGES, EncodedDataset
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.confusion import top_classes
+from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
+from resnet_pipeline.evaluation.scoring import Prepared, plan_chunks, prepare, score_chunks
+from resnet_pipeline.evaluation.trained_model import Member
+from resnet_pipeline.models import Classifier
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that can be decoded: its bytes as staging would pack them, and its size."""
+
+    data: bytes
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The best classes of N images, best first: numbers int64 [N, K], probabilities float32 [N, K]."""
+
+    classes: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+
+class Predictor:
+    """One network, or several whose probabilities are averaged, with the words for its classes.
+
+    Raises UserError where the networks have different classes.
+    """
+
+    def __init__(self, members: Sequence[Member], device: torch.device | None = None) -> None:
+        self.members, self._device = list(members), device
+        self._prepared: dict[str, dict[Protocol, Prepared]] = {}
+        first = self.members[0]
+        for member in self.members[1:]:
+            if member.classes != first.classes:
+                raise UserError(f"{member.name} and {first.name} can't be averaged: their classes differ")
+        self.classes, self.class_words = first.classes, first.class_words
+
+    def predict(self, images: Sequence[Image], *, protocol: str = "center", top: int = 5) -> Predictions:
+        """Return the ``top`` best classes of images that ``checked`` passed, tested under a protocol by name.
+
+        The images are decoded, resized and cropped by the evaluation's own code, so the probabilities are those of a
+        score file of the same images. Raises UserError for an unknown protocol.
+        """
+        dataset = EncodedDataset(
+            [image.data for image in images],
+            [(image.height, image.width) for image in images],
+            [f"image {number}" for number in range(1, len(images) + 1)],
+            self.classes,
+        )
+        total = np.zeros((len(images), len(self.classes)), dtype=np.float64)
+        for views, networks in self._prepared_for(protocol).items():
+            chunks = plan_chunks(dataset, IMAGES, views, np.arange(len(images), dtype=np.int64))
+            scored = score_chunks(networks, dataset, views, split=IMAGES, chunks=chunks, device=self._device)
+            for chunk, found in zip(chunks, scored, strict=True):
+                for scores in found.values():
+                    total[chunk] += scores.probabilities
+        mean = (total / len(self.members)).astype(np.float32)
+        best = top_classes(mean, top)
+        return Predictions(classes=best, probabilities=np.take_along_axis(mean, best, 1))
+
+    def _prepared_for(self, protocol: str) -> Mapping[Protocol, Prepared]:
+        """Return the members by their own form of the protocol; they are prepared at its first use."""
+        if protocol not in self._prepared:
+            sets: dict[Protocol, dict[str, Classifier]] = {}
+            for number, member in enumerate(self.members):
+                sets.setdefault(protocol_of(protocol, member.views), {})[str(number)] = member.classifier
+            self._prepared[protocol] = {views: prepare(group, views, self._device) for views, group in sets.items()}
+        return self._prepared[protocol]
+
+
+def checked(files: Sequence[bytes]) -> list[Image | str]:
+    """Decode each file as staging does; return it as it would be packed, or the reason why it can't be decoded."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(len(files), os.cpu_count() or 1) or 1) as pool:
+        # audit changes the filters for itself; threads that do so at once may restore them in another order
+        return list(pool.map(_checked, files))
+
+
+def _checked(data: bytes) -> Image | str:
+    found, _ = audit(data, png=data.startswith(b"\x89PNG"))  # as staging does with files named .png
+    return found.note if found.refused else Image(found.replacement or data, found.height, found.width)

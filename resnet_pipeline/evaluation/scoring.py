@@ -1,0 +1,242 @@
+"""Class probabilities of trained networks under a protocol; every sample once, the decoding shared by all networks.
+
+The samples are cut into chunks, which depend on the dataset and the protocol alone. A chunk's scores are computed in
+the same batches wherever that happens, so they can be computed by any number of processes, in any order, and kept one
+by one; put together they are the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from resnet_pipeline.data.crops import resized_sizes
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.loaders import Backend, view_batches
+from resnet_pipeline.data.order import Int64
+from resnet_pipeline.data.whole_images import by_shape, whole_batches
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.forward import Passes
+from resnet_pipeline.evaluation.protocols import Protocol
+from resnet_pipeline.evaluation.scores import Scores, merge_scores
+from resnet_pipeline.models import Classifier, fold_batch_norm, fully_convolutional
+from resnet_pipeline.models.weights import weights_sha256
+
+Progress = Callable[[int, int], None]
+"""Called with the images done and the images in all."""
+
+CHUNK_PIXELS = 2**27
+"""What one chunk's views have in all: 2,675 centre crops of 224 pixels, or 267 images at 10 crops each."""
+# What is decoded together, before it is cut into passes: enough for a few threads, and 12 MB
+_BATCH_PIXELS = 2**22
+
+
+def evaluate(
+    models: Mapping[str, Classifier],
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    split: str | None = None,
+    images: int | None = None,
+    device: torch.device | None = None,
+    backend: Backend = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Scores]:
+    """Score every sample of a split (or ``images`` evenly spaced ones) with each model.
+
+    Raises UserError where the split is empty or a model's number of classes is not the dataset's.
+    """
+    split = split or dataset.eval_split
+    indices = chosen_samples(len(dataset.splits[split]), images)
+    check_models(models, dataset)
+    chunks = plan_chunks(dataset, split, protocol, indices)
+    parts = list(
+        score_chunks(
+            models, dataset, protocol, split=split, chunks=chunks, device=device, backend=backend, progress=progress
+        )
+    )
+    keys = [dataset.splits[split].keys[i] for i in indices]
+    return {name: merge_scores([part[name] for part in parts], keys) for name in models}
+
+
+def chosen_samples(samples: int, images: int | None) -> Int64:
+    """Return all sample numbers, or ``images`` evenly spaced ones, ascending."""
+    if images is None or images >= samples:
+        return np.arange(samples, dtype=np.int64)
+    return (np.arange(images, dtype=np.int64) * samples) // images
+
+
+def plan_chunks(
+    dataset: Dataset, split: str, protocol: Protocol, indices: Int64, *, chunk_pixels: int | None = None
+) -> list[Int64]:
+    """Cut samples into chunks of about ``chunk_pixels`` (CHUNK_PIXELS) pixels in all their views; UserError for none.
+
+    For whole images they are ordered by shape first, so that those of one size stand in one chunk.
+    """
+    samples = dataset.splits[split]
+    if len(indices) == 0:
+        raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images to evaluate")
+    mirrors = 2 if protocol.mirror else 1
+    if protocol.kind == "whole":
+        indices = indices[by_shape(samples.width[indices], samples.height[indices])]
+        sizes = [resized_sizes(samples.width[indices], samples.height[indices], side) for side in protocol.sides]
+        pixels = mirrors * np.sum([size.prod(1) for size in sizes], axis=0)
+    else:
+        views = (5 if protocol.kind == "10-crop" else 1) * mirrors * len(protocol.sides)
+        pixels = np.full(len(indices), views * protocol.crop**2)
+    begins = np.cumsum(pixels) - pixels
+    return np.split(indices, np.flatnonzero(np.diff(begins // (chunk_pixels or CHUNK_PIXELS))) + 1)
+
+
+def class_count(model: nn.Module) -> int:
+    """Return how many classes a classifier tells apart."""
+    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
+
+
+def check_models(models: Mapping[str, nn.Module], dataset: Dataset) -> None:
+    """Raise UserError where a model's number of classes is not the dataset's."""
+    for name, model in models.items():
+        classes = class_count(model)
+        if classes != len(dataset.classes):
+            raise UserError(
+                f"model {name} has {classes} classes, dataset {dataset.name!r} has {len(dataset.classes)}: "
+                "its scores would mean nothing there"
+            )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Networks as they are run under a protocol on a device, and their weights' SHA-256, by name.
+
+    Preparing takes longer than one image does, so who tests one after the other keeps this.
+    """
+
+    nets: Mapping[str, nn.Module]
+    digests: Mapping[str, str]
+
+
+def prepare(models: Mapping[str, Classifier], protocol: Protocol, device: torch.device | None = None) -> Prepared:
+    """Fold the networks for a protocol and bring them to a device, the CPU by default."""
+    return Prepared(
+        {name: _scorer(model, protocol).to(device or torch.device("cpu")).eval() for name, model in models.items()},
+        {name: weights_sha256(model) for name, model in models.items()},
+    )
+
+
+def score_chunks(
+    models: Mapping[str, Classifier] | Prepared,
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    split: str,
+    chunks: Sequence[Int64],
+    device: torch.device | None = None,
+    backend: Backend = "auto",
+    progress: Progress | None = None,
+) -> Iterator[dict[str, Scores]]:
+    """Yield each chunk's scores by model, float32, in the chunk's order; models may be prepared for this protocol."""
+    device = device or torch.device("cpu")
+    prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device)
+    nets, digests = prepared.nets, prepared.digests
+    samples = dataset.splits[split]
+    done, total = 0, sum(len(chunk) for chunk in chunks)
+    row = np.empty(len(samples), dtype=np.int64)
+    with Passes(device) as passes:
+        for chunk in chunks:
+            row[chunk] = np.arange(len(chunk))
+            sums = {name: torch.zeros(len(chunk), len(dataset.classes), dtype=torch.float64) for name in nets}
+            seconds, shared, start, seen = dict.fromkeys(nets, 0.0), 0.0, time.perf_counter(), 0
+            for images, index in _view_images(dataset, protocol, split, chunk, device, backend):
+                loaded = time.perf_counter()
+                shared += loaded - start
+                rows = torch.as_tensor(row[index.numpy()])
+                for name, net in nets.items():
+                    before = time.perf_counter()
+                    # reading the result back waits for the device, so the time is the network's own
+                    sums[name].index_add_(0, rows, passes.average(net, images, mirror=protocol.mirror).double())
+                    seconds[name] += time.perf_counter() - before
+                seen += len(rows)
+                if progress:
+                    progress(done + seen // len(protocol.sides), total)
+                start = time.perf_counter()
+            done += len(chunk)
+            yield {
+                name: Scores(
+                    model=name,
+                    weights_sha256=digests[name],
+                    dataset_fingerprint=dataset.fingerprint,
+                    split=split,
+                    protocol=protocol.id,
+                    seconds=seconds[name] + shared / len(nets),
+                    keys=[samples.keys[i] for i in chunk],
+                    labels=samples.labels[chunk],
+                    probabilities=_averaged(sums[name], protocol).float().numpy(),
+                )
+                for name in nets
+            }
+
+
+def _view_images(
+    dataset: Dataset, protocol: Protocol, split: str, chunk: Int64, device: torch.device, backend: Backend
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield views uint8 [N, V, h, w, 3] on the device and sample numbers [N]: each sample once per shorter side."""
+    if protocol.kind == "whole":
+        with whole_batches(
+            dataset,
+            split=split,
+            sides=protocol.sides,
+            indices=chunk,
+            batch_pixels=_BATCH_PIXELS,
+            device=device,
+            backend=backend,
+        ) as found:
+            for whole in found:
+                yield whole.images[:, None].to(device), whole.index
+        return
+    for side in protocol.sides:
+        with view_batches(
+            dataset,
+            split=split,
+            views=protocol.kind,
+            resize=side,
+            crop=protocol.crop,
+            batch_size=max(1, _BATCH_PIXELS // (protocol.crop**2 * (5 if protocol.kind == "10-crop" else 1))),
+            indices=chunk,
+            device=device,
+            backend=backend,
+        ) as batches:
+            for batch in batches:
+                yield batch.images.to(device), batch.index.cpu()
+
+
+class _Scorer(nn.Module):
+    """What is averaged of a classifier: its probabilities or logits float [N, C] for images uint8 [N, H, W, 3].
+
+    Where the classifier gives a map [N, C, h, w], the mean over its positions.
+    """
+
+    def __init__(self, model: nn.Module, protocol: Protocol) -> None:
+        super().__init__()
+        self.model = model
+        self.softmax = protocol.average == "softmax"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.model(images)
+        if self.softmax:
+            scores = torch.softmax(scores, dim=1)
+        return scores.mean(dim=(2, 3)) if scores.dim() == 4 else scores
+
+
+def _scorer(model: Classifier, protocol: Protocol) -> nn.Module:
+    fast = fold_batch_norm(model)
+    return _Scorer(fully_convolutional(fast, crop=protocol.crop) if protocol.kind == "whole" else fast, protocol)
+
+
+def _averaged(sums: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    mean = sums / len(protocol.sides)
+    return torch.softmax(mean, dim=1) if protocol.average == "logits" else mean

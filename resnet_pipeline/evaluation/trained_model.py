@@ -1,0 +1,112 @@
+"""Trained networks as files: a run directory, a registered model's folder, or weights trained elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from resnet_pipeline.config import RunConfig, ViewConfig
+from resnet_pipeline.config_io import from_dict
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.models import Classifier, Normalize, build_model
+from resnet_pipeline.models.caffe import read_mean_image
+from resnet_pipeline.models.weights import build_for_weights, load_weights, weights_sha256
+
+MODEL_FILES = ("weights.safetensors", "config.json")
+"""What a folder must hold to be a network of this program; a run directory holds both."""
+
+# torchvision's and the public CIFAR-10 weights were trained on (x / 255 − mean) / std with ImageNet's figures
+# (torchvision's documentation of its weights' transforms); here in 0..255 units.
+_TORCHVISION_MEAN = (123.675, 116.28, 103.53)
+_TORCHVISION_STD = (58.395, 57.12, 57.375)
+# The mean of the authors' Caffe release, RGB, 0..255, no std.
+_CAFFE_MEAN = (123.68, 116.779, 103.939)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A network ready to be tested: its name, classifier, view sizes, and its weights' SHA-256.
+
+    ``classes`` are its dataset's class names in the order of the labels, ``class_words`` what they mean in words (the
+    names again, where the dataset has no words); both are empty for weights that were trained elsewhere.
+    """
+
+    name: str
+    classifier: Classifier
+    views: ViewConfig
+    weights_sha256: str
+    network: str
+    recipe: str | None = None
+    classes: tuple[str, ...] = ()
+    class_words: tuple[str, ...] = ()
+
+
+def load_folder(folder: Path, *, name: str | None = None) -> Member:
+    """Load the network of a finished run's directory or of a registered model; UserError where it holds none."""
+    for file in MODEL_FILES:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} has no {file}: it is no finished run")
+    stored = json.loads((folder / "config.json").read_text())
+    config = from_dict(RunConfig, stored["config"])
+    network = build_model(
+        config.model.name,
+        num_classes=len(stored["dataset"]["classes"]),
+        shortcut=config.model.shortcut,
+        stride=config.model.stride,
+    )
+    weights = folder / "weights.safetensors"
+    classifier = Classifier(Normalize(torch.zeros(_mean_shape(weights))), network)
+    load_weights(classifier, weights)
+    return Member(
+        name=name or config.recipe,
+        classifier=classifier.eval(),
+        views=config.views,
+        weights_sha256=weights_sha256(classifier),
+        network=config.model.name,
+        recipe=config.recipe,
+        classes=tuple(classes := stored["dataset"]["classes"]),
+        class_words=words_of(classes, stored["dataset"].get("class_words", {})),
+    )
+
+
+def load_file(network: str, weights: Path) -> Member:
+    """Load weights that were trained elsewhere into a network by name (``resnet50``, ``cifar-resnet20``).
+
+    Their preprocessing is torchvision's, or for a ``.caffemodel`` the authors': the mean image of a ``.binaryproto``
+    beside it, else their mean colour. Raises UserError where the file does not fit the network.
+    """
+    model = build_for_weights(network, weights)
+    if weights.suffix == ".caffemodel":
+        beside = sorted(weights.parent.glob("*.binaryproto"))
+        normalize = Normalize(read_mean_image(beside[0]) if beside else torch.tensor(_CAFFE_MEAN))
+    else:
+        normalize = Normalize(torch.tensor(_TORCHVISION_MEAN), torch.tensor(_TORCHVISION_STD))
+    classifier = Classifier(normalize, model).eval()
+    cifar = network.startswith("cifar-")
+    views = ViewConfig(crop=32, resize=32, scales=(32,)) if cifar else ViewConfig(crop=224, resize=256)
+    return Member(
+        name=f"{network}={weights.name}",
+        classifier=classifier,
+        views=views,
+        weights_sha256=weights_sha256(classifier),
+        network=network,
+    )
+
+
+def words_of(classes: Sequence[str], class_words: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the words of each class in order, its name where there are none."""
+    return tuple(class_words.get(name) or name for name in classes)
+
+
+def _mean_shape(weights: Path) -> list[int]:
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shape: list[int] = file.get_slice("normalize.mean").get_shape()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} can't be read: {str(error).splitlines()[0]}") from None
+    return shape

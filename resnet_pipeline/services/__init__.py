@@ -1,0 +1,1 @@
+"""What runs beside the jobs: the servers of this machine, the deployments, and a look at what there is."""

@@ -1,0 +1,334 @@
+"""Prefect's server and worker and MLflow's server on this machine: start them, and stop exactly those."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import write_json
+from resnet_pipeline.services.deployments import POOL, deploy
+from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
+
+_START_SECONDS = 120
+
+
+class TemporaryPrefect:
+    """Prefect's API for this process alone, its database in the workspace; a server that is set is used instead.
+
+    It is Prefect's ephemeral API, started by hand: so it starts (12 s the first time, since it makes its database)
+    while this process imports and prepares, and this process need not import Prefect's server to start it. Make it
+    before Prefect is imported; it is stopped when the process ends.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = workspace.prefect / "server.log"
+        os.environ.setdefault("PREFECT_HOME", str(workspace.prefect))
+        os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+        self.page = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+        """Where its pages are, or the command that shows them."""
+        if self.page:
+            return
+        self.page = f"PREFECT_HOME={workspace.prefect} {Path(sys.executable).with_name('prefect')} server start"
+        workspace.prefect.mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        os.environ["PREFECT_API_URL"] = self._api = f"http://127.0.0.1:{port}/api"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--no-services", "--host", "127.0.0.1",
+                 "--port", str(port)],
+                env={**os.environ, "PREFECT_UI_ENABLED": "false"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this process, whose flows then still have an API to tell
+            )  # fmt: skip
+        # Registered before Prefect's own handlers, so called after them: they deliver what is left of logs and events.
+        atexit.register(self.stop)
+
+    @property
+    def own(self) -> bool:
+        """Whether the server was started here."""
+        return self._process is not None
+
+    def wait(self) -> None:
+        """Return when the API answers; UserError where it does not."""
+        if self._process is None:
+            return
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(f"{self._api}/health"):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"Prefect's temporary server does not answer; its log: {self._log}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop what was started here."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def up(
+    workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: bool, say: Callable[[str], None] = print
+) -> None:
+    """Start the servers and the worker, wait until each answers, register the deployments, and stay until Ctrl-C.
+
+    Raises UserError where a port is in use, a process ends or does not answer; what was started is then stopped.
+    """
+    if _alive(workspace):
+        raise UserError(f"already up, from {workspace.services}; stop it first with: resnet-pipeline down")
+    for name, port, option in (("Prefect", prefect_port, "--prefect-port"), ("MLflow", mlflow_port, "--mlflow-port")):
+        _check_port(name, port, option)
+    api, mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
+    environment = _environment(workspace, api, mlflow)
+    for folder in (workspace.services, workspace.prefect, workspace.mlflow):
+        folder.mkdir(parents=True, exist_ok=True)
+    up_and_running = False
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background job of a script starts with it ignored
+        signal.signal(number, _interrupt)
+    _stopping(workspace).unlink(missing_ok=True)  # of a `down` that was killed
+    try:
+        say(f"starting Prefect and MLflow (logs in {workspace.services})")
+        _start(workspace, "prefect-server", environment, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
+               "--port", str(prefect_port))  # fmt: skip
+        _start(workspace, "mlflow-server", environment, "-m", "mlflow", "server", "--host", "127.0.0.1",
+               "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri",
+               f"sqlite:///{workspace.mlflow / 'mlflow.db'}",
+               # clients write artifacts themselves, so that `demo` and `train` can use the store without a server
+               "--no-serve-artifacts", "--default-artifact-root",
+               (workspace.mlflow / "artifacts").as_uri())  # fmt: skip
+        _wait(workspace, "mlflow-server", f"{mlflow}/health")
+        say(f"MLflow answers at {mlflow}")
+        _wait(workspace, "prefect-server", f"{api}/health")
+        say(f"Prefect answers at {api.removesuffix('/api')}; registering deployments")
+        with _environ(environment):
+            count = deploy(POOL)
+        _start(workspace, "prefect-worker", environment, "-m", "prefect", "worker", "start", "--pool", POOL,
+               "--type", "process", "--name", "this-machine")  # fmt: skip
+        _wait_for_worker(workspace, api)
+        say(_what_next(workspace, api, mlflow, count))
+        if not detach:
+            up_and_running = True
+            say("Ctrl-C stops all three.")
+            _stay(workspace)
+    except KeyboardInterrupt:
+        say("")
+        down(workspace, say=say)
+        if not up_and_running:
+            raise
+    except BaseException:
+        down(workspace, say=lambda text: None)
+        raise
+
+
+def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
+    """Stop the processes that `up` started, with their children, and no others."""
+    alive = _alive(workspace)
+    if not alive:
+        say("nothing is up")
+        return
+    _stopping(workspace).touch()
+    # the worker first, and before it the flow runs: the worker would end them at once, without a checkpoint
+    for name, process in reversed(alive):
+        if name == "prefect-worker" and (flows := process.children()):
+            say(f"{len(flows)} flow run(s) saving and stopping")
+            for flow in flows:
+                _signal(flow, signal.SIGINT)
+            psutil.wait_procs(flows, timeout=60)
+        tree = [process, *_children(process)]
+        _signal(process, signal.SIGINT if name == "prefect-worker" else signal.SIGTERM)
+        _, left = psutil.wait_procs(tree, timeout=15)
+        for survivor in left:
+            _signal(survivor, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=5)
+        say(f"stopped {name}")
+    _pid_file(workspace).unlink(missing_ok=True)
+    _stopping(workspace).unlink(missing_ok=True)
+
+
+def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        ROOT_VARIABLE: str(workspace.root),
+        "PREFECT_HOME": str(workspace.prefect),
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "MLFLOW_TRACKING_URI": mlflow,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextlib.contextmanager
+def _environ(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _check_port(name: str, port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UserError(f"port {port} for {name} is in use; free it or choose another with {option}") from None
+        except OverflowError:
+            raise UserError(f"{option} must be between 1 and 65535, not {port}") from None
+
+
+def _start(workspace: Workspace, name: str, environment: dict[str, str], *arguments: str) -> None:
+    log = (workspace.services / f"{name}.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=workspace.services,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C in the terminal reaches `up`, which stops them in order
+    )
+    started = psutil.Process(process.pid).create_time()
+    entries = _entries(workspace)
+    entries[name] = {"pid": process.pid, "started": started}
+    write_json(_pid_file(workspace), entries)
+
+
+def _pid_file(workspace: Workspace) -> Path:
+    return workspace.services / "processes.json"
+
+
+def _stopping(workspace: Workspace) -> Path:
+    """Return the file that says, while it is there, that `down` is at work: an `up` elsewhere is not to wonder."""
+    return workspace.services / "stopping"
+
+
+def _entries(workspace: Workspace) -> dict[str, Any]:
+    try:
+        entries: dict[str, Any] = json.loads(_pid_file(workspace).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return entries
+
+
+def _alive(workspace: Workspace) -> list[tuple[str, psutil.Process]]:
+    """Return the processes of `up` that live; a process id that was given to another process since does not count."""
+    found = []
+    order = ("prefect-server", "mlflow-server", "prefect-worker")
+    for name, entry in sorted(_entries(workspace).items(), key=lambda item: order.index(item[0])):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(entry["pid"])
+            if abs(process.create_time() - entry["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((name, process))
+    return found
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
+        return True
+    return False
+
+
+def _wait(workspace: Workspace, name: str, url: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if name not in dict(_alive(workspace)):
+            raise UserError(f"{name} ended at start; its log: {workspace.services / name}.log")
+        if _answers(url):
+            return
+        time.sleep(0.3)
+    raise UserError(
+        f"{name} does not answer at {url} after {_START_SECONDS} s; its log: {workspace.services / name}.log"
+    )
+
+
+def _wait_for_worker(workspace: Workspace, api: str) -> None:
+    url = f"{api}/work_pools/{POOL}/workers/filter"
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if "prefect-worker" not in dict(_alive(workspace)):
+            raise UserError(f"the worker ended at start; its log: {workspace.services / 'prefect-worker.log'}")
+        request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            if any(worker["status"] == "ONLINE" for worker in json.loads(answer.read())):
+                return
+        time.sleep(0.3)
+    raise UserError(
+        f"the worker is not online after {_START_SECONDS} s; its log: {workspace.services / 'prefect-worker.log'}"
+    )
+
+
+def _what_next(workspace: Workspace, api: str, mlflow: str, deployments: int) -> str:
+    binaries = Path(sys.executable).parent
+    return f"""
+Prefect  {api.removesuffix("/api")}   {deployments} deployments in the work pool '{POOL}', one worker online
+MLflow   {mlflow}
+
+In another terminal:
+  export PATH={binaries}:$PATH
+  export PREFECT_API_URL={api} MLFLOW_TRACKING_URI={mlflow} {ROOT_VARIABLE}={workspace.root}
+  prefect deployment ls
+  prefect deployment run stage-dataset/digits --watch
+  prefect deployment run digits-train/resnet20 --watch
+  resnet-pipeline stage --source FOLDER-OR-ARCHIVE --name ilsvrc2012
+  prefect deployment run imagenet-train/resnet152 --param dataset=ilsvrc2012 --watch
+"""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _stay(workspace: Workspace) -> None:
+    """Return when all were stopped from elsewhere; KeyboardInterrupt on Ctrl-C or SIGTERM, UserError if one ended."""
+    started = {name for name, _ in _alive(workspace)}
+    while left := {name for name, _ in _alive(workspace)}:
+        if started - left and not _stopping(workspace).exists():
+            name = sorted(started - left)[0]
+            raise UserError(f"{name} ended by itself; its log: {workspace.services / name}.log")
+        time.sleep(1)

@@ -1,0 +1,299 @@
+"""Containers of files: a folder, a tar or zip file, a compressed tar file; listed and read, never unpacked.
+
+What has a place of its own (a file, a range of a tar or zip file) is read by any process that opens the storage. A
+compressed tar file has no such places: it can only be read from its beginning on.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Protocol, cast
+
+from resnet_pipeline.errors import RefusedError, UserError
+from resnet_pipeline.sources.file_views import HashingReader
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+
+_DECOMPRESSORS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
+}  # fmt: skip
+_TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, OSError, NotImplementedError)
+_BLOCK = 512
+_ZIP_HEADER = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Zipped:
+    """How a zip file keeps a member: method 0 (stored) or 8 (deflated), bytes there, CRC-32 of the content."""
+
+    method: int
+    stored: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file of a source: its name (``/`` between folders), and ``size`` bytes from ``offset`` of a stored ``file``.
+
+    In a zip file ``offset`` is that of its header, in a compressed tar file that in what comes out of decompression.
+    """
+
+    name: str
+    file: str
+    offset: int
+    size: int
+    zipped: Zipped | None = None
+
+
+class Container(Protocol):
+    """Files by name, in an order of their own."""
+
+    @property
+    def address(self) -> str:
+        """The container as the user named it."""
+
+    @property
+    def storage(self) -> Storage:
+        """Where its members' files lie."""
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether it can only be read from its beginning on."""
+
+    def members(self) -> list[Member]:
+        """List the regular files; UserError for what can't be read or could write outside of it."""
+
+    def folders(self) -> list[str]:
+        """Return the folders that are listed as such; of a folder on this machine, those that hold nothing."""
+
+    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+        """Yield the contents of members, which are in the order of ``members()``."""
+
+
+def address_of(storage: Storage, name: str) -> str:
+    """Return a file's address as a user writes it."""
+    return f"{storage.url.rstrip('/')}/{name}" if name else storage.url
+
+
+def open_container(storage: Storage, name: str) -> Container:
+    """Return the archive ``name`` of a storage, or all of the storage where the name is empty."""
+    lower = name.lower()
+    if not name:
+        return Folder(storage)
+    if lower.endswith(".zip"):
+        return Zip(storage, name)
+    if lower.endswith(ARCHIVES):
+        return Tar(storage, name)
+    raise UserError(f"source {address_of(storage, name)} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
+
+
+def read_member(storage: Storage, member: Member) -> bytes:
+    """Return a member's content from its place; UserError where it is damaged or has changed since it was listed."""
+    if member.zipped:
+        return _unzip(storage, member, member.zipped)
+    return _whole(storage, member, storage.read(member.file, member.offset, member.size))
+
+
+class Folder:
+    """All files of a storage."""
+
+    in_sequence = False
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage, self.address = storage, storage.url
+
+    def members(self) -> list[Member]:
+        """List all files, by name."""
+        return [Member(f.name, f.name, 0, f.size) for f in self.storage.files()]
+
+    def folders(self) -> list[str]:
+        """Return the empty folders; only a folder on this machine can have any."""
+        if not isinstance(self.storage, LocalStorage):
+            return []
+        walk = os.walk(self.storage.root, followlinks=True)
+        return [os.path.relpath(path, self.storage.root) for path, names, files in walk if not names and not files]
+
+    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+        """Yield the files' contents."""
+        return (read_member(self.storage, member) for member in members)
+
+
+class Tar:
+    """A tar file, compressed or not."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self.storage, self.name, self.address = storage, name, address_of(storage, name)
+        lower = name.lower()
+        self._decompress = next((d for suffix, d in _DECOMPRESSORS.items() if lower.endswith(suffix)), None)
+        self.in_sequence = self._decompress is not None
+        self._folders: list[str] = []
+
+    def members(self) -> list[Member]:
+        """List the members in their order."""
+        with self._open() as file:
+            found, self._folders = list_tar(file, self.name, self.address)
+            if self.in_sequence:
+                with damaged(self.address):
+                    while file.read(2**20):  # to the end, where the decompressor finds its checksum
+                        pass
+        return found
+
+    def folders(self) -> list[str]:
+        """Return the folders that were listed; known after ``members()``."""
+        return self._folders
+
+    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+        """Yield the members' contents."""
+        if not self.in_sequence:
+            yield from (read_member(self.storage, member) for member in members)
+            return
+        with self._open() as file:
+            for member in members:
+                with damaged(self.address, member.name):
+                    file.seek(member.offset)
+                    data = file.read(member.size)
+                yield _whole(self.storage, member, data)
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        with self.storage.open(self.name) as raw:
+            if self._decompress is None and isinstance(self.storage, LocalStorage):
+                yield raw
+            elif self._decompress is None:  # a request for each header would take far longer than reading it all
+                yield cast(BinaryIO, HashingReader(raw))
+            else:
+                with self._decompress(raw, "rb") as file:
+                    yield file
+
+
+class Zip:
+    """A zip file."""
+
+    in_sequence = False
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self.storage, self.name, self.address = storage, name, address_of(storage, name)
+        self._folders: list[str] = []
+
+    def members(self) -> list[Member]:
+        """List the members in the order of the file's directory."""
+        found = []
+        self._folders = []
+        with damaged(self.address), self.storage.open(self.name) as file, zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                check_name(self.address, info.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                if info.is_dir():
+                    self._folders.append(clean(info.filename))
+                    continue
+                if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise RefusedError(
+                        f"archive {self.address} is refused: {info.filename} is encrypted or packed in an unusual way; "
+                        "zip it with deflate"
+                    )
+                zipped = Zipped(info.compress_type, info.compress_size, info.CRC)
+                found.append(Member(clean(info.filename), self.name, info.header_offset, info.file_size, zipped))
+        return found
+
+    def folders(self) -> list[str]:
+        """Return the folders that were listed; known after ``members()``."""
+        return self._folders
+
+    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+        """Yield the members' contents."""
+        return (read_member(self.storage, member) for member in members)
+
+
+def list_tar(file: BinaryIO, name: str, address: str, start: int = 0) -> tuple[list[Member], list[str]]:
+    """Return the regular files and the folders of a tar file, which begins at ``start`` of the stored file ``name``."""
+    found: list[Member] = []
+    folders: list[str] = []
+    for info in walk_tar(file, address):
+        if info.isdir():
+            folders.append(clean(info.name))
+        else:
+            found.append(Member(clean(info.name), name, start + info.offset_data, info.size))
+    return found, folders
+
+
+def walk_tar(file: BinaryIO, address: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the files and folders of a tar file as they come; ``file`` need only seek forwards.
+
+    Raises RefusedError for a damaged archive, a link or device, and a name that points outside.
+    """
+    end, last = 0, "its beginning"
+    with damaged(address), tarfile.open(fileobj=file, mode="r:") as tar:
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # 1.3 million of them would stay in memory
+            end = info.offset_data + (-(-info.size // _BLOCK) * _BLOCK if info.isreg() else 0)
+            last = info.name
+            check_name(address, info.name, plain=(info.isreg() and not info.issparse()) or info.isdir())
+            yield info
+        # tarfile takes a missing end, and a damaged header, for the end
+        file.seek(end)
+        if file.read(_BLOCK) != b"\0" * _BLOCK:
+            raise RefusedError(f"archive {address} can't be read: it is cut off or damaged after {last}")
+
+
+def clean(name: str) -> str:
+    """Return a member's name without ``./`` and doubled slashes."""
+    return PurePosixPath(name).as_posix()
+
+
+def check_name(address: str, name: str, *, plain: bool) -> None:
+    """Raise RefusedError for a member that would lie outside of its archive, or is neither file nor folder."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if name.startswith(("/", "\\")) or ".." in parts or (parts and parts[0].endswith(":")):
+        raise RefusedError(f"archive {address} is refused: member {name!r} points outside of it")
+    if not plain:
+        raise RefusedError(f"archive {address} is refused: member {name!r} is a link or a device, not a file")
+
+
+@contextmanager
+def damaged(address: str, member: str = "") -> Iterator[None]:
+    """Raise what the archive's reader raises as RefusedError, with the archive's address."""
+    try:
+        yield
+    except (*_TAR_ERRORS, *_ZIP_ERRORS) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        at = f" at {member}" if member else ""
+        raise RefusedError(f"archive {address} can't be read{at}: {reason}") from None
+
+
+def _whole(storage: Storage, member: Member, data: bytes) -> bytes:
+    if len(data) != member.size:
+        raise UserError(f"{address_of(storage, member.name)} changed while it was being staged; start again")
+    return data
+
+
+def _unzip(storage: Storage, member: Member, zipped: Zipped) -> bytes:
+    """Read a member by its local header, whose name and extra fields may be longer than the directory's."""
+    guess = _ZIP_HEADER + len(member.name.encode()) + 64
+    data = storage.read(member.file, member.offset, guess + zipped.stored)
+    with damaged(address_of(storage, member.file), member.name):
+        if data[:4] != b"PK\3\4":
+            raise zipfile.BadZipFile("no member begins there")
+        name_size, extra_size = struct.unpack_from("<HH", data, 26)
+        start = _ZIP_HEADER + name_size + extra_size
+        if start + zipped.stored > len(data):
+            data = storage.read(member.file, member.offset, start + zipped.stored)
+        packed = memoryview(data)[start : start + zipped.stored]
+        content = zlib.decompress(packed, -15) if zipped.method == zipfile.ZIP_DEFLATED else bytes(packed)
+        if len(content) != member.size or zlib.crc32(content) != zipped.crc:
+            raise zipfile.BadZipFile("its content does not match its checksum")
+    return content

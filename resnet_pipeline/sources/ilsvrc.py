@@ -1,0 +1,147 @@
+"""The ILSVRC-2012 archives as image-net.org serves them, read without unpacking.
+
+``ILSVRC2012_img_train.tar`` is a tar file of a tar file for each class, ``ILSVRC2012_img_val.tar`` one of images, whose
+classes are in ``ILSVRC2012_devkit_t12.tar.gz``: ``meta.mat`` numbers the classes and
+``ILSVRC2012_validation_ground_truth.txt`` has a number for each image. ``ILSVRC2012_img_test_v10102019.tar`` is taken
+as split ``test``, without classes, where it is there.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import PurePosixPath
+from typing import BinaryIO, cast
+
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.sources.archives import Tar, address_of, list_tar, walk_tar
+from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
+from resnet_pipeline.sources.file_views import HashingReader, Heard, Window, check_md5
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT, TEST = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_test_v10102019.tar"
+WANTED = f"the ILSVRC-2012 archives ({TRAIN}, {VAL}, {DEVKIT})"
+
+MD5 = {
+    TRAIN: "1d675b47d978889d74fa0da5fadfb00e",
+    VAL: "29b22e2961454d5413ddabcf34fc5622",
+    DEVKIT: "fa75699e90414af021442c21a62c3abf",
+    TEST: "e1b8681fff3d63731c599df9b4b6fc02",
+}
+"""As image-net.org's download page has them; torchvision's ImageNet dataset has the first three."""
+
+_META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+
+
+def ilsvrc(storage: Storage, *, check: bool = True, heard: Heard | None = None) -> Catalogue | None:
+    """Return the catalogue, None where the training archive is not there.
+
+    ``check`` compares MD5s, for which every archive is read completely. Raises RefusedError for an archive that is
+    missing, damaged or not the published one.
+    """
+    if storage.stat(TRAIN) is None:
+        return None
+    for name in (VAL, DEVKIT):
+        if storage.stat(name) is None:
+            raise RefusedError(f"{address_of(storage, TRAIN)} is there, but {name} is not; put it beside it")
+    md5: dict[str, str] = {}
+
+    def reading(name: str) -> AbstractContextManager[BinaryIO]:
+        return _reading(storage, name, md5 if check else None, heard)
+
+    with reading(DEVKIT):  # the small archives first: a wrong one is found before 138 GB are read
+        pass
+    words, truth = _devkit(storage)
+    with reading(VAL) as file:
+        entries = _validation(file, address_of(storage, VAL), truth)
+    if storage.stat(TEST) is not None:
+        with reading(TEST) as file:
+            members, _ = list_tar(file, TEST, address_of(storage, TEST))
+            entries += [Entry(member, "test", UNLABELLED) for member in members]
+    with reading(TRAIN) as file:
+        entries = _training(file, address_of(storage, TRAIN)) + entries
+    classes = sorted({e.label for e in entries if e.split == "train"})
+    return Catalogue(
+        layout="ILSVRC-2012 archives",
+        address=storage.url,
+        storage=storage,
+        entries=entries,
+        classes=classes,
+        class_words={wnid: words[wnid] for wnid in classes if wnid in words},
+        md5=md5,
+    )
+
+
+@contextmanager
+def _reading(storage: Storage, name: str, md5: dict[str, str] | None, heard: Heard | None) -> Iterator[BinaryIO]:
+    """Yield an archive as a file; with ``md5``, all of it is hashed, and its MD5 noted there if it is right."""
+    stored = storage.stat(name)
+    size = stored.size if stored else 0
+    with storage.open(name) as raw:
+        if md5 is None and isinstance(storage, LocalStorage):
+            yield raw
+            return
+        file = HashingReader(raw, (lambda done: heard(f"comparing the MD5 of {name}", done, size)) if heard else None)
+        yield cast(BinaryIO, file)
+        if md5 is not None:
+            check_md5(address_of(storage, name), file.hexdigest(), MD5[name])
+            md5[name] = MD5[name]
+
+
+def _training(file: BinaryIO, address: str) -> list[Entry]:
+    """List the images of the class archives in the training archive."""
+    entries = []
+    for outer in walk_tar(file, address):
+        wnid, dot, kind = outer.name.partition(".")
+        if not outer.isreg() or (dot + kind) != ".tar":
+            raise RefusedError(f"archive {address} holds {outer.name}, which is no class archive <wnid>.tar")
+        window = cast(BinaryIO, Window(file, outer.offset_data, outer.size))
+        members, _ = list_tar(window, TRAIN, f"{address}/{outer.name}", outer.offset_data)
+        if not members:
+            raise RefusedError(f"archive {address}/{outer.name} holds no images")
+        entries += [Entry(member, "train", wnid) for member in members]
+    return entries
+
+
+def _validation(file: BinaryIO, address: str, truth: list[str]) -> list[Entry]:
+    """List the validation images with the classes of the ground truth, by the number in their names."""
+    members, _ = list_tar(file, VAL, address)
+    if len(members) != len(truth):
+        raise RefusedError(
+            f"archive {address} holds {len(members)} images, but {_TRUTH} of {DEVKIT} {len(truth)} lines"
+        )
+    entries = []
+    for member in members:
+        found = re.search(r"_val_(\d{8})\.JPEG$", member.name)
+        if not found or not 1 <= int(found[1]) <= len(truth):
+            raise RefusedError(f"archive {address} holds {member.name}, not named ILSVRC2012_val_<number>.JPEG")
+        entries.append(Entry(member, "val", truth[int(found[1]) - 1]))
+    return entries
+
+
+def _devkit(storage: Storage) -> tuple[dict[str, str], list[str]]:
+    """Return what each class is called, and the class of each validation image in turn."""
+    archive = Tar(storage, DEVKIT)
+    members = {PurePosixPath(m.name).name: m for m in archive.members()}
+    if missing := {_META, _TRUTH} - set(members):
+        raise RefusedError(f"archive {archive.address} holds no {min(missing)}")
+    wanted = sorted((members[_META], members[_TRUTH]), key=lambda m: m.offset)
+    contents = dict(zip((m.name for m in wanted), archive.read(wanted), strict=True))
+    wnids: dict[int, str] = {}
+    words: dict[str, str] = {}
+    try:
+        synsets = loadmat(io.BytesIO(contents[members[_META].name]), squeeze_me=True)["synsets"]
+        for number, wnid, text in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["words"], strict=True):
+            wnids[int(number)], words[str(wnid)] = str(wnid), str(text)
+        truth = [wnids[int(line)] for line in contents[members[_TRUTH].name].split()]
+    except (ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
+        reason = f"no class has the number {error}" if isinstance(error, KeyError) else str(error)
+        raise RefusedError(f"archive {archive.address}: {_META} or {_TRUTH} can't be read: {reason}") from None
+    return words, truth

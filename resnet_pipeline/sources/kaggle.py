@@ -1,0 +1,70 @@
+"""Kaggle's layout of ILSVRC ("ImageNet Object Localization Challenge"), in a folder or an archive of it.
+
+``ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG``, ``…/val/*.JPEG`` and ``…/test/*.JPEG``; the classes of the val images are
+in ``LOC_val_solution.csv``, what the classes are called in ``LOC_synset_mapping.txt``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import PurePosixPath
+
+from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.sources.archives import Container, Member
+from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
+
+WANTED = "Kaggle's ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
+
+_IMAGES = "Data/CLS-LOC/"
+_SOLUTION, _WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
+
+
+def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
+    """Return the catalogue, None where there is no ``Data/CLS-LOC/train``.
+
+    Raises RefusedError where val images are without a class.
+    """
+    images = [(m, m.name.partition(_IMAGES)[2].split("/")) for m in members if f"/{_IMAGES}" in f"/{m.name}"]
+    if not any(parts[0] == "train" for _, parts in images):
+        return None
+    tables = {PurePosixPath(m.name).name: m for m in members if PurePosixPath(m.name).name in (_SOLUTION, _WORDS)}
+    texts = {
+        PurePosixPath(m.name).name: data.decode(errors="replace")
+        for m, data in _contents(container, members, list(tables.values()))
+    }
+    solution = _solution(texts.get(_SOLUTION, ""))
+    entries = []
+    for member, parts in images:
+        match parts:
+            case ["train", wnid, _]:
+                entries.append(Entry(member, "train", wnid))
+            case ["val", name]:
+                if (wnid := solution.get(PurePosixPath(name).stem, "")) == "":
+                    raise RefusedError(f"{container.address}: {member.name} has no class in {_SOLUTION}; add that file")
+                entries.append(Entry(member, "val", wnid))
+            case ["test", _]:
+                entries.append(Entry(member, "test", UNLABELLED))
+    words = (line.partition(" ") for line in texts.get(_WORDS, "").splitlines())
+    classes = sorted({e.label for e in entries if e.split == "train"})
+    return Catalogue(
+        layout="Kaggle's ILSVRC",
+        address=container.address,
+        storage=container.storage,
+        entries=entries,
+        classes=classes,
+        class_words={wnid: text.strip() for wnid, _, text in words if wnid in set(classes)},
+        stream=(lambda wanted: container.read([e.member for e in wanted])) if container.in_sequence else None,
+    )
+
+
+def _contents(container: Container, members: list[Member], wanted: list[Member]) -> list[tuple[Member, bytes]]:
+    names = {m.name for m in wanted}
+    ordered = [m for m in members if m.name in names]
+    return list(zip(ordered, container.read(ordered), strict=True))
+
+
+def _solution(text: str) -> dict[str, str]:
+    """Return the wnid of each val image; a row is ``ImageId,"wnid x y x y wnid …"``."""
+    rows = csv.reader(io.StringIO(text))
+    return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].split() and row[0] != "ImageId"}

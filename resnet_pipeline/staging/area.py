@@ -1,0 +1,176 @@
+"""Where a dataset grows until it is whole, and what is kept of it when the work is broken off.
+
+On this machine that is a hidden folder beside the destination, which is renamed at the end: a dataset appears in one
+piece. In a bucket, where nothing can be renamed, the shards are written to their places and the manifest last: a
+dataset without a manifest is none. So there a dataset that is replaced is gone as soon as its successor is begun.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resnet_pipeline.data.dataset import MANIFEST
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.sources.archives import Member, Zipped
+from resnet_pipeline.sources.catalogue import Catalogue, Entry
+from resnet_pipeline.staging.shard_writer import SHARDS
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
+
+_STAGING = "staging"
+LISTING = f"{_STAGING}/listing.parquet"
+ABOUT = f"{_STAGING}/about.json"
+_LISTED = ("layout", "address", "classes", "class_words", "md5")
+
+
+class StagingArea:
+    """The place in a bucket where shards and records go."""
+
+    def __init__(self, destination: Storage) -> None:
+        self.storage = destination
+        self.scratch = Path(tempfile.gettempdir()) / f"resnet-pipeline-{PurePosixPath(destination.url).name}"
+
+    def keeps(self, about: bytes) -> bool:
+        """Return whether a staging of the same source and options left something."""
+        return self.storage.stat(ABOUT) is not None and self.storage.read(ABOUT) == about
+
+    def begin(self, about: bytes) -> None:
+        """Keep what a staging of the same source and options left; remove any other's, and an old dataset."""
+        if self.keeps(about):
+            for stored in self.storage.files(f"{SHARDS}/."):  # half-written, by a process that was killed
+                self.storage.delete(stored.name)
+        else:
+            self.drop()
+            self.storage.write(ABOUT, about)
+
+    def finish(self, shards: set[str]) -> None:
+        """Remove what is not of the finished dataset."""
+        for stored in [*self.storage.files(f"{_STAGING}/"), *self.storage.files(f"{SHARDS}/")]:
+            if stored.name.removeprefix(f"{SHARDS}/") not in shards:
+                self.storage.delete(stored.name)
+
+    def check_disk(self, needed: int) -> None:
+        """Do nothing: a bucket has no end."""
+
+    def drop(self) -> None:
+        """Remove everything."""
+        self.storage.delete(MANIFEST)  # first: what follows is of no dataset
+        self.finish(set())
+
+
+class LocalStagingArea(StagingArea):
+    """A hidden folder beside the destination."""
+
+    def __init__(self, destination: LocalStorage) -> None:
+        super().__init__(destination)
+        self._final = destination.root
+        self._folder = destination.root.with_name(f".{destination.root.name}.staging")
+        self._old = destination.root.with_name(f".{destination.root.name}.old")
+        self.storage = LocalStorage(self._folder)
+        self.scratch = self._folder / "spool"
+
+    def begin(self, about: bytes) -> None:
+        """Keep what a staging of the same source and options left; remove any other's."""
+        if self._old.exists() and not self._final.exists():  # killed between two renames
+            self._old.rename(self._final)
+        super().begin(about)
+
+    def finish(self, shards: set[str]) -> None:
+        """Remove what is not of the finished dataset, and give it its name."""
+        super().finish(shards)
+        shutil.rmtree(self._folder / _STAGING)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
+        if self._final.exists():
+            self._final.rename(self._old)
+        self._folder.rename(self._final)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+    def drop(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def check_disk(self, needed: int) -> None:
+        """Raise UserError where the disk has less than ``needed`` bytes free."""
+        free = shutil.disk_usage(self._final.parent).free
+        if needed > free:
+            raise UserError(
+                f"the shards need about {needed / 2**20:,.0f} MiB, but {self._final.parent} has "
+                f"{free / 2**20:,.0f} MiB free; free some, or name another --root"
+            )
+
+
+@contextmanager
+def staging_area(destination: Storage) -> Iterator[StagingArea]:
+    """Yield the destination's staging area; on this machine no other process can have it at the same time."""
+    if not isinstance(destination, LocalStorage):
+        with _emptied(StagingArea(destination)) as area:
+            yield area
+        return
+    root = destination.root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    lock = root.with_name(f".{root.name}.lock")
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is staging {root.name!r} now; wait for it") from None
+        try:
+            with _emptied(LocalStagingArea(destination)) as area:
+                yield area
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _emptied(area: StagingArea) -> Iterator[StagingArea]:
+    try:
+        yield area
+    finally:
+        shutil.rmtree(area.scratch, ignore_errors=True)
+
+
+def listing_of(catalogue: Catalogue) -> bytes:
+    """Return a Parquet file of a catalogue whose members each have a place of their own.
+
+    Started again, a staging need not list, nor hash, hundreds of gigabytes once more.
+    """
+    members = [entry.member for entry in catalogue.entries]
+    columns: dict[str, Any] = {
+        "name": [m.name for m in members],
+        "file": [m.file for m in members],
+        "offset": [m.offset for m in members],
+        "size": [m.size for m in members],
+        "split": [entry.split for entry in catalogue.entries],
+        "label": [entry.label for entry in catalogue.entries],
+        "method": pa.array([m.zipped.method if m.zipped else None for m in members], pa.int32()),
+        "stored": pa.array([m.zipped.stored if m.zipped else None for m in members], pa.int64()),
+        "crc": pa.array([m.zipped.crc if m.zipped else None for m in members], pa.int64()),
+    }
+    about = json.dumps({name: getattr(catalogue, name) for name in _LISTED})
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": about}), buffer)
+    return buffer.getvalue()
+
+
+def catalogue_of(data: bytes, storage: Storage) -> Catalogue:
+    """Return the catalogue of a listing; its members' files lie in ``storage``."""
+    table = pq.read_table(io.BytesIO(data))
+    columns = [table.column(name).to_pylist() for name in table.column_names]
+    entries = []
+    for name, file, offset, size, split, label, method, stored, crc in zip(*columns, strict=True):
+        zipped = None if method is None else Zipped(method, stored, crc)
+        entries.append(Entry(Member(name, file, offset, size, zipped), split, label))
+    about = json.loads(table.schema.metadata[b"catalogue"])
+    return Catalogue(storage=storage, entries=entries, **about)

@@ -1,0 +1,136 @@
+"""From the records of all shards to the index, the mean image and the manifest, whose hash is the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resnet_pipeline.data.dataset import FORMAT, INDEX, MANIFEST, MEAN_IMAGE, fingerprint
+from resnet_pipeline.data.image_audit import QUALITY, PixelSums
+from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue
+from resnet_pipeline.staging.shard_plan import Shard
+from resnet_pipeline.staging.shard_writer import Record, Remark
+from resnet_pipeline.storage.base import Storage
+
+_TYPES = {"split": pa.string(), "key": pa.string(), "offset": pa.int64(), "length": pa.int64()}
+_COLUMNS = ("split", "shard", "offset", "length", "width", "height", "label", "key")
+
+
+def labels_of(catalogue: Catalogue) -> dict[str, int]:
+    """Return the label of each class: its place among the classes, -1 where the class is not known."""
+    return {label: number for number, label in enumerate(catalogue.classes)} | {UNLABELLED: -1}
+
+
+def write_manifest(
+    destination: Storage,
+    name: str,
+    catalogue: Catalogue,
+    records: Iterable[tuple[Shard, Record]],
+    *,
+    max_shorter_side: int | None,
+) -> set[str]:
+    """Write index, mean image and, last, the manifest of a dataset whose shards are all there.
+
+    Returns the names of the shards; one without a sample is not among them. Raises RefusedError where a class is left
+    without training images.
+    """
+    label_of = labels_of(catalogue)
+    columns: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
+    splits: dict[str, list[dict[str, Any]]] = {}
+    refused: list[Remark] = []
+    converted: list[Remark] = []
+    resized = 0
+    sums: PixelSums | None = None
+    for shard, record in records:
+        refused += record.refused
+        converted += record.converted
+        resized += record.resized
+        if sums is None:
+            sums = record.sums
+        else:
+            sums.merge(record.sums)
+        if not record.rows:
+            continue
+        shards = splits.setdefault(shard.split, [])
+        for position, offset, length, width, height in record.rows:
+            entry = shard.entries[position]
+            row = (shard.split, len(shards), offset, length, width, height, label_of[entry.label], entry.key)
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+        shards.append({"file": shard.file, "sha256": record.sha256, "bytes": record.size, "samples": len(record.rows)})
+    _check_classes(catalogue, columns)
+    statistics, mean_image = _statistics(sums)
+    files = {INDEX: _parquet(columns), MEAN_IMAGE: _npy(mean_image)}
+    for file, content in files.items():
+        destination.write(file, content)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "layout": catalogue.layout,
+        "md5": catalogue.md5,
+        "classes": catalogue.classes,
+        "class_words": catalogue.class_words,
+        "splits": {
+            split: {"samples": sum(s["samples"] for s in shards), "shards": shards} for split, shards in splits.items()
+        },
+        "files": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+        "statistics": statistics,
+        "converted": sorted(map(asdict, converted), key=lambda remark: remark["file"]),
+        "refused": sorted(map(asdict, refused), key=lambda remark: remark["file"]),
+        "resized": {"max_shorter_side": max_shorter_side, "quality": QUALITY, "images": resized},
+    }
+    text = json.dumps({**manifest, "fingerprint": fingerprint(manifest)}, indent=2, sort_keys=True) + "\n"
+    destination.write(MANIFEST, text.encode())
+    return {shard["file"] for shards in splits.values() for shard in shards}
+
+
+def _check_classes(catalogue: Catalogue, columns: dict[str, list[Any]]) -> None:
+    packed = set(zip(columns["split"], columns["label"], strict=True))
+    for number, label in enumerate(catalogue.classes):
+        if ("train", number) not in packed:
+            raise RefusedError(f"no image of class {label!r} under train in {catalogue.address} can be used")
+
+
+def _parquet(columns: dict[str, list[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    table = pa.table({name: pa.array(values, _TYPES.get(name, pa.int32())) for name, values in columns.items()})
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _statistics(sums: PixelSums | None) -> tuple[dict[str, Any], Any]:
+    """Return the manifest's statistics and the mean image float32 [H, W, 3]."""
+    if sums is None or sums.pixels == 0:
+        raise RefusedError("no training image could be read, so there is no mean to subtract")
+    mean = sums.rgb / sums.pixels
+    covariance = (sums.outer / sums.pixels - np.outer(mean, mean)) / 255**2
+    values, vectors = np.linalg.eigh(covariance)
+    # a component's sign is arbitrary and differs between libraries; the largest entry is made positive
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])
+    if sums.image is not None and sums.whole:
+        mean_image = (sums.image / sums.images).astype(np.float32)
+    else:
+        mean_image = np.broadcast_to(mean.astype(np.float32), (*sums.side, 3)).copy()
+    statistics = {
+        "images": sums.images,
+        "mean_rgb": [round(float(m), 6) for m in mean],
+        "eigenvalues": [round(float(v), 10) for v in values],
+        "color_basis": np.round(vectors * values * 255, 8).tolist(),
+    }
+    return statistics, mean_image

@@ -1,0 +1,82 @@
+"""Who makes the shards: processes of this machine, or others behind the same protocol (``adapters.ray.staging``)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, Protocol
+
+from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard
+
+
+class Workers(Protocol):
+    """Makes shards elsewhere."""
+
+    @property
+    def count(self) -> int:
+        """How many shards are made at once."""
+
+    def submit(self, task: Task) -> Future[Outcome]:
+        """Begin with a task when a worker is free."""
+
+    def running(self) -> tuple[int, int, int] | None:
+        """Return the images, bytes and refusals so far, those of unfinished shards included; None: not known."""
+
+    def close(self) -> None:
+        """End, giving up what is unfinished."""
+
+
+class Processes:
+    """Worker processes, one for each CPU core by default. They end with this process, however it ends."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count or os.cpu_count() or 1
+        # spawn: a forked copy of a process with threads (Prefect's, DALI's) may hang
+        context = multiprocessing.get_context("spawn")
+        self._counts = context.Array("q", 4)  # images, bytes, refusals; and whether to stop
+        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin, initargs=(self._counts,))
+
+    def submit(self, task: Task) -> Future[Outcome]:
+        """Begin with a task when a process is free."""
+        return self._pool.submit(_work, task)
+
+    def running(self) -> tuple[int, int, int] | None:
+        """Return the images, bytes and refusals so far."""
+        with self._counts.get_lock():
+            return self._counts[0], self._counts[1], self._counts[2]
+
+    def close(self) -> None:
+        """Stop the processes within some images."""
+        self._counts[3] = 1
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+_shared: Any = None
+
+
+def _begin(counts: Any) -> None:
+    global _shared
+    _shared = counts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nobody waits for this work any more
+
+
+def _work(task: Task) -> Outcome:
+    return pack_shard(task, _tick)
+
+
+def _tick(images: int, size: int, refused: int) -> bool:
+    with _shared.get_lock():
+        for place, value in enumerate((images, size, refused)):
+            _shared[place] += value
+        return not _shared[3]

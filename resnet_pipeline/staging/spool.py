@@ -1,0 +1,59 @@
+"""What can only be read in sequence is laid out, shard by shard, in files that workers then read like any other."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.sources.archives import Member
+from resnet_pipeline.sources.catalogue import Catalogue, Entry
+from resnet_pipeline.sources.file_views import Heard
+from resnet_pipeline.staging.shard_plan import Shard
+
+_BUFFER = 256 * 2**10
+
+
+def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path, heard: Heard | None = None) -> list[Shard]:
+    """Read a catalogue once and return its shards with their members in ``folder``, a file for each shard.
+
+    Raises UserError where the folder can't be written.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    place = {id(entry): number for number, shard in enumerate(shards) for entry in shard.entries}
+    wanted = [entry for entry in catalogue.entries if id(entry) in place]
+    moved: list[list[Entry]] = [[] for _ in shards]
+    buffers: dict[int, bytearray] = defaultdict(bytearray)
+    sizes: dict[int, int] = defaultdict(int)
+    done, total = 0, sum(entry.member.size for entry in wanted)
+    try:
+        folder.mkdir(parents=True)
+        for entry, data in zip(wanted, catalogue.read(wanted), strict=True):
+            number = place[id(entry)]
+            member = Member(entry.member.name, spool_file(shards[number]), sizes[number], len(data))
+            moved[number].append(replace(entry, member=member))
+            sizes[number] += len(data)
+            buffers[number] += data
+            done += len(data)
+            if heard:
+                heard(f"laying out {catalogue.address}", done, total)
+            if len(buffers[number]) >= _BUFFER:
+                _append(folder / member.file, buffers.pop(number))
+        for number, buffer in buffers.items():
+            _append(folder / spool_file(shards[number]), buffer)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror or error}") from None
+    return [replace(shard, entries=entries) for shard, entries in zip(shards, moved, strict=True)]
+
+
+def spool_file(shard: Shard) -> str:
+    """Return the name of a shard's file."""
+    return f"{shard.file}.raw"
+
+
+def _append(path: Path, data: bytearray) -> None:
+    with path.open("ab") as file:  # opened each time: there may be more shards than files a process may open
+        file.write(data)

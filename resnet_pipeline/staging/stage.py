@@ -1,0 +1,267 @@
+"""Staging: a source's images, audited, into shards, an index and a manifest.
+
+The result depends on the source and the options alone: the same bytes for any number of workers, and however often the
+work was broken off and started again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
+from resnet_pipeline.data.image_audit import SMALL, image_size
+from resnet_pipeline.errors import RefusedError, UserError
+from resnet_pipeline.sources.catalogue import Catalogue, with_holdout
+from resnet_pipeline.sources.file_views import Heard
+from resnet_pipeline.sources.layouts import read_catalogue, source_files
+from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, listing_of, staging_area
+from resnet_pipeline.staging.manifest import labels_of, write_manifest
+from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
+from resnet_pipeline.staging.shard_pool import Processes, Workers
+from resnet_pipeline.staging.shard_writer import RECORDS, Outcome, Record, Remark, Task, record_name
+from resnet_pipeline.staging.spool import spooled
+from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.storage.local import LocalStorage
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_LOOKED_AT = 64  # training images whose headers may be broken before the statistics take centre crops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides, with the source, what comes out.
+
+    ``holdout`` training images become split ``val``; images with a shorter side above ``max_shorter_side`` are made
+    smaller; ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s.
+    """
+
+    holdout: int = 0
+    max_shorter_side: int | None = None
+    check_md5: bool = True
+    shard_bytes: int = SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source's place: the archive ``name`` of a storage, or all of the storage where the name is empty."""
+
+    storage: Storage
+    name: str = ""
+
+    @classmethod
+    def at(cls, path: Path) -> Source:
+        """Return the source of a folder or archive of this machine."""
+        return cls(LocalStorage(path)) if path.is_dir() else cls(LocalStorage(path.parent), path.name)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far packing is: images and bytes done, images in all, refused ones; how many had been done before."""
+
+    images: int
+    total: int
+    bytes: int
+    refused: int
+    before: int
+
+
+def stage(source: Path, destination: Path, **arguments: Any) -> Dataset:
+    """Pack a folder or archive of this machine into a folder, with the arguments of ``pack``, and open the dataset."""
+    pack(Source.at(source), LocalStorage(destination), **arguments)
+    return Dataset.open(destination)
+
+
+def pack(
+    source: Source,
+    destination: Storage,
+    *,
+    name: str,
+    options: Options = Options(),
+    workers: int | Callable[[], Workers] | None = None,
+    max_refused: float = 0.01,
+    replace: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    heard: Heard | None = None,
+) -> None:
+    """Audit and pack a source as a dataset; it appears when it is complete.
+
+    Broken images are left out and listed in the manifest; as soon as more than the share ``max_refused`` of all is
+    refused, the source is. ``workers`` is a number of processes (default: one for each CPU core), or makes others. What
+    is finished when the work is broken off (killed, a full disk, a lost connection) is kept, and the next call with the
+    same source and options goes on there. Raises RefusedError for anything wrong with the source, of which nothing is
+    kept; UserError for what can be mended, and for a destination that exists (without ``replace``).
+    """
+    if destination.stat(MANIFEST) is not None and not replace:
+        raise UserError(f"{destination.url} exists; choose another name or replace it")
+    looks = source_fingerprint(source, options)
+    about = json.dumps({"source": looks, "format": FORMAT, "md5": options.check_md5}).encode()
+    with staging_area(destination) as area:
+        catalogue = _catalogue(area, about, source, options, heard)
+        shards = plan_shards(catalogue.entries, options.shard_bytes)
+        try:
+            finished = _finished(area.storage, shards)
+            todo = [shard for shard in shards if shard.file not in finished]
+            _check_disk(area, catalogue, todo)
+            limit = _Limit(catalogue, max_refused, [remark for refused in finished.values() for remark in refused])
+            before = sum(len(shard.entries) for shard in shards if shard.file in finished)
+            tasks = _tasks(area, catalogue, todo, options, limit, heard)
+            # what was laid out for a bucket lies on this machine alone
+            here = catalogue.stream is not None and not isinstance(destination, LocalStorage)
+            with _workers(None if here and callable(workers) else workers) as pool:
+                _run(tasks, pool, limit, _reporting(progress, before))
+            records = ((shard, _record(area.storage, shard)) for shard in shards)
+            origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
+            area.storage.write(SOURCE, origin.encode())
+            files = write_manifest(area.storage, name, catalogue, records, max_shorter_side=options.max_shorter_side)
+        except BaseException as error:
+            with suppress(UserError):  # the connection may be gone
+                worthless = not catalogue.md5 and not area.storage.files(f"{RECORDS}/")
+                if isinstance(error, RefusedError) or worthless:
+                    area.drop()
+            raise
+        area.finish(files)
+
+
+def source_fingerprint(source: Source, options: Options = Options()) -> str:
+    """Return a hash of a source's files (names, sizes, versions) and of the options that decide what comes out."""
+    chosen = {key: value for key, value in asdict(options).items() if key != "check_md5"}
+    looks = source_files(source.storage, source.name)
+    return hashlib.sha256(f"{looks}\n{json.dumps(chosen, sort_keys=True)}".encode()).hexdigest()
+
+
+def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options, heard: Heard | None) -> Catalogue:
+    """Return what the source holds: as an earlier staging found it, else by reading it now."""
+    if area.keeps(about) and area.storage.stat(LISTING) is not None:
+        area.begin(about)
+        return catalogue_of(area.storage.read(LISTING), source.storage)
+    catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
+    catalogue = with_holdout(catalogue, options.holdout)
+    area.begin(about)
+    if catalogue.stream is None:
+        area.storage.write(LISTING, listing_of(catalogue))
+    return catalogue
+
+
+class _Limit:
+    """How many refused images the source may have, and those that were found."""
+
+    def __init__(self, catalogue: Catalogue, share: float, refused: list[Remark]) -> None:
+        self.address, self.total, self.share = catalogue.address, len(catalogue.entries), share
+        self.allowed = int(share * self.total)
+        self.refused = list(refused)
+
+    def check(self) -> None:
+        """Raise RefusedError where there are too many."""
+        if len(self.refused) > self.allowed:
+            first = "; ".join(f"{r.file}: {r.reason}" for r in sorted(self.refused, key=lambda r: r.file)[:3])
+            raise RefusedError(
+                f"{len(self.refused)} of {self.total} files of {self.address} can't be used, more than the allowed "
+                f"{self.share:.1%} (--max-refused): {first}{'; …' if len(self.refused) > 3 else ''}"
+            )
+
+
+def _reporting(progress: Callable[[Progress], None] | None, before: int) -> Callable[[int, int, int, int], None]:
+    def report(images: int, total: int, size: int, refused: int) -> None:
+        if progress:
+            progress(Progress(images, total, size, refused, before))
+
+    return report
+
+
+def _tasks(
+    area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit, heard: Heard | None
+) -> list[Task]:
+    """Return a task for each shard; what can only be read in sequence is laid out before."""
+    side = _side(catalogue, options.max_shorter_side)
+    storage = catalogue.storage
+    if catalogue.stream is not None:
+        todo, storage = spooled(catalogue, todo, area.scratch, heard), LocalStorage(area.scratch)
+    label_of = labels_of(catalogue)
+    return [
+        Task(
+            shard=shard,
+            labels=[label_of[entry.label] for entry in shard.entries],
+            source=storage,
+            destination=area.storage,
+            side=side,
+            max_shorter_side=options.max_shorter_side,
+            allowed=limit.allowed,
+        )
+        for shard in todo
+    ]
+
+
+def _run(tasks: list[Task], pool: Workers, limit: _Limit, progress: Callable[[int, int, int, int], object]) -> None:
+    """Have all tasks done; RefusedError as soon as too many images are refused."""
+    limit.check()
+    before = len(limit.refused)
+    waiting = deque(tasks)
+    pending: set[Future[Outcome]] = set()
+    images = size = 0
+    done_before = limit.total - sum(len(task.shard.entries) for task in tasks)
+    while waiting or pending:
+        while waiting and len(pending) < 2 * pool.count:
+            pending.add(pool.submit(waiting.popleft()))
+        done, pending = wait(pending, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+        for future in done:
+            outcome = _outcome(future)
+            limit.refused += outcome.refused
+            images, size = images + outcome.images, size + outcome.bytes
+        limit.check()
+        running = pool.running() or (images, size, len(limit.refused) - before)
+        progress(done_before + running[0], limit.total, running[1], before + running[2])
+        if before + running[2] > limit.allowed:  # several workers together: their lists come when they have stopped
+            pool.close()
+            limit.refused += [r for future in pending if not future.cancelled() for r in _outcome(future).refused]
+            limit.check()
+
+
+def _outcome(future: Future[Outcome]) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker died (of too little memory?); start again with fewer --workers: it goes on") from None
+
+
+@contextmanager
+def _workers(wanted: int | Callable[[], Workers] | None) -> Iterator[Workers]:
+    pool = wanted() if callable(wanted) else Processes(wanted)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _finished(storage: Storage, shards: list[Shard]) -> dict[str, list[Remark]]:
+    """Return the shards that are finished, with what was refused in them."""
+    names = {stored.name for stored in storage.files(f"{RECORDS}/")}
+    return {s.file: _record(storage, s).refused for s in shards if record_name(s.file) in names}
+
+
+def _record(storage: Storage, shard: Shard) -> Record:
+    return Record.from_bytes(storage.read(record_name(shard.file)))
+
+
+def _side(catalogue: Catalogue, max_shorter_side: int | None) -> tuple[int, int] | None:
+    """Return (height, width) of small images, decided by the first training image whose header can be read."""
+    first = averaged_entries(catalogue.entries)[:_LOOKED_AT]
+    sizes = (image_size(data) for data in catalogue.read(first))
+    side = next((found for found in sizes if found), None)
+    if side is None or max(side) > SMALL or (max_shorter_side and min(side) > max_shorter_side):
+        return None
+    return side
+
+
+def _check_disk(area: StagingArea, catalogue: Catalogue, todo: list[Shard]) -> None:
+    entries = [entry for shard in todo for entry in shard.entries]
+    spool = sum(entry.member.size for entry in entries) if catalogue.stream else 0
+    area.check_disk(packed_bytes(entries) + spool)

@@ -1,0 +1,296 @@
+"""Buckets of any S3-compatible server as a Storage.
+
+Address and credentials are found as boto3 finds them: AWS_ENDPOINT_URL_S3, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on.
+
+Checksums are compared by our own means, since servers were seen to store uploads whose CRC32 was wrong: the server's
+ETag of each part must be the MD5 of what was sent; where a server's ETags are something else (encryption), the object
+is read back and hashed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BufferedReader
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage.base import Stored
+from resnet_pipeline.storage.ranged_file import read_ahead
+from resnet_pipeline.storage.s3_errors import NO_BUCKET, explained, is_cut, is_missing, is_past_end
+
+PART = 16 * 2**20
+"""Bytes of an upload's part; larger where a file would have more than S3's 10,000 parts."""
+
+_MOST_PARTS = 10_000
+_UPLOADS = 8  # parts of one file that are under way at once
+_PIECE = 2**20  # a download is read in pieces of this size
+_TRIES = 6  # connections in a row that are cut before they have brought a piece
+_EARLY = "the answer ended early"
+_WAIT = 0.1  # seconds before the first of them; doubled each time
+
+
+@dataclass(frozen=True)
+class S3Storage:
+    """The objects of a bucket below a prefix."""
+
+    bucket: str
+    prefix: str = ""
+
+    @property
+    def url(self) -> str:
+        """The root as ``s3://bucket/prefix``."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def files(self, prefix: str = "") -> list[Stored]:
+        """Return all objects whose names start with ``prefix``; markers of empty folders are left out."""
+        with explained(self._url(prefix)):
+            found = []
+            listing = _client().get_paginator("list_objects_v2")
+            for page in listing.paginate(Bucket=self.bucket, Prefix=self._key(prefix)):
+                if "Name" not in page:
+                    raise ConnectionResetError(_EARLY)
+                found += [
+                    Stored(entry["Key"][len(self._key("")) :], entry["Size"], entry["ETag"])
+                    for entry in page.get("Contents", ())
+                    if not entry["Key"].endswith("/")
+                ]
+        return sorted(found, key=lambda stored: stored.name)
+
+    def stat(self, name: str) -> Stored | None:
+        """Return size and ETag of an object, None where there is none; UserError where the bucket is missing."""
+        with explained(self._url(name)):
+            try:
+                head = _whole(_client().head_object, "ContentLength", Bucket=self.bucket, Key=self._key(name))
+            except Exception as error:
+                if not is_missing(error):
+                    raise
+                self._check_bucket()
+                return None
+        return Stored(name, head["ContentLength"], head["ETag"])
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a range of an object; a connection that is cut is taken up again where it was."""
+        return self.read_version(name, offset, length, None)
+
+    def read_version(self, name: str, offset: int, length: int | None, version: str | None) -> bytes:
+        """Return a range of an object in the state that ``version`` names; UserError where it has changed since."""
+        if length is not None and length <= 0:
+            return b""
+        stop = "" if length is None else offset + length - 1
+        with explained(self._url(name)):
+            try:
+                response = self._get(name, f"bytes={offset}-{stop}", version)
+            except Exception as error:
+                if is_past_end(error):
+                    return b""
+                raise
+            content = bytearray(response["ContentLength"])
+            got = counted = tries = 0
+            while True:
+                try:
+                    for size in _received(response["Body"], memoryview(content)[got:]):
+                        got += size
+                    if got == len(content):
+                        return bytes(content)
+                    raise ConnectionResetError(_EARLY)
+                except Exception as error:
+                    tries = tries + 1 if got - counted < _PIECE else 1
+                    counted = got if tries == 1 else counted
+                    if tries >= _TRIES or not is_cut(error):
+                        raise
+                time.sleep(_WAIT * 2**tries)
+                response = self._again(name, offset + got, offset + len(content) - 1, response)
+
+    def open(self, name: str) -> BufferedReader:
+        """Open an object for reading: seekable, reading ahead; its content is that of the moment of opening."""
+        stored = self.stat(name)
+        if stored is None:
+            raise UserError(f"{self._url(name)}: does not exist")
+        version = stored.version
+        return read_ahead(lambda offset, length: self.read_version(name, offset, length, version), stored.size)
+
+    def write(self, name: str, content: bytes | Path) -> None:
+        """Write an object and verify it; large files go up in parts, several at once."""
+        with explained(self._url(name)):
+            if isinstance(content, bytes):
+                self._put(name, content)
+                return
+            try:
+                file = content.open("rb")
+            except OSError as error:
+                raise UserError(f"{content} can't be sent to {self._url(name)}: {error.strerror}") from None
+            with file:
+                self._write_file(name, file)
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        with explained(self._url(name)):
+            _client().delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _url(self, name: str) -> str:
+        return f"s3://{self.bucket}/{self._key(name)}"
+
+    def _check_bucket(self) -> None:
+        """Raise where the bucket is missing; whoever may read objects only may not ask, and then it is there."""
+        try:
+            _client().head_bucket(Bucket=self.bucket)
+        except Exception as error:
+            if is_missing(error):
+                raise UserError(f"{self._url('')}: {NO_BUCKET}") from None
+
+    def _get(self, name: str, wanted: str, version: str | None) -> Any:
+        same = {"IfMatch": version} if version else {}
+        whole = {} if wanted == "bytes=0-" else {"Range": wanted}
+        return _whole(_client().get_object, "ContentLength", Bucket=self.bucket, Key=self._key(name), **whole, **same)
+
+    def _again(self, name: str, start: int, stop: int, before: Any) -> Any:
+        """Ask for the rest of a cut answer, patiently: the server may be starting again."""
+        tries = 0
+        while True:
+            try:
+                return self._get(name, f"bytes={start}-{stop}", before["ETag"])
+            except Exception as error:
+                tries += 1
+                if tries >= _TRIES or not is_cut(error):
+                    raise
+                time.sleep(_WAIT * 2**tries)
+
+    def _write_file(self, name: str, file: BinaryIO) -> None:
+        size = os.fstat(file.fileno()).st_size
+        if size <= PART:
+            self._put(name, file.read())
+            return
+        client, where = _client(), {"Bucket": self.bucket, "Key": self._key(name)}
+        self._abort_leftovers(name)
+        upload = _whole(client.create_multipart_upload, "UploadId", **where)["UploadId"]
+        try:
+            digests, parts = self._send_parts(file, size, {**where, "UploadId": upload})
+            done = client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+        except BaseException:
+            with suppress(Exception):
+                client.abort_multipart_upload(**where, UploadId=upload)
+            raise
+        stored = self.stat(name)
+        if stored is None or stored.size != size:
+            raise UserError(f"{self._url(name)}: {size} bytes were sent, {stored.size if stored else 0} are stored")
+        sent = [f'"{digest}"' for digest in digests]
+        if [part["ETag"] for part in parts] != sent or done.get("ETag") != _etag_of_parts(digests):
+            file.seek(0)
+            self._compare(name, _md5(file))
+
+    def _send_parts(self, file: BinaryIO, size: int, where: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+        """Send all parts; return the MD5 of each, and what completes the upload."""
+        length = max(PART, -(-size // _MOST_PARTS))
+        client, descriptor = _client(), file.fileno()
+
+        def send(number: int) -> tuple[str, dict[str, Any]]:
+            data = os.pread(descriptor, length, (number - 1) * length)
+            if len(data) != min(length, size - (number - 1) * length):
+                raise UserError(f"{file.name} became shorter while it was sent to {self._url('')}")
+            md5 = hashlib.md5(data, usedforsecurity=False)
+            content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
+            answer = _whole(client.upload_part, "ETag", **where, **content, PartNumber=number)
+            return md5.hexdigest(), {"PartNumber": number, "ETag": answer["ETag"]}
+
+        with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="s3-upload") as pool:
+            pending = [pool.submit(send, number) for number in range(1, -(-size // length) + 1)]
+            try:
+                done = [future.result() for future in pending]
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return [digest for digest, _ in done], [part for _, part in done]
+
+    def _put(self, name: str, data: bytes) -> None:
+        md5 = hashlib.md5(data, usedforsecurity=False)
+        content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
+        answer = _whole(_client().put_object, "ETag", Bucket=self.bucket, Key=self._key(name), **content)
+        if answer["ETag"] != f'"{md5.hexdigest()}"':
+            self._compare(name, md5.hexdigest())
+
+    def _compare(self, name: str, expected: str) -> None:
+        """Read an object back whose ETag is not its MD5; remove it where it is not what was sent."""
+        with self.open(name) as file:
+            found = _md5(file)
+        if found != expected:
+            self.delete(name)
+            raise UserError(f"{self._url(name)}: the server stored something else than was sent; try again")
+
+    def _abort_leftovers(self, name: str) -> None:
+        """End earlier uploads of this object that never ended: their parts cost money and are seen nowhere."""
+        client, key = _client(), self._key(name)
+        with suppress(Exception):  # not every user and server may list uploads
+            found = client.list_multipart_uploads(Bucket=self.bucket, Prefix=key).get("Uploads", ())
+            for upload in islice(found, 100):
+                if upload["Key"] == key:
+                    client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload["UploadId"])
+
+
+_clients: dict[Any, Any] = {}
+_making = threading.Lock()
+
+
+def _client() -> Any:
+    """Return this process's client for the environment's settings; clients serve many threads, but no forked child."""
+    key = (os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    with _making:
+        if key not in _clients:
+            import boto3
+            from botocore.config import Config
+
+            config = Config(
+                connect_timeout=10,
+                read_timeout=60,
+                max_pool_connections=64,
+                # Content-MD5 and ETag serve, on servers too that don't know the newer checksums
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            )
+            _clients[key] = boto3.session.Session().client("s3", config=config)
+        return _clients[key]
+
+
+def _whole(call: Callable[..., Any], field: str, **arguments: Any) -> Any:
+    """Ask until the answer has a field: headers that are cut look like a success with nothing in it."""
+    for _ in range(_TRIES):
+        answer = call(**arguments)
+        if field in answer:
+            return answer
+        time.sleep(_WAIT)
+    raise ConnectionResetError(_EARLY)
+
+
+def _received(body: Any, target: memoryview) -> Iterator[int]:
+    """Fill the target from an answer's body; yield the size of each piece as it is there."""
+    at = 0
+    while at < len(target):
+        size = body.readinto(target[at : at + _PIECE])
+        if not size:
+            return
+        at += size
+        yield size
+
+
+def _md5(file: BinaryIO) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    while data := file.read(_PIECE):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _etag_of_parts(digests: list[str]) -> str:
+    """Return the ETag that S3 gives an object uploaded in parts: the MD5 of the parts' MD5s, and their number."""
+    joined = b"".join(bytes.fromhex(digest) for digest in digests)
+    return f'"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(digests)}"'

@@ -1,0 +1,42 @@
+"""Small image folders in the layout that staging takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.staging.stage import stage
+from tests.images import photo_files
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes ``{name: bytes}`` below a new folder."""
+
+    def make(files: dict[str, bytes], name: str = "source") -> Path:
+        for relative, data in files.items():
+            path = tmp_path / name / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def photos(make_folder: Callable[..., Path]) -> Path:
+    """Return a folder of 24 training and 10 validation images of many sizes in two classes."""
+    return make_folder(photo_files())
+
+
+@pytest.fixture(scope="session")
+def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return those images, staged; a test that changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, data in photo_files().items():
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "source" / name).write_bytes(data)
+    return stage(folder / "source", folder / "datasets" / "photos", name="photos", workers=1)

@@ -1,0 +1,258 @@
+"""Staging that is broken off and goes on, and datasets that lie elsewhere than in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.stage import stage_dataset
+from resnet_pipeline.staging import stage as staging
+from resnet_pipeline.staging.stage import Options, Source, pack, stage
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.workspace import Workspace
+
+
+def contents(folder):
+    """Every file of a finished dataset but the one that says where it came from."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "source.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_killed_anywhere_it_goes_on_and_gives_the_same_bytes(photos, tmp_path, kind):
+    """Killed with SIGKILL after one shard, after three, and let finish: bytes as if nothing had been."""
+    archive = tmp_path / f"x.{kind}"
+    with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as tar:
+        tar.add(photos, arcname="photos", filter=lambda info: info)
+    options = Options(shard_bytes=60_000)
+    whole = stage(archive, tmp_path / "whole", name="x", workers=3, options=options)
+    shards = sum(len(split.shards) for split in whole.splits.values())
+    target = tmp_path / "datasets" / "x"
+    script = tmp_path / "staging.py"
+    script.write_text(
+        f"""
+import time
+from pathlib import Path
+from resnet_pipeline.staging import shard_pool, shard_writer
+from resnet_pipeline.staging.stage import Options, stage
+def slow(images, size, refused):
+    time.sleep(0.02 * images)
+    return True
+def work(task):
+    return shard_writer.pack_shard(task, slow)
+shard_pool._work = work
+if __name__ == "__main__":
+    stage(Path({str(archive)!r}), Path({str(target)!r}), name="x", workers=2, options=Options(shard_bytes=60_000))
+"""
+    )
+    staging = target.parent / ".x.staging"
+    before: dict[str, int] = {}
+    for wanted in (1, 3):
+        process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+        while len(list(staging.glob("staging/records/[!.]*"))) < wanted and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _wait_for_end_of(process.pid)
+        assert not target.exists()
+        finished = {p.stem: (staging / "shards" / f"{p.stem}.tar").stat().st_mtime_ns
+                    for p in staging.glob("staging/records/[!.]*")}  # fmt: skip
+        assert wanted <= len(finished) < shards
+        assert before.items() <= finished.items(), "what was finished is not made again"
+        before = finished
+    (staging / "shards" / ".train-00000.tar.half").write_bytes(b"left by a process that was killed")
+    resumed = stage(archive, target, name="x", workers=1, options=options)
+    assert resumed.fingerprint == whole.fingerprint
+    assert contents(resumed.path) == contents(whole.path)
+    for name, changed in before.items():
+        assert (target / "shards" / f"{name}.tar").stat().st_mtime_ns == changed
+    assert [p.name for p in target.parent.iterdir()] == ["x"]
+
+
+def _wait_for_end_of(session):
+    """Wait until no process of a session is left: workers end with their parent."""
+    for _ in range(1000):
+        if not [p for p in psutil.process_iter() if _session(p.pid) == session and p.status() != psutil.STATUS_ZOMBIE]:
+            return
+        time.sleep(0.01)
+    raise AssertionError("workers go on after their parent was killed")
+
+
+def _session(pid):
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def test_what_another_staging_left_is_not_taken(photos, tmp_path):
+    target = tmp_path / "x"
+    plan = stage(photos, tmp_path / "other", name="x", workers=1).path
+    left = tmp_path / ".x.staging"
+    shutil.copytree(plan, left)
+    (left / "staging/records").mkdir(parents=True)
+    (left / "staging/about.json").write_text('{"source": "another"}')
+    (left / "staging/records/train-00000.npz").write_bytes(b"no record")
+    assert stage(photos, target, name="x", workers=1).fingerprint == Dataset.open(plan).fingerprint
+    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in plan.iterdir())
+
+
+def test_a_full_disk_keeps_what_is_finished(photos, tmp_path):
+    """A limit on the size of files stands for the disk's end: the shard with a large image can't be written."""
+    noise = np.random.default_rng(1).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photos / "val/dog/large.JPEG", quality=95)
+    assert (photos / "val/dog/large.JPEG").stat().st_size > 10**6
+    script = tmp_path / "full.py"
+    script.write_text(
+        f"""
+import resource
+from pathlib import Path
+from resnet_pipeline.staging.stage import stage
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, resource.RLIM_INFINITY))
+    stage(Path({str(photos)!r}), Path({str(tmp_path / "x")!r}), name="x", workers=1)
+"""
+    )
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    last = run.stderr.splitlines()[-1]
+    assert run.returncode and "val-00000.tar can't be written: File too large" in last and "goes on" in last
+    assert not (tmp_path / "x").exists()
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".x.staging/shards").iterdir()}
+    assert list(kept) == ["train-00000.tar"]
+    assert len(stage(photos, tmp_path / "x", name="x", workers=1).splits["val"]) == 11
+    assert (tmp_path / "x/shards/train-00000.tar").stat().st_mtime_ns == kept["train-00000.tar"]
+
+
+@dataclass(frozen=True)
+class Cut(LocalStorage):
+    """A storage whose connection is cut when a file is read, until another file says that it is mended."""
+
+    at: str
+    mended: Path
+
+    def read(self, name, offset=0, length=None):
+        if name == self.at and not self.mended.exists():
+            raise UserError(f"{self.root / name} can't be read: the connection was cut")
+        return super().read(name, offset, length)
+
+
+def test_a_cut_connection_keeps_what_is_finished(photos, tmp_path):
+    source = Source(Cut(photos, "val/dog/04.JPEG", tmp_path / "mended"))
+    target = tmp_path / "datasets" / "x"
+    options = Options(shard_bytes=60_000)
+    with pytest.raises(UserError, match=r"val/dog/04.JPEG can't be read: the connection was cut"):
+        pack(source, LocalStorage(target), name="x", workers=1, options=options)
+    kept = {p.name: p.stat().st_mtime_ns for p in (target.parent / ".x.staging/shards").iterdir()}
+    assert kept and not target.exists()
+    (tmp_path / "mended").touch()
+    pack(source, LocalStorage(target), name="x", workers=1, options=options)
+    assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in (target / "shards").iterdir()}.items()
+    assert contents(target) == contents(stage(photos, tmp_path / "whole", name="x", workers=2, options=options).path)
+
+
+def test_a_file_that_changes_while_it_is_staged(photos, tmp_path, monkeypatch):
+    listed = staging.read_catalogue
+
+    def changed(*arguments, **options):
+        catalogue = listed(*arguments, **options)
+        (photos / "val/cat/01.JPEG").write_bytes(b"short")
+        return catalogue
+
+    monkeypatch.setattr(staging, "read_catalogue", changed)
+    with pytest.raises(UserError, match=r"val/cat/01.JPEG changed while it was being staged"):
+        stage(photos, tmp_path / "x", name="x", workers=1)
+
+
+def test_a_dataset_in_a_bucket_is_there_with_its_manifest(photos, tmp_path):
+    """A storage that is no folder: every file is made elsewhere and handed over whole, the manifest last."""
+    written = tmp_path / "written"
+    bucket = Bucket(LocalStorage(tmp_path / "bucket"), str(written))
+    pack(Source(Bucket(LocalStorage(photos), str(tmp_path / "unused"))), bucket, name="x", workers=2,
+         options=Options(shard_bytes=100_000))  # fmt: skip
+    whole = stage(photos, tmp_path / "whole", name="x", workers=1, options=Options(shard_bytes=100_000))
+    assert contents(tmp_path / "bucket") == contents(whole.path)
+    names = written.read_text().split()
+    assert names[0] == "staging/about.json" and names[-1] == "manifest.json"
+    for name in names:
+        if name.startswith("shards/"):
+            record = f"staging/records/{name[7:-4]}.npz"
+            assert names.index(name) < names.index(record), "a record says that its shard is finished"
+    pack(Source.at(photos), bucket, name="x", workers=1, replace=True)
+    dataset = Dataset.open(tmp_path / "bucket")
+    assert {name: split.shards for name, split in dataset.splits.items()} == {
+        "train": ["train-00000.tar"], "val": ["val-00000.tar"]
+    }  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "bucket/shards").iterdir()) == ["train-00000.tar", "val-00000.tar"]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A storage that is not of this machine's folders, as far as anyone can see, and notes what is written."""
+
+    inner: LocalStorage
+    log: str
+    url: str = "s3://bucket/x"
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def write(self, name, content):
+        self.inner.write(name, content)
+        with Path(self.log).open("a") as file:
+            file.write(name + "\n")
+
+
+@pytest.mark.slow
+def test_from_bucket_to_bucket(photos, tmp_path, bucket, monkeypatch):
+    """The same dataset as from folder to folder, from an archive and from loose files, by a real server."""
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
+    archive = tmp_path / "photos.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos, arcname="photos")
+    source = storage_at(f"s3://{bucket}/raw")
+    source.write("photos.tar", archive)
+    for path in photos.rglob("*.JPEG"):
+        source.write(f"photos/{path.relative_to(photos)}", path)
+    options = Options(shard_bytes=100_000)
+    whole = stage(photos, tmp_path / "whole", name="x", workers=1, options=options)
+    monkeypatch.setenv("RESNET_PIPELINE_DATA", f"s3://{bucket}/datasets")
+    for name in ("photos.tar", "photos"):
+        arguments = (Workspace.of(), f"s3://{bucket}/raw/{name}", name)
+        staged = stage_dataset(*arguments, workers=2, options=options)
+        target = storage_at(staged.address)
+        names = [stored.name for stored in target.files() if stored.name != "source.json"]
+        assert {n: target.read(n) for n in names if n != "manifest.json"} == {
+            n: data for n, data in contents(whole.path).items() if n != "manifest.json"
+        }
+        assert staged.manifest["fingerprint"] == whole.fingerprint
+        assert stage_dataset(*arguments, options=options).reused
+    with pytest.raises(UserError, match=f"s3://{bucket}/raw/none.tar does not exist"):
+        stage_dataset(Workspace.of(), f"s3://{bucket}/raw/none.tar", "none")
+
+
+def test_killed_between_two_renames_the_old_dataset_is_back(photos, tmp_path):
+    """A dataset is replaced by renaming the old one away and the new one into its place."""
+    first = stage(photos, tmp_path / "x", name="x", workers=1)
+    (tmp_path / "x").rename(tmp_path / ".x.old")
+    (photos / "train/cat/broken.JPEG").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="max-refused"):
+        stage(photos, tmp_path / "x", name="x", workers=1)
+    assert Dataset.open(tmp_path / "x").fingerprint == first.fingerprint

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.staging import shard_writer
+from resnet_pipeline.staging.stage import Options, Source, source_fingerprint, stage
+
+
+def pixels(split, index):
+    return np.array(Image.open(io.BytesIO(split.encoded(index).tobytes())).convert("RGB"))
+
+
+def test_the_result_is_the_same_for_any_number_of_workers(photos, tmp_path):
+    one = stage(photos, tmp_path / "one", name="photos", workers=1, options=Options(shard_bytes=100_000))
+    three = stage(photos, tmp_path / "three", name="other", workers=3, options=Options(shard_bytes=100_000))
+    assert one.fingerprint == three.fingerprint
+    names = sorted(p.name for p in (one.path / "shards").iterdir())
+    assert len(names) > 3  # several shards a split
+    for name in names:
+        assert (one.path / "shards" / name).read_bytes() == (three.path / "shards" / name).read_bytes()
+
+
+def test_shards_are_tar_files_of_the_original_bytes(photos, tmp_path):
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1, options=Options(shard_bytes=100_000))
+    seen = set()
+    for name, split in dataset.manifest["splits"].items():
+        for shard in split["shards"]:
+            path = dataset.path / "shards" / shard["file"]
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
+            assert path.stat().st_size == shard["bytes"] + 1024 or path.stat().st_size == shard["bytes"]
+            with tarfile.open(path) as tar:
+                members = {m.name: tar.extractfile(m).read() for m in tar}
+            stems = sorted({n.split(".")[0] for n in members})
+            assert len(stems) == shard["samples"]
+            for stem in stems:
+                about = json.loads(members[f"{stem}.json"])
+                assert members[f"{stem}.jpg"] == (photos / about["key"]).read_bytes()
+                assert dataset.classes[about["label"]] == about["class"]
+                seen.add((name, about["key"]))
+    assert len(seen) == 34
+
+
+def test_the_index_points_at_the_images(photos, tmp_path):
+    dataset = stage(photos, tmp_path / "x", name="x", workers=2)
+    for split in dataset.splits.values():
+        for i, key in enumerate(split.keys):
+            assert split.encoded(i).tobytes() == (photos / key).read_bytes()
+            with Image.open(photos / key) as image:
+                assert (split.width[i], split.height[i]) == image.size
+            assert dataset.classes[split.labels[i]] == key.split("/")[1]
+
+
+def test_statistics_are_those_of_the_pixels(digits):
+    train = digits.splits["train"]
+    images = np.stack([pixels(train, i) for i in range(len(train))]).astype(np.float64)
+    flat = images.reshape(-1, 3)
+    np.testing.assert_allclose(digits.statistics.mean_rgb, flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(digits.statistics.mean_image, images.mean(0), atol=1e-3)
+    basis = digits.statistics.color_basis
+    # columns: unit eigenvectors of the covariance in 0..1 units, times eigenvalue, times 255
+    values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True) / 255**2)
+    np.testing.assert_allclose(np.abs(basis), np.abs(vectors * values * 255), atol=1e-4)
+
+
+def test_large_images_have_the_mean_of_their_centre_crops(photos, tmp_path):
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1)
+    assert dataset.statistics.mean_image.shape == (224, 224, 3)
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    train = dataset.splits["train"]
+    crops = [np.asarray(transform(Image.fromarray(pixels(train, i)))).astype(float) for i in range(len(train))]
+    assert np.abs(np.mean(crops, axis=0) - dataset.statistics.mean_image).mean() < 1
+
+
+def test_refusals_are_listed_and_too_many_stop(make_folder, photos, tmp_path):
+    (photos / "train/cat/broken.JPEG").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"broken.JPEG"):
+        stage(photos, tmp_path / "x", name="x", workers=1)
+    assert not (tmp_path / "x").exists()
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1, max_refused=0.05)
+    assert [r["file"] for r in dataset.manifest["refused"]] == ["train/cat/broken.JPEG"]
+    assert len(dataset.splits["train"]) == 24
+
+
+def test_changes_after_staging_are_noticed(photos, tmp_path):
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1)
+    manifest = json.loads((dataset.path / "manifest.json").read_text())
+    manifest["classes"][0] = "cow"
+    (dataset.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest.json"):
+        Dataset.open(dataset.path)
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1, replace=True)
+    index = dataset.path / "index.parquet"
+    index.write_bytes(index.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"index.parquet"):
+        Dataset.open(dataset.path)
+
+
+def test_a_missing_dataset_says_how_to_make_it(tmp_path):
+    with pytest.raises(UserError, match="resnet-pipeline stage"):
+        Dataset.open(tmp_path / "nothing")
+
+
+def test_a_source_that_changed_looks_different(photos):
+    before = source_fingerprint(Source.at(photos))
+    assert source_fingerprint(Source.at(photos)) == before
+    (photos / "train/cat/new.JPEG").write_bytes(b"x")
+    assert source_fingerprint(Source.at(photos)) != before
+
+
+def test_training_samples_are_dealt_out_to_the_shards(photos, tmp_path):
+    """A block of shards holds every class: what an order shuffled within blocks relies on."""
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1, options=Options(shard_bytes=60_000))
+    train = dataset.splits["train"]
+    count = len(train.shards)
+    assert count > 3
+    in_order = sorted(train.keys)
+    for number in range(count):
+        mine = [key for i, key in enumerate(train.keys) if train.shard_of(i) == train.shards[number]]
+        assert mine == in_order[number::count]
+
+
+def test_staging_stops_as_soon_as_too_many_are_refused(make_folder, tmp_path):
+    """Of 2,000 files the first hundreds are enough to know."""
+    rubbish = {f"train/{label}/{i:04d}.JPEG": b"rubbish" for label in "ab" for i in range(1000)}
+    folder = make_folder(rubbish)
+    seen = []
+    with pytest.raises(UserError, match=r"of 2000 files of .* can't be used, more than the allowed 1.0%"):
+        stage(folder, tmp_path / "x", name="x", workers=2, progress=seen.append, options=Options(shard_bytes=10**6))
+    assert all(at.images < 1000 for at in seen)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_larger_images_are_made_smaller_where_asked(photos, tmp_path):
+    plain = stage(photos, tmp_path / "plain", name="x", workers=1)
+    small = stage(photos, tmp_path / "small", name="x", workers=1, options=Options(max_shorter_side=300))
+    count = 0
+    for name, split in small.splits.items():
+        before = plain.splits[name]
+        for i in range(len(split)):
+            size, original = (split.width[i], split.height[i]), (before.width[i], before.height[i])
+            assert Image.open(io.BytesIO(split.encoded(i).tobytes())).size == size
+            if min(original) <= 300:
+                assert split.encoded(i).tobytes() == before.encoded(i).tobytes()
+                continue
+            count += 1
+            assert min(size) == 300
+            assert size[0] / size[1] == pytest.approx(original[0] / original[1], rel=0.01)
+            theirs = Image.fromarray(pixels(before, i)).resize(size, Image.Resampling.LANCZOS)
+            assert np.abs(pixels(split, i).astype(int) - np.asarray(theirs)).mean() < 1.5
+    assert 0 < count < 34
+    assert small.manifest["resized"] == {"max_shorter_side": 300, "quality": 95, "images": count}
+    assert small.fingerprint != plain.fingerprint
+
+
+def test_progress_ends_with_all_and_counts_what_was_done_before(photos, tmp_path):
+    seen = []
+    stage(photos, tmp_path / "x", name="x", workers=2, progress=seen.append)
+    total = sum(p.stat().st_size for p in photos.rglob("*.JPEG"))
+    assert (seen[-1].images, seen[-1].total, seen[-1].bytes, seen[-1].before) == (34, 34, total, 0)
+    assert [at.images for at in seen] == sorted(at.images for at in seen)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 130_000, 8 * 2**30 - 1])
+def test_headers_are_those_of_tarfile(size):
+    info = tarfile.TarInfo("00000012.jpg")
+    info.size, info.mode = size, 0o644
+    assert shard_writer._header("00000012.jpg", size) == info.tobuf(tarfile.USTAR_FORMAT)
