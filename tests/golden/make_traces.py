@@ -41,7 +41,8 @@ class Traced:
 
 TRACES = {
     "digits_resnet8": Traced(
-        "digits/resnet8", ("steps=100", "bn_images=256", "schedule.warmup=3", "augment.flip=true", "optim.weight_decay=0.0001")
+        "digits/resnet8",
+        ("steps=100", "bn_images=256", "schedule.warmup=3", "augment.flip=true", "optim.weight_decay=0.0001"),
     ),
     "imagenet_resnet50": Traced(
         "imagenet/resnet50",
