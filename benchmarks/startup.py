@@ -114,7 +114,6 @@ def bare_steps(folder: Path) -> float:
 def prefect_server(folder: Path) -> float:
     """Start Prefect's server on a new database and return the seconds until it answers."""
     from resnet_pipeline.services.local import TemporaryPrefect
-
     from resnet_pipeline.workspace import Workspace
 
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from resnet_pipeline.errors import UserError
 
-Precision = Literal["float32", "bf16", "float64"]
+Precision = Literal["float32", "bf16", "float64", "auto"]
 _MOST_STEPS = 10_000_000  # the paper's longest run has 600,000
 
 
@@ -203,7 +203,8 @@ class RunConfig:
     final batch-norm statistics; 0 keeps the moving averages. ``order`` shuffles the whole epoch (``full``) or, for data
     that comes from S3, shards and then the samples within each block of ``block_shards`` of them (``block``).
     ``precision`` bf16 computes convolutions and products in bfloat16 (autocast; weights, batch norm, loss and updates
-    stay float32, so no loss scaling is needed); float64 is for comparisons. ``compile`` runs the network through
+    stay float32, so no loss scaling is needed); ``auto`` is bf16 if the hardware has it, else float32; float64 is for
+    comparisons. ``compile`` runs the network through
     torch.compile with CUDA graphs on a GPU; on a CPU it is ignored: it did not pay there (docs/LOG.md).
     """
 

@@ -16,6 +16,24 @@ def local_device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def chosen_precision(wanted: Precision, device: torch.device) -> Precision:
+    """Return what ``auto`` means on a device: bf16 if its hardware has it, else float32. Other precisions are kept.
+
+    A processor without bf16 emulates it: a convolution takes 24 to 30 times as long as in float32.
+    """
+    if wanted != "auto":
+        return wanted
+    return "bf16" if has_bf16(device) else "float32"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether a GPU, or this machine's processor (AVX-512's or AMX's instructions), computes in bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
+
+
 def prepare_device(device: torch.device, precision: Precision) -> None:
     """Set the switches of PyTorch and of the allocator: exact repetition on a CPU, cuDNN's search in bf16 on a GPU."""
     if device.type == "cpu":

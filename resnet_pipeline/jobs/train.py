@@ -241,6 +241,7 @@ def _result_tags(result: dict[str, Any]) -> dict[str, str]:
     return {
         "weights_sha256": result["weights_sha256"],
         "device": result["device"],
+        **({"precision": result["precision"]} if "precision" in result else {}),  # older results have none
         "workers": str(result["workers"]),
     }
 

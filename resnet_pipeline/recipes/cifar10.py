@@ -48,7 +48,7 @@ def fast(network: str) -> RunConfig:
 
     Command: ``resnet-pipeline train cifar10-fast/resnet20 --dataset cifar10``. A fifth of the paper's epochs. Linear
     scaling of the rate with three epochs of warm-up, no decay of batch norm (Goyal et al., 2017), cosine, averaged
-    weights, bf16, torch.compile on a GPU.
+    weights, bf16 if the hardware has it, torch.compile on a GPU.
     """
     batch = 512
     return RunConfig(
@@ -60,7 +60,7 @@ def fast(network: str) -> RunConfig:
             lr=0.1 * batch / 128, momentum=0.9, weight_decay=1e-4, decay_norm=False, label_smoothing=0.05, ema=0.99
         ),
         schedule=ScheduleConfig(kind="cosine", warmup=3 * IMAGES // batch),
-        precision="bf16",
+        precision="auto",
         compile=True,
         batch=batch,
         micro_batch=128,

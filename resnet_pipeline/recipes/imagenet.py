@@ -97,7 +97,7 @@ def _today(family: str, network: str, *, epochs: int, warmup: int, lr: float, cr
         ),
         schedule=ScheduleConfig(kind="cosine", warmup=warmup * IMAGES // batch),
         growth=GrowthConfig(first=first, phases=4, until=0.75),
-        precision="bf16",
+        precision="auto",
         compile=True,
         batch=batch,
         micro_batch=128,  # eight GPUs

@@ -33,10 +33,16 @@ def examine(workspace: Workspace) -> list[Finding]:
 
 def _cpu(workspace: Workspace) -> Finding:
     import psutil
+    import torch
+
+    from resnet_pipeline.device import has_bf16
 
     cores = os.cpu_count() or 1
     memory = psutil.virtual_memory().total / 2**30
-    return Finding("processor", f"{cores} cores, {memory:.0f} GiB memory", f"staging with {cores} processes")
+    kind, bf16 = torch.backends.cpu.get_cpu_capability(), has_bf16(torch.device("cpu"))
+    state = f"{cores} cores, {kind}{', bf16' if bf16 else ''}, {memory:.0f} GiB memory"
+    precision = "" if bf16 else "; precision auto is float32: it has no bf16"
+    return Finding("processor", state, f"staging with {cores} processes{precision}")
 
 
 def _gpu(workspace: Workspace) -> Finding:

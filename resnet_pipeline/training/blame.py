@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config import Precision
 from resnet_pipeline.data.loaders import Batch
 from resnet_pipeline.training.distributed import all_gather_objects
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
@@ -24,9 +24,10 @@ def bad_samples(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     guard: FiniteGuard,
-    config: RunConfig,
     *,
     step: int,
+    precision: Precision,
+    label_smoothing: float,
 ) -> list[int]:
     """Return the sample numbers of this rank's micro-batches of a step whose gradient alone is not finite."""
     found: list[int] = []
@@ -38,8 +39,8 @@ def bad_samples(
             RunningSums(batch.images.device),
             [batch],
             step=step,
-            precision=config.precision,
-            label_smoothing=config.optim.label_smoothing,
+            precision=precision,
+            label_smoothing=label_smoothing,
         )
         if not torch.isfinite(norm):
             found += batch.index.tolist()

@@ -85,6 +85,13 @@ class Notices:
         work.wait()
         return Notice(int(value))
 
+    def close(self) -> None:
+        """Wait for the exchange that is under way, and give its group of processes back: a next run makes its own."""
+        self.last()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over the ranks, in place."""

@@ -14,7 +14,7 @@ import torch
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches
-from resnet_pipeline.device import prepare_device
+from resnet_pipeline.device import chosen_precision, prepare_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import Owner, fetch, note
@@ -104,8 +104,10 @@ class Trainer:
         self.config = config = run.config()
         self.step = 0
         config.check_workers(context.world_size)
-        prepare_device(context.device, config.precision)
-        self.classifier = build_classifier(config.model, dataset, seed=config.seed, precision=config.precision)
+        # rank 0's choice: the others may run on other hardware
+        self.precision = from_rank_zero(chosen_precision(config.precision, context.device), context.world_size)
+        prepare_device(context.device, self.precision)
+        self.classifier = build_classifier(config.model, dataset, seed=config.seed, precision=self.precision)
         self.classifier = self.classifier.to(context.device).to(memory_format=torch.channels_last)
         self.compiled = config.compile and compile_network(self.classifier, context.device)
         self.optimizer = build_optimizer(self.classifier, config.optim)
@@ -159,9 +161,9 @@ class Trainer:
                     self._save()
                 if stopping:
                     self._wait_for_writer()
-                    self.notices.last()
+                    self.notices.close()
                     return False
-        self.notices.last()
+        self.notices.close()
         self._finish()
         return True
 
@@ -229,7 +231,7 @@ class Trainer:
             self.sums,
             micro_batches,
             step=self.step,
-            precision=self.config.precision,
+            precision=self.precision,
             label_smoothing=self.config.optim.label_smoothing,
             keep_gradients=self.compiled,
         )
@@ -275,7 +277,15 @@ class Trainer:
 
     def _blame(self, step: int) -> str:
         with self._batches(step, 1) as batches:
-            index = bad_samples(batches, self.classifier, self.optimizer, self.guard, self.config, step=step)
+            index = bad_samples(
+                batches,
+                self.classifier,
+                self.optimizer,
+                self.guard,
+                step=step,
+                precision=self.precision,
+                label_smoothing=self.config.optim.label_smoothing,
+            )
         keys = self.dataset.splits["train"].keys
         return blame([keys[i] for i in index], step=step, world_size=self.context.world_size)
 

@@ -32,6 +32,7 @@ def write_result(state: RunState, log: MetricsLog | None) -> None:
         "images_per_second": round(images / seconds, 2) if seconds else 0.0,
         "workers": state.context.world_size,
         "device": str(state.context.device),
+        "precision": state.precision,
         "train_loss": state.last_train.get("loss"),
         "train_error": state.last_train.get("error"),
         "validation": state.errors,

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config import Precision, RunConfig
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.training.batch_norm import gather_statistics, load_statistics
 from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError
@@ -25,6 +25,7 @@ class RunState(Protocol):
     run: RunDirectory
     config: RunConfig
     context: Context
+    precision: Precision
     identity: str
     step: int
     measured_from: int

@@ -1,4 +1,4 @@
-"""Memory that is freed and asked for again, in the process's main thread and, as under Ray Train, in another."""
+"""Which precision a device computes in, and memory that is freed and asked for again, in any thread of the process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
+from resnet_pipeline.device import chosen_precision
 
 MAPS, TIMES = [98, 24, 49, 24, 98, 49, 24, 24, 12, 98, 12], 10  # MiB, as ResNet-50's maps of 32 images
 
@@ -53,3 +56,23 @@ def test_a_thread_of_a_ray_worker_keeps_its_memory_as_the_main_thread_does():
     assert fresh_pages("main", {}) < 0.15
     assert fresh_pages("thread", WORKER_VARIABLES) < 0.15
     assert fresh_pages("thread", {}) > 0.3  # why the workers have the variable
+
+
+def flags() -> set[str]:
+    """Return the processor's flags as Linux names them."""
+    with Path("/proc/cpuinfo").open() as file:
+        return {flag for line in file if line.startswith("flags") for flag in line.partition(":")[2].split()}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags of other processors have other names")
+def test_auto_is_bf16_if_the_processor_has_it():
+    expected = "bf16" if flags() & {"avx512_bf16", "amx_bf16"} else "float32"
+    assert chosen_precision("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_follows_the_processor_and_other_precisions_are_kept(monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
+    assert chosen_precision("auto", torch.device("cpu")) == ("bf16" if has else "float32")
+    for wanted in ("float32", "bf16", "float64"):
+        assert chosen_precision(wanted, torch.device("cpu")) == wanted
