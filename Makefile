@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_ARGS ?=
+# Tests of one process run in two at a time, each with one thread of computation (tests/conftest.py); those that start
+# servers and clusters one after the other.
+PYTEST := $(BIN)/python -m pytest
+APART := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up down check format test soak tree clean
@@ -31,17 +35,18 @@ check: $(READY)  ## Format, lint, types, import contracts, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q -m "not slow and not integration and not gpu"
+	$(PYTEST) $(APART) -q -m "not slow and not integration and not gpu"
 
 format: $(READY)  ## Format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 test: $(READY)  ## All tests but the minutes of `make soak`
-	$(BIN)/python -m pytest -m "not soak"
+	$(PYTEST) $(APART) -m "not integration and not soak"
+	$(PYTEST) -m "integration and not soak"
 
 soak: $(READY)  ## Training through lost drivers, workers and nodes, on Ray nodes with networks of their own
-	$(BIN)/python -m pytest -m soak
+	$(PYTEST) -m soak
 
 tree:  ## One line on each module, its own first one
 	@find resnet_pipeline flows benchmarks -name '*.py' -size +0 | sort | while read -r file; do \

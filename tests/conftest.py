@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before PyTorch is imported: two processes with two threads each on two cores would wait for one another.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
