@@ -283,6 +283,8 @@ def _weights(weights: str | None, network: str | None, models: Sequence[str] | N
         return []
     if network is not None:
         return [f"{network}={weights}"]
-    if weights.startswith(("torchvision:", "timm:")):
+    from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES
+
+    if weights.startswith(REFERENCE_SOURCES):
         return [weights]
     raise UserError(f"--weights {weights} needs --network, the name of the network that the file is for")

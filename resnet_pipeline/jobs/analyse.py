@@ -29,7 +29,8 @@ from resnet_pipeline.evaluation.real_labels import RealLabels, agreement, real_e
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples, read_scores
 from resnet_pipeline.evaluation.statistics import mcnemar
 from resnet_pipeline.evaluation.submission import read_class_ids, write_submission
-from resnet_pipeline.jobs.evaluate import evaluate_models, expanded
+from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.references import expanded
 from resnet_pipeline.workspace import Workspace
 
 

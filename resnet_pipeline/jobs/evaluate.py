@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.adapters.mlflow.registry import fetch_members, fetched_model
-from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
-from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
-from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
 from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, plan_chunks, score_chunks
-from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
+from resnet_pipeline.evaluation.trained_model import Member
+from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.report.progress import counting
 from resnet_pipeline.workspace import Workspace
@@ -35,63 +31,17 @@ Say = Callable[[str], None]
 class Evaluation:
     """One network's errors under a protocol; ``reused`` if the scores were kept from before.
 
-    Errors of a split whose labels are not known hold the number of images alone.
+    ``reference`` is what the user wrote, ``parsed`` what it stands for. Errors of a split whose labels are not known
+    hold the number of images alone.
     """
 
     reference: str
+    parsed: Reference
     member: Member
     scores: Scores
     path: Path
     errors: dict[str, float]
     reused: bool
-
-
-def load_member(workspace: Workspace, reference: str) -> Member:
-    """Load the network of a MODEL reference.
-
-    A reference is a run directory (a path, or its name under runs/), ``models:/…`` or ``runs:/…`` of MLflow, the name
-    of a registered model, alone or with an alias (``imagenet-resnet50@champion``), a run id, ``NETWORK=WEIGHTS-FILE``,
-    or ``torchvision:NAME`` or ``timm:NAME``. Raises UserError where it points nowhere.
-    """
-    if reference.startswith(REFERENCE_SOURCES):
-        return load_reference(reference)
-    for folder in (Path(reference), workspace.runs / reference):
-        if folder.is_dir():
-            return load_folder(folder)
-    network, separator, file = reference.partition("=")
-    if separator:
-        return load_file(network, Path(file).expanduser())
-    if address := _registered(reference):
-        try:
-            with fetched_model(Tracking(workspace), address) as folder:
-                return load_folder(folder)
-        except UserError as error:
-            if str(error).startswith(reference):
-                raise  # names it already
-            what = reference if address == reference else f"{reference}: no run directory of that name"
-            raise UserError(f"{what}: {error}") from None
-    raise UserError(
-        f"no model at {reference!r}: name a run directory, models:/NAME@ALIAS, runs:/ID, NETWORK=WEIGHTS-FILE, "
-        "torchvision:NAME or timm:NAME"
-    )
-
-
-def load_members(workspace: Workspace, reference: str) -> list[Member]:
-    """Load the network of a MODEL reference, or all members where it names a registered ensemble."""
-    address = mlflow_address(workspace, reference)
-    return fetch_members(Tracking(workspace), address) if address else [load_member(workspace, reference)]
-
-
-def mlflow_address(workspace: Workspace, reference: str) -> str | None:
-    """Return ``models:/…`` or ``runs:/…`` for a MODEL reference that stands for it; None for all others."""
-    elsewhere = reference.startswith(REFERENCE_SOURCES) or "=" in reference or reference in ENSEMBLES
-    folders = (Path(reference), workspace.runs / reference)
-    return None if elsewhere or any(folder.is_dir() for folder in folders) else _registered(reference)
-
-
-def expanded(references: Sequence[str]) -> list[str]:
-    """Return the references with the names of ensembles replaced by their members."""
-    return [member for reference in references for member in ENSEMBLES.get(reference, (reference,))]
 
 
 def evaluate_models(
@@ -122,7 +72,8 @@ def evaluate_models(
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     if images is not None and images < 1:
         raise UserError(f"images must be at least 1, not {images}")
-    members = {reference: load_member(workspace, reference) for reference in dict.fromkeys(expanded(references))}
+    parsed = {text: parse(workspace, text) for text in dict.fromkeys(expanded(references))}
+    members = {text: load(workspace, reference) for text, reference in parsed.items()}
     check_models({name: member.classifier for name, member in members.items()}, dataset)
     indices = chosen_samples(len(dataset.splits[split]), images)
     groups: dict[Protocol, list[str]] = {}
@@ -152,6 +103,7 @@ def evaluate_models(
     return [
         Evaluation(
             reference=reference,
+            parsed=parsed[reference],
             member=member,
             scores=(scores := read_scores(paths[reference])),
             path=paths[reference],
@@ -233,14 +185,3 @@ def _score_here(
             for name in names:
                 parts[name].write(number, found[name])
             done += len(chunks[number])
-
-
-def _registered(reference: str) -> str | None:
-    """Return the MLflow address of a registered model's name, an alias of it, or a run id; None for anything else."""
-    if reference.startswith(("models:/", "runs:/")):
-        return reference
-    if re.fullmatch(r"[0-9a-f]{32}", reference):
-        return f"runs:/{reference}"
-    if re.fullmatch(r"[\w.-]+@[\w.-]+", reference):
-        return f"models:/{reference}"
-    return f"models:/{reference}@candidate" if re.fullmatch(r"[\w.-]+", reference) else None

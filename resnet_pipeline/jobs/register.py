@@ -32,6 +32,7 @@ from resnet_pipeline.files import write_json
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
+from resnet_pipeline.jobs.references import RegisteredModel
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
@@ -217,14 +218,14 @@ def _about_tests(views: ViewConfig, dataset: Dataset, split: str) -> dict[str, s
 
 def _member_version(tracking: Tracking, evaluation: Evaluation) -> MemberVersion:
     member = evaluation.member
-    reference = evaluation.reference
-    if reference.startswith("models:/"):
-        version: ModelVersion | None = resolve(tracking, reference)
+    if isinstance(evaluation.parsed, RegisteredModel):
+        version: ModelVersion | None = resolve(tracking, evaluation.parsed.uri)
     else:
         version = version_of_weights(tracking, member.weights_sha256)
     if version is None:
         raise UserError(
-            f"{reference} is not registered, and an ensemble refers to registered versions; register it first"
+            f"{evaluation.reference} is not registered, and an ensemble refers to registered versions; "
+            "register it first"
         )
     return MemberVersion(uri=version.uri, recipe=member.recipe or member.network, weights_sha256=member.weights_sha256)
 

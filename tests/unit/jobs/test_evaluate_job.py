@@ -16,7 +16,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
-from resnet_pipeline.jobs.evaluate import _registered, evaluate_models, expanded
+from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
 
@@ -154,20 +154,11 @@ def test_bad_input_is_named(workspace, models, tmp_path, monkeypatch):
     def away(*arguments):
         raise UserError("MLflow: not found")
 
-    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.fetched_model", away)
+    monkeypatch.setattr("resnet_pipeline.jobs.references.fetched_model", away)
     with pytest.raises(UserError, match="imagenet-resnet34-b@candidate: MLflow: not found"):
         run(workspace, ["ilsvrc2015"])
     with pytest.raises(UserError, match="no run directory of that name: MLflow: not found"):
         run(workspace, ["nothing"])
-
-
-def test_registered_models_may_be_named_shortly():
-    assert _registered("imagenet-resnet50") == "models:/imagenet-resnet50@candidate"
-    assert _registered("imagenet-resnet50@champion") == "models:/imagenet-resnet50@champion"
-    assert _registered("a" * 32) == f"runs:/{'a' * 32}"
-    assert _registered("models:/x/3") == "models:/x/3"
-    assert _registered("some/folder") is None
-    assert len(expanded(["ilsvrc2015", "x"])) == 7
 
 
 def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monkeypatch):
