@@ -18,7 +18,7 @@ from resnet_pipeline.evaluation.ensemble import average, errors_of
 from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
 from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, plan_chunks, score_chunks
-from resnet_pipeline.evaluation.trained_model import Member
+from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
 from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.report.progress import counting
@@ -31,13 +31,13 @@ Say = Callable[[str], None]
 class Evaluation:
     """One network's errors under a protocol; ``reused`` if the scores were kept from before.
 
-    ``reference`` is what the user wrote, ``parsed`` what it stands for. Errors of a split whose labels are not known
-    hold the number of images alone.
+    ``reference`` is what the user wrote, ``parsed`` what it stands for, ``member`` what is known of it without its
+    weights. Errors of a split whose labels are not known hold the number of images alone.
     """
 
     reference: str
     parsed: Reference
-    member: Member
+    member: NetworkFacts
     scores: Scores
     path: Path
     errors: dict[str, float]
@@ -61,6 +61,9 @@ def evaluate_models(
 ) -> list[Evaluation]:
     """Evaluate networks under a protocol; only those whose scores are not kept are run, sharing the decoding.
 
+    Networks are loaded one after the other, and only those that are run stay in memory. A score file that is kept is
+    read once, a new one is written and not read.
+
     ``scales`` are the shorter sides instead of each network's own; ``average`` is softmax or logits, over the views;
     ``images`` limits the evaluation to that many evenly spaced images of the split; ``half`` keeps scores as float16.
     ``workers`` is the number of tasks on Ray at a time; without it the cluster that RAY_ADDRESS names is used in full,
@@ -73,44 +76,50 @@ def evaluate_models(
     if images is not None and images < 1:
         raise UserError(f"images must be at least 1, not {images}")
     parsed = {text: parse(workspace, text) for text in dict.fromkeys(expanded(references))}
-    members = {text: load(workspace, reference) for text, reference in parsed.items()}
-    check_models({name: member.classifier for name, member in members.items()}, dataset)
     indices = chosen_samples(len(dataset.splits[split]), images)
-    groups: dict[Protocol, list[str]] = {}
-    paths, reused = {}, []
-    for reference, member in members.items():
+    groups: dict[Protocol, dict[str, tuple[Member, Path]]] = {}
+    known: dict[str, NetworkFacts] = {}
+    paths: dict[str, Path] = {}
+    for text, reference in parsed.items():
+        member = load(workspace, reference)
+        check_models({text: member.classifier}, dataset)
         protocol = protocol_of(protocol_name, member.views, scales=scales, average=average)
         subset = protocol.id if images is None else f"{protocol.id}-{len(indices)}-images"
-        paths[reference] = score_path(
+        path = score_path(
             workspace.scores,
             dataset_fingerprint=dataset.fingerprint,
             split=split,
             protocol=subset,
             weights_sha256=member.weights_sha256,
         )
-        if paths[reference].exists():
-            reused.append(reference)
-        elif list(paths.values()).count(paths[reference]) == 1:  # else the same weights under another name
-            groups.setdefault(protocol, []).append(reference)
+        if not path.exists() and path not in paths.values():  # else the same weights under another name
+            groups.setdefault(protocol, {})[text] = member, path
+        known[text], paths[text] = member.facts(), path
+        del member  # before the next one is loaded
+    scores: dict[Path, Scores] = {}
     for protocol, group in groups.items():
-        own = {reference: (members[reference], paths[reference]) for reference in group}
-        with counting(f"{protocol_name}: {', '.join(members[r].name for r in group)}", quiet=quiet, say=say) as update:
-            _compute(
-                workspace, own, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say
+        title = f"{protocol_name}: {', '.join(member.name for member, _ in group.values())}"
+        with counting(title, quiet=quiet, say=say) as update:
+            scores |= _compute(
+                workspace, group, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say
             )
+    reused = [text for text, path in paths.items() if path not in scores]
     if reused:
-        say(f"{protocol_name}: scores of {', '.join(members[r].name for r in reused)} kept from before")
+        say(f"{protocol_name}: scores of {', '.join(known[text].name for text in reused)} kept from before")
+    for text in reused:
+        if paths[text] not in scores:
+            scores[paths[text]] = read_scores(paths[text])
     return [
         Evaluation(
-            reference=reference,
-            parsed=parsed[reference],
-            member=member,
-            scores=(scores := read_scores(paths[reference])),
-            path=paths[reference],
-            errors=errors_of(scores) if scores.labelled else {"images": float(len(scores.keys))},
-            reused=reference in reused,
+            reference=text,
+            parsed=parsed[text],
+            member=known[text],
+            scores=(own := scores[path]),
+            path=path,
+            errors=errors_of(own) if own.labelled else {"images": float(len(own.keys))},
+            reused=text in reused,
         )
-        for reference, member in members.items()
+        for text, path in paths.items()
     ]
 
 
@@ -131,8 +140,8 @@ def _compute(
     half: bool,
     update: Callable[[int, int], None],
     say: Say,
-) -> None:
-    """Compute the missing chunks of each member, then write its score file."""
+) -> dict[Path, Scores]:
+    """Compute the missing chunks of each member, then write its score file; return what was written, by file."""
     chunks = plan_chunks(dataset, split, protocol, indices)
     models = {reference: member.classifier for reference, (member, _) in members.items()}
     parts = {reference: Parts(path, [len(chunk) for chunk in chunks]) for reference, (_, path) in members.items()}
@@ -150,12 +159,15 @@ def _compute(
     else:
         _score_here(models, dataset, split, protocol, chunks, parts, lacking, lambda done: update(done, total))
     keys = [dataset.splits[split].keys[i] for i in indices]
+    written = {}
     for reference, (_, path) in members.items():
         scores = parts[reference].merge(keys)
         if half:
             scores = replace(scores, probabilities=scores.probabilities.astype(np.float16))
         write_scores(scores, path)
+        written[path] = scores
         parts[reference].remove()
+    return written
 
 
 def _score_here(
@@ -168,7 +180,10 @@ def _score_here(
     lacking: Mapping[int, Sequence[str]],
     progress: Callable[[int], None],
 ) -> None:
-    """Compute chunks in this process; those that the same models lack, one after the other in one go."""
+    """Compute chunks in this process; those that the same models lack, one after the other in one go.
+
+    The only chunk is not written: it would be all that its score file holds.
+    """
     done = 0
     for names, group in itertools.groupby(lacking, key=lambda number: tuple(lacking[number])):
         numbers = list(group)
@@ -183,5 +198,6 @@ def _score_here(
         )
         for number, found in zip(numbers, scored, strict=True):
             for name in names:
-                parts[name].write(number, found[name])
+                keep = parts[name].write if len(chunks) > 1 else parts[name].hold
+                keep(number, found[name])
             done += len(chunks[number])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
 from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.references import load
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
 
@@ -112,6 +114,21 @@ def test_the_same_weights_under_two_names_are_run_once(workspace, models, tmp_pa
     first, second = run(workspace, [models[0], f"cifar-resnet8={tmp_path / 'copy.pth'}"], images=20)
     assert first.path == second.path and len(tested) == 1
     assert first.errors == second.errors
+
+
+def test_networks_whose_scores_are_kept_are_in_memory_one_at_a_time(workspace, models, monkeypatch):
+    run(workspace, models, images=20)
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+
+    def watched(*arguments):
+        assert not [one for one in loaded if one() is not None]
+        member = load(*arguments)
+        loaded.append(weakref.ref(member.classifier))
+        return member
+
+    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.load", watched)
+    found = run(workspace, models, images=20)
+    assert len(loaded) == 2 and [e.member.network for e in found] == ["cifar-resnet8", "cifar-resnet14"]
 
 
 def test_scales_and_averages_have_files_of_their_own(workspace, models):
