@@ -21,7 +21,7 @@ from flows.parameters import (
 )
 from flows.shell import say, table
 from resnet_pipeline.evaluation.paper import ENSEMBLES
-from resnet_pipeline.jobs.analyse import ensemble, score_sources
+from resnet_pipeline.jobs.analyse import ensemble, evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 from resnet_pipeline.workspace import Workspace
@@ -65,7 +65,7 @@ def ensemble_evaluate(
 ) -> dict[str, Any]:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
     tell = say()
-    check_registrable(registered_as, combine=combine, average=average)
+    check_registrable(registered_as, members, dataset, combine=combine, average=average)
     sources = score_sources(
         Workspace.of(), members, dataset, protocol,
         images=images, scales=scales, average=average, workers=workers, say=tell,
@@ -85,8 +85,5 @@ def ensemble_evaluate(
     )
     version = None
     if registered_as:
-        version = register_ensemble_of(
-            Workspace.of(), registered_as, [source.name for source in sources], dataset, protocol,
-            images=images, scales=scales, say=tell,
-        ).uri  # fmt: skip
+        version = register_ensemble_of(Workspace.of(), registered_as, evaluations_of(sources), dataset, say=tell).uri
     return {"version": version, "members": rows[:-1], "ensemble": rows[-1], "without": result.get("without")}

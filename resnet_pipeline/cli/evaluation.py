@@ -123,12 +123,12 @@ def ensemble(
     `ilsvrc2015` stands for the paper's six models.
     """
     from resnet_pipeline.jobs.analyse import ensemble as combined
-    from resnet_pipeline.jobs.analyse import score_sources
+    from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
     from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 
     if combine not in ("probabilities", "logits"):
         raise UserError(f"--combine is probabilities or logits, not {combine!r}")
-    check_registrable(registered_as, combine=combine, average=average)
+    check_registrable(registered_as, models, dataset, combine=combine, average=average)
     sources = score_sources(
         Workspace.of(root), models, dataset, protocol,
         split=split, images=images, scales=_scales(scales), average=average, workers=workers, quiet=quiet,
@@ -146,11 +146,8 @@ def ensemble(
         if key in result:
             print_member_errors(title, result[key])
     members = result.pop("members")
-    if registered_as:
-        version = register_ensemble_of(
-            Workspace.of(root), registered_as, [source.name for source in sources], dataset, protocol,
-            split=split, images=images, scales=_scales(scales), quiet=quiet,
-        )  # fmt: skip
+    if registered_as and dataset:
+        version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), dataset)
         result["version"] = version.uri
     write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": members, **result})
 
@@ -283,6 +280,8 @@ def _weights(weights: str | None, network: str | None, models: Sequence[str] | N
         return []
     if network is not None:
         return [f"{network}={weights}"]
-    if weights.startswith(("torchvision:", "timm:")):
+    from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES
+
+    if weights.startswith(REFERENCE_SOURCES):
         return [weights]
     raise UserError(f"--weights {weights} needs --network, the name of the network that the file is for")

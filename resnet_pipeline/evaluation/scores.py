@@ -181,12 +181,17 @@ class Parts:
     """The chunks of one score file: a folder of score files, named by the chunk's number and its size.
 
     Each is written whole or not at all. Its folder belongs to the weights, dataset, protocol and samples of the score
-    file's own path.
+    file's own path. What this object has read or been given it holds, so that no file is read twice; a copy for another
+    process holds nothing.
     """
 
     def __init__(self, path: Path, sizes: Sequence[int]) -> None:
         self.path, self._sizes = path, list(sizes)
         self._folder = path.with_name(f"{path.stem}.parts")
+        self._held: dict[int, Scores] = {}
+
+    def __reduce__(self) -> tuple[type[Parts], tuple[Path, list[int]]]:
+        return Parts, (self.path, self._sizes)
 
     def file(self, number: int) -> Path:
         """Return where a chunk's scores are kept."""
@@ -197,24 +202,40 @@ class Parts:
         return [number for number in range(len(self._sizes)) if not self._good(number)]
 
     def write(self, number: int, scores: Scores) -> None:
-        """Keep a chunk's scores."""
+        """Keep a chunk's scores, on disk and here."""
         write_scores(scores, self.file(number))
+        self.hold(number, scores)
+
+    def hold(self, number: int, scores: Scores) -> None:
+        """Keep a chunk's scores here alone: enough for the only chunk, whose score file is written next."""
+        self._held[number] = scores
 
     def merge(self, keys: Sequence[str]) -> Scores:
-        """Return the scores of all chunks, in the order of ``keys``."""
-        return merge_scores([read_scores(self.file(number)) for number in range(len(self._sizes))], keys)
+        """Return the scores of all chunks, in the order of ``keys``; those that another process wrote are read."""
+        numbers = range(len(self._sizes))
+        return merge_scores(
+            [self._held[n] if n in self._held else read_scores(self.file(n)) for n in numbers],
+            keys,
+        )
 
     def remove(self) -> None:
-        """Remove the folder: the score file is written."""
+        """Remove the folder, and let go of what is held: the score file is written."""
+        self._held.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _good(self, number: int) -> bool:
+        if number in self._held:
+            return True
         if not self.file(number).exists():
             return False
         try:
-            return len(read_scores(self.file(number)).keys) == self._sizes[number]
+            scores = read_scores(self.file(number))
         except UserError:  # a disk that filled up, a file that someone shortened: compute it again
             return False
+        if len(scores.keys) != self._sizes[number]:
+            return False
+        self.hold(number, scores)
+        return True
 
 
 def lacking_models(parts: Mapping[str, Parts]) -> dict[int, list[str]]:

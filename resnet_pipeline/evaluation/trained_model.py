@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -29,21 +29,31 @@ _CAFFE_MEAN = (123.68, 116.779, 103.939)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
-    """A network ready to be tested: its name, classifier, view sizes, and its weights' SHA-256.
+class NetworkFacts:
+    """What is known of a network without its weights: its name, view sizes, and its weights' SHA-256.
 
     ``classes`` are its dataset's class names in the order of the labels, ``class_words`` what they mean in words (the
     names again, where the dataset has no words); both are empty for weights that were trained elsewhere.
     """
 
     name: str
-    classifier: Classifier
     views: ViewConfig
     weights_sha256: str
     network: str
     recipe: str | None = None
     classes: tuple[str, ...] = ()
     class_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(NetworkFacts):
+    """A network ready to be tested: what is known of it, and its classifier."""
+
+    classifier: Classifier
+
+    def facts(self) -> NetworkFacts:
+        """Return what is known of the network, without the classifier, which takes the memory."""
+        return NetworkFacts(**{field.name: getattr(self, field.name) for field in fields(NetworkFacts)})
 
 
 def load_folder(folder: Path, *, name: str | None = None) -> Member:

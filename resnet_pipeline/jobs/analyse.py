@@ -29,17 +29,22 @@ from resnet_pipeline.evaluation.real_labels import RealLabels, agreement, real_e
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples, read_scores
 from resnet_pipeline.evaluation.statistics import mcnemar
 from resnet_pipeline.evaluation.submission import read_class_ids, write_submission
-from resnet_pipeline.jobs.evaluate import evaluate_models, expanded
+from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
+from resnet_pipeline.jobs.references import expanded
 from resnet_pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Scores that are read when they are needed; ``row`` is what an evaluation says of them, empty for a file."""
+    """Scores, of a file when they are asked for, or of an evaluation, which has them.
+
+    ``row`` is what the evaluation says of them, empty for a file.
+    """
 
     name: str
     read: Callable[[], Scores]
     row: Mapping[str, Any]
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +69,16 @@ def score_sources(
     found: dict[str, Source] = {}
     if models and dataset_name is not None:
         for evaluation in evaluate_models(workspace, models, dataset_name, protocol, **testing):
-            row = {"seconds": evaluation.scores.seconds, "scores": str(evaluation.path), "reused": evaluation.reused}
-            reading = partial(read_scores, evaluation.path)
-            found[evaluation.reference] = Source(name=evaluation.reference, read=reading, row=row)
+            found[evaluation.reference] = _source(evaluation)
     for reference in references:
         if reference not in found:
             found[reference] = Source(name=reference, read=partial(read_scores, Path(reference)), row={})
     return [found[reference] for reference in dict.fromkeys(references)]
+
+
+def evaluations_of(sources: Sequence[Source]) -> list[Evaluation]:
+    """Return the evaluations that the sources come from; a score file has none."""
+    return [source.evaluation for source in sources if source.evaluation is not None]
 
 
 def analyse(
@@ -139,15 +147,20 @@ def ensemble(
 ) -> dict[str, Any]:
     """Average the members and return their errors and the ensemble's, with intervals, as plain JSON values.
 
-    Members are read one after the other. ``fit`` adds weights fitted on a random half and the errors on the other one;
-    ``greedy`` the curve of greedy selection; ``contributions`` the errors without each member.
+    Each source is read once: score files one after the other, unless one of the following needs them all. ``fit`` adds
+    weights fitted on a random half and the errors on the other one; ``greedy`` the curve of greedy selection;
+    ``contributions`` the errors without each member. Raises UserError if the scores are of different samples.
     """
     members: list[dict[str, Any]] = []
+    scores: list[Scores] = []
+    all_at_once = fit or greedy or contributions
 
     def reading() -> Any:
         for source in sources:
             own = source.read()
             members.append({"model": source.name, **_tested(own), **source.row})
+            if all_at_once:
+                scores.append(own)
             yield own
             del own  # before the next one is read
 
@@ -160,16 +173,14 @@ def ensemble(
         **({"paper": {"top5": ENSEMBLE_TOP5, "source": ENSEMBLE_SOURCE}} if ilsvrc else {}),
     }
     del mean
-    if fit or greedy or contributions:
-        scores = [source.read() for source in sources]
-        if fit:
-            result["fitted"] = _fitted(scores, combine)
-        if greedy:
-            steps = greedy_selection(scores, combine=combine)
-            result["greedy"] = [{**vars(step), "member": sources[step.member].name} for step in steps]
-        if contributions:
-            without = leave_one_out(scores, combine=combine)
-            result["without"] = [{"member": s.name, **errors} for s, errors in zip(sources, without, strict=True)]
+    if fit:
+        result["fitted"] = _fitted(scores, combine)
+    if greedy:
+        steps = greedy_selection(scores, combine=combine)
+        result["greedy"] = [{**vars(step), "member": sources[step.member].name} for step in steps]
+    if contributions:
+        without = leave_one_out(scores, combine=combine)
+        result["without"] = [{"member": s.name, **errors} for s, errors in zip(sources, without, strict=True)]
     return result
 
 
@@ -180,6 +191,12 @@ def submit(workspace: Workspace, sources: Sequence[Source], dataset_name: str, i
     mean = average(source.read() for source in sources)
     write_submission(mean, class_ids, output)
     return len(mean.keys)
+
+
+def _source(evaluation: Evaluation) -> Source:
+    scores = evaluation.scores
+    row = {"seconds": scores.seconds, "scores": str(evaluation.path), "reused": evaluation.reused}
+    return Source(name=evaluation.reference, read=lambda: scores, row=row, evaluation=evaluation)
 
 
 def _tested(scores: Scores) -> dict[str, Any]:

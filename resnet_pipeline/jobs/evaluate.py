@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.adapters.mlflow.registry import fetch_members, fetched_model
-from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
-from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
-from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
 from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, plan_chunks, score_chunks
-from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
+from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
+from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.report.progress import counting
 from resnet_pipeline.workspace import Workspace
@@ -35,63 +31,17 @@ Say = Callable[[str], None]
 class Evaluation:
     """One network's errors under a protocol; ``reused`` if the scores were kept from before.
 
-    Errors of a split whose labels are not known hold the number of images alone.
+    ``reference`` is what the user wrote, ``parsed`` what it stands for, ``member`` what is known of it without its
+    weights. Errors of a split whose labels are not known hold the number of images alone.
     """
 
     reference: str
-    member: Member
+    parsed: Reference
+    member: NetworkFacts
     scores: Scores
     path: Path
     errors: dict[str, float]
     reused: bool
-
-
-def load_member(workspace: Workspace, reference: str) -> Member:
-    """Load the network of a MODEL reference.
-
-    A reference is a run directory (a path, or its name under runs/), ``models:/…`` or ``runs:/…`` of MLflow, the name
-    of a registered model, alone or with an alias (``imagenet-resnet50@champion``), a run id, ``NETWORK=WEIGHTS-FILE``,
-    or ``torchvision:NAME`` or ``timm:NAME``. Raises UserError where it points nowhere.
-    """
-    if reference.startswith(REFERENCE_SOURCES):
-        return load_reference(reference)
-    for folder in (Path(reference), workspace.runs / reference):
-        if folder.is_dir():
-            return load_folder(folder)
-    network, separator, file = reference.partition("=")
-    if separator:
-        return load_file(network, Path(file).expanduser())
-    if address := _registered(reference):
-        try:
-            with fetched_model(Tracking(workspace), address) as folder:
-                return load_folder(folder)
-        except UserError as error:
-            if str(error).startswith(reference):
-                raise  # names it already
-            what = reference if address == reference else f"{reference}: no run directory of that name"
-            raise UserError(f"{what}: {error}") from None
-    raise UserError(
-        f"no model at {reference!r}: name a run directory, models:/NAME@ALIAS, runs:/ID, NETWORK=WEIGHTS-FILE, "
-        "torchvision:NAME or timm:NAME"
-    )
-
-
-def load_members(workspace: Workspace, reference: str) -> list[Member]:
-    """Load the network of a MODEL reference, or all members where it names a registered ensemble."""
-    address = mlflow_address(workspace, reference)
-    return fetch_members(Tracking(workspace), address) if address else [load_member(workspace, reference)]
-
-
-def mlflow_address(workspace: Workspace, reference: str) -> str | None:
-    """Return ``models:/…`` or ``runs:/…`` for a MODEL reference that stands for it; None for all others."""
-    elsewhere = reference.startswith(REFERENCE_SOURCES) or "=" in reference or reference in ENSEMBLES
-    folders = (Path(reference), workspace.runs / reference)
-    return None if elsewhere or any(folder.is_dir() for folder in folders) else _registered(reference)
-
-
-def expanded(references: Sequence[str]) -> list[str]:
-    """Return the references with the names of ensembles replaced by their members."""
-    return [member for reference in references for member in ENSEMBLES.get(reference, (reference,))]
 
 
 def evaluate_models(
@@ -111,6 +61,9 @@ def evaluate_models(
 ) -> list[Evaluation]:
     """Evaluate networks under a protocol; only those whose scores are not kept are run, sharing the decoding.
 
+    Networks are loaded one after the other, and only those that are run stay in memory. A score file that is kept is
+    read once, a new one is written and not read.
+
     ``scales`` are the shorter sides instead of each network's own; ``average`` is softmax or logits, over the views;
     ``images`` limits the evaluation to that many evenly spaced images of the split; ``half`` keeps scores as float16.
     ``workers`` is the number of tasks on Ray at a time; without it the cluster that RAY_ADDRESS names is used in full,
@@ -122,43 +75,51 @@ def evaluate_models(
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     if images is not None and images < 1:
         raise UserError(f"images must be at least 1, not {images}")
-    members = {reference: load_member(workspace, reference) for reference in dict.fromkeys(expanded(references))}
-    check_models({name: member.classifier for name, member in members.items()}, dataset)
+    parsed = {text: parse(workspace, text) for text in dict.fromkeys(expanded(references))}
     indices = chosen_samples(len(dataset.splits[split]), images)
-    groups: dict[Protocol, list[str]] = {}
-    paths, reused = {}, []
-    for reference, member in members.items():
+    groups: dict[Protocol, dict[str, tuple[Member, Path]]] = {}
+    known: dict[str, NetworkFacts] = {}
+    paths: dict[str, Path] = {}
+    for text, reference in parsed.items():
+        member = load(workspace, reference)
+        check_models({text: member.classifier}, dataset)
         protocol = protocol_of(protocol_name, member.views, scales=scales, average=average)
         subset = protocol.id if images is None else f"{protocol.id}-{len(indices)}-images"
-        paths[reference] = score_path(
+        path = score_path(
             workspace.scores,
             dataset_fingerprint=dataset.fingerprint,
             split=split,
             protocol=subset,
             weights_sha256=member.weights_sha256,
         )
-        if paths[reference].exists():
-            reused.append(reference)
-        elif list(paths.values()).count(paths[reference]) == 1:  # else the same weights under another name
-            groups.setdefault(protocol, []).append(reference)
+        if not path.exists() and path not in paths.values():  # else the same weights under another name
+            groups.setdefault(protocol, {})[text] = member, path
+        known[text], paths[text] = member.facts(), path
+        del member  # before the next one is loaded
+    scores: dict[Path, Scores] = {}
     for protocol, group in groups.items():
-        own = {reference: (members[reference], paths[reference]) for reference in group}
-        with counting(f"{protocol_name}: {', '.join(members[r].name for r in group)}", quiet=quiet, say=say) as update:
-            _compute(
-                workspace, own, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say
+        title = f"{protocol_name}: {', '.join(member.name for member, _ in group.values())}"
+        with counting(title, quiet=quiet, say=say) as update:
+            scores |= _compute(
+                workspace, group, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say
             )
+    reused = [text for text, path in paths.items() if path not in scores]
     if reused:
-        say(f"{protocol_name}: scores of {', '.join(members[r].name for r in reused)} kept from before")
+        say(f"{protocol_name}: scores of {', '.join(known[text].name for text in reused)} kept from before")
+    for text in reused:
+        if paths[text] not in scores:
+            scores[paths[text]] = read_scores(paths[text])
     return [
         Evaluation(
-            reference=reference,
-            member=member,
-            scores=(scores := read_scores(paths[reference])),
-            path=paths[reference],
-            errors=errors_of(scores) if scores.labelled else {"images": float(len(scores.keys))},
-            reused=reference in reused,
+            reference=text,
+            parsed=parsed[text],
+            member=known[text],
+            scores=(own := scores[path]),
+            path=path,
+            errors=errors_of(own) if own.labelled else {"images": float(len(own.keys))},
+            reused=text in reused,
         )
-        for reference, member in members.items()
+        for text, path in paths.items()
     ]
 
 
@@ -179,8 +140,8 @@ def _compute(
     half: bool,
     update: Callable[[int, int], None],
     say: Say,
-) -> None:
-    """Compute the missing chunks of each member, then write its score file."""
+) -> dict[Path, Scores]:
+    """Compute the missing chunks of each member, then write its score file; return what was written, by file."""
     chunks = plan_chunks(dataset, split, protocol, indices)
     models = {reference: member.classifier for reference, (member, _) in members.items()}
     parts = {reference: Parts(path, [len(chunk) for chunk in chunks]) for reference, (_, path) in members.items()}
@@ -198,12 +159,15 @@ def _compute(
     else:
         _score_here(models, dataset, split, protocol, chunks, parts, lacking, lambda done: update(done, total))
     keys = [dataset.splits[split].keys[i] for i in indices]
+    written = {}
     for reference, (_, path) in members.items():
         scores = parts[reference].merge(keys)
         if half:
             scores = replace(scores, probabilities=scores.probabilities.astype(np.float16))
         write_scores(scores, path)
+        written[path] = scores
         parts[reference].remove()
+    return written
 
 
 def _score_here(
@@ -216,7 +180,10 @@ def _score_here(
     lacking: Mapping[int, Sequence[str]],
     progress: Callable[[int], None],
 ) -> None:
-    """Compute chunks in this process; those that the same models lack, one after the other in one go."""
+    """Compute chunks in this process; those that the same models lack, one after the other in one go.
+
+    The only chunk is not written: it would be all that its score file holds.
+    """
     done = 0
     for names, group in itertools.groupby(lacking, key=lambda number: tuple(lacking[number])):
         numbers = list(group)
@@ -231,16 +198,6 @@ def _score_here(
         )
         for number, found in zip(numbers, scored, strict=True):
             for name in names:
-                parts[name].write(number, found[name])
+                keep = parts[name].write if len(chunks) > 1 else parts[name].hold
+                keep(number, found[name])
             done += len(chunks[number])
-
-
-def _registered(reference: str) -> str | None:
-    """Return the MLflow address of a registered model's name, an alias of it, or a run id; None for anything else."""
-    if reference.startswith(("models:/", "runs:/")):
-        return reference
-    if re.fullmatch(r"[0-9a-f]{32}", reference):
-        return f"runs:/{reference}"
-    if re.fullmatch(r"[\w.-]+@[\w.-]+", reference):
-        return f"models:/{reference}"
-    return f"models:/{reference}@candidate" if re.fullmatch(r"[\w.-]+", reference) else None

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.adapters.mlflow.registry import member_references
-from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import Dataset, Split, open_dataset
 from resnet_pipeline.evaluation.calibration import calibrate
 from resnet_pipeline.evaluation.confusion import Int64, class_errors, confusion_pairs, top_classes
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.scores import Scores
 from resnet_pipeline.evaluation.trained_model import words_of
-from resnet_pipeline.jobs.evaluate import evaluate_models, mlflow_address
+from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.references import fully_expanded
 from resnet_pipeline.jobs.register import measured_errors
 from resnet_pipeline.report.explorer import (
     ClassName,
@@ -51,12 +50,8 @@ def explore(
     Returns its path, reports/errors-<dataset>-<model>-<protocol>.html under the root by default. Raises UserError as
     ``evaluate_models`` does.
     """
-    dataset, tracking = open_dataset(workspace, dataset_name), Tracking(workspace)
-    members = [
-        member
-        for reference in references
-        for member in member_references(tracking, mlflow_address(workspace, reference) or reference)
-    ]
+    dataset = open_dataset(workspace, dataset_name)
+    members = fully_expanded(workspace, references)
     evaluations = evaluate_models(
         workspace, members, dataset_name, protocol, split=split, images=images, quiet=quiet, say=say
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.evaluate import load_member
+from resnet_pipeline.jobs.references import load, parse
 from resnet_pipeline.models.export import export_onnx, export_program, export_torchvision
 from resnet_pipeline.workspace import Workspace
 
@@ -15,7 +15,7 @@ def export_model(workspace: Workspace, reference: str, output: Path) -> None:
     endings = (".safetensors", ".onnx", ".pt2")
     if output.suffix not in endings:
         raise UserError(f"{output} must end in one of {', '.join(endings)}")
-    member = load_member(workspace, reference)
+    member = load(workspace, parse(workspace, reference))
     metadata = {"network": member.network, "weights_sha256": member.weights_sha256}
     if output.suffix == ".safetensors":
         export_torchvision(member.classifier, output, metadata)

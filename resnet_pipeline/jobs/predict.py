@@ -24,7 +24,7 @@ from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scoring import class_count
 from resnet_pipeline.evaluation.trained_model import Member, words_of
 from resnet_pipeline.files import replacing
-from resnet_pipeline.jobs.evaluate import expanded, load_members
+from resnet_pipeline.jobs.references import expanded, load_all, parse
 from resnet_pipeline.report.progress import counting
 from resnet_pipeline.workspace import Workspace
 
@@ -89,7 +89,7 @@ def predict_folder(
 
 
 def _members(workspace: Workspace, reference: str, dataset_name: str | None) -> list[Member]:
-    members = [m for one in expanded([reference]) for m in load_members(workspace, one)]
+    members = [m for one in expanded([reference]) for m in load_all(workspace, parse(workspace, one))]
     return [_named(workspace, member, dataset_name) for member in members]
 
 

@@ -25,7 +25,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.promotion import Comparison, compare
 from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path
-from resnet_pipeline.jobs.evaluate import mlflow_address
+from resnet_pipeline.jobs.references import parse_registered
 from resnet_pipeline.jobs.register import ensemble_scores, record_tests
 from resnet_pipeline.workspace import Workspace
 
@@ -61,7 +61,7 @@ def promote(
     Raises PromotionRefusedError with all reasons, UserError for a reference that points nowhere.
     """
     tracking = Tracking(workspace)
-    version = resolve(tracking, mlflow_address(workspace, reference) or reference)
+    version = resolve(tracking, parse_registered(workspace, reference).uri)
     champion = alias_of(tracking, version.name, CHAMPION)
     if champion and champion.version == version.version:
         say(f"{version.name} version {version.version} is the champion already")

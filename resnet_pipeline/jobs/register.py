@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -29,9 +28,10 @@ from resnet_pipeline.evaluation.ensemble import average, errors_of, intervals_of
 from resnet_pipeline.evaluation.paper import ENSEMBLE_SOURCE, ENSEMBLE_TOP5, PUBLISHED, PublishedError
 from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
 from resnet_pipeline.files import write_json
-from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
+from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
+from resnet_pipeline.jobs.references import RegisteredModel
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
@@ -68,11 +68,16 @@ def register_run(
     return version
 
 
-def check_registrable(name: str | None, *, combine: str, average: str) -> None:
-    """Raise UserError where an ensemble can't be registered under ``name``; None is not to be registered."""
+def check_registrable(
+    name: str | None, references: Sequence[str], dataset_name: str | None, *, combine: str, average: str
+) -> None:
+    """Raise UserError if the ensemble of these can't be registered under ``name``; None is not to be registered."""
     if name is None:
         return
     checked_name(name, "model name")
+    files = [reference for reference in references if reference.endswith(".parquet")]
+    if dataset_name is None or files:
+        raise UserError(f"{files[0] if files else name} can't be registered: name its models, and --dataset")
     if (combine, average) != ("probabilities", "softmax"):
         raise UserError(f"{name}: a registered ensemble averages probabilities, as it is served, not logits")
 
@@ -80,22 +85,17 @@ def check_registrable(name: str | None, *, combine: str, average: str) -> None:
 def register_ensemble_of(
     workspace: Workspace,
     name: str,
-    references: Sequence[str],
-    dataset_name: str | None,
-    protocol: str,
+    evaluations: Sequence[Evaluation],
+    dataset_name: str,
     *,
     say: Say = print,
-    **testing: Any,
 ) -> ModelVersion:
-    """Register the ensemble of registered networks under ``name``, with its error from their kept scores.
+    """Register the ensemble of registered networks under ``name``, with its error from their evaluations' scores.
 
-    ``testing`` are further parameters of ``evaluate_models``. Raises UserError for a member that is not registered.
+    The evaluations are of one protocol on the dataset. Returns the version; raises UserError for a member that is not
+    registered, or was trained on other classes than the dataset's.
     """
-    check_registrable(name, combine="probabilities", average="softmax")
-    files = [reference for reference in references if reference.endswith(".parquet")]
-    if dataset_name is None or files:
-        raise UserError(f"{files[0] if files else name} can't be registered: name its models, and --dataset")
-    evaluations = evaluate_models(workspace, references, dataset_name, protocol, say=lambda text: None, **testing)
+    checked_name(name, "model name")
     tracking = Tracking(workspace)
     dataset = open_dataset(workspace, dataset_name)
     members = [_member_version(tracking, e) for e in evaluations]
@@ -217,14 +217,14 @@ def _about_tests(views: ViewConfig, dataset: Dataset, split: str) -> dict[str, s
 
 def _member_version(tracking: Tracking, evaluation: Evaluation) -> MemberVersion:
     member = evaluation.member
-    reference = evaluation.reference
-    if reference.startswith("models:/"):
-        version: ModelVersion | None = resolve(tracking, reference)
+    if isinstance(evaluation.parsed, RegisteredModel):
+        version: ModelVersion | None = resolve(tracking, evaluation.parsed.uri)
     else:
         version = version_of_weights(tracking, member.weights_sha256)
     if version is None:
         raise UserError(
-            f"{reference} is not registered, and an ensemble refers to registered versions; register it first"
+            f"{evaluation.reference} is not registered, and an ensemble refers to registered versions; "
+            "register it first"
         )
     return MemberVersion(uri=version.uri, recipe=member.recipe or member.network, weights_sha256=member.weights_sha256)
 

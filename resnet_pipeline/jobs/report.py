@@ -17,6 +17,7 @@ from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
+from resnet_pipeline.jobs.references import parse_run
 from resnet_pipeline.models import depth_of
 from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
 from resnet_pipeline.report.page import write_report
@@ -37,10 +38,14 @@ def report_on_runs(
 ) -> tuple[Path, Table]:
     """Write the HTML report on finished runs (None: all on this dataset); return its path and the terminal's table.
 
-    Scores that are missing are computed first.
+    Scores that are missing are computed first. Raises UserError for what is no run directory, and if there is none.
     """
     dataset = open_dataset(workspace, dataset_name)
-    references = list(runs) if runs else [str(run.path) for run in _finished(workspace, dataset)]
+    if runs:
+        folders = {text: RunDirectory.open(parse_run(workspace, text).path) for text in runs}
+    else:
+        folders = {str(run.path): run for run in _finished(workspace, dataset)}
+    references = list(folders)
     if not references:
         raise UserError(f"no finished run on dataset {dataset_name!r} under {workspace.runs}; train one first")
     evaluations = {
@@ -50,8 +55,7 @@ def report_on_runs(
         for protocol in protocols
     }
     members = [
-        _member(RunDirectory.open(_path(workspace, reference)), {p: e[i] for p, e in evaluations.items()})
-        for i, reference in enumerate(references)
+        _member(run, {protocol: e[i] for protocol, e in evaluations.items()}) for i, run in enumerate(folders.values())
     ]
     data = ReportData(
         title=f"Residual networks on {dataset_name}",
@@ -76,10 +80,6 @@ def report_on_runs(
 def _finished(workspace: Workspace, dataset: Dataset) -> list[RunDirectory]:
     found = [RunDirectory.open(p.parent) for p in sorted(workspace.runs.glob("*/result.json"))]
     return [run for run in found if run.dataset()["fingerprint"] == dataset.fingerprint]
-
-
-def _path(workspace: Workspace, reference: str) -> Path:
-    return Path(reference) if Path(reference).is_dir() else workspace.runs / reference
 
 
 def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:

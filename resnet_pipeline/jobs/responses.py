@@ -11,7 +11,7 @@ from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.responses import responses
-from resnet_pipeline.jobs.evaluate import expanded, load_member
+from resnet_pipeline.jobs.references import expanded, load, parse
 from resnet_pipeline.workspace import Workspace
 
 
@@ -24,7 +24,7 @@ def measure_responses(
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     return {
         reference: responses(
-            load_member(workspace, reference), dataset, split=split, images=images, device=local_device()
+            load(workspace, parse(workspace, reference)), dataset, split=split, images=images, device=local_device()
         )
         for reference in dict.fromkeys(expanded(references))
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from resnet_pipeline.data.dataset import Dataset
@@ -40,3 +42,27 @@ def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "source" / name).write_bytes(data)
     return stage(folder / "source", folder / "datasets" / "photos", name="photos", workers=1)
+
+
+@pytest.fixture
+def score_files(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], list[Path]]:
+    """Return the score files that are read and those that are written from here on: Arrow's own calls are counted."""
+    read: list[Path] = []
+    written: list[Path] = []
+    reader, write = pyarrow.parquet.ParquetFile, pyarrow.parquet.write_table
+
+    def note(found: list[Path], place: Any) -> None:
+        if "scores" in Path(place).parts:
+            found.append(Path(place))
+
+    def counted_reader(place: Any, *arguments: Any, **options: Any) -> Any:
+        note(read, place)
+        return reader(place, *arguments, **options)
+
+    def counted_write(table: Any, place: Any, *arguments: Any, **options: Any) -> None:
+        note(written, place)
+        write(table, place, *arguments, **options)
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", counted_reader)
+    monkeypatch.setattr(pyarrow.parquet, "write_table", counted_write)
+    return read, written

@@ -232,12 +232,10 @@ def fetch_members(tracking: Tracking, reference: str) -> list[Member]:
         return load_members(folder, lambda member: _downloaded(tracking, member))
 
 
-def member_references(tracking: Tracking, reference: str) -> list[str]:
-    """Return the members' references where the reference names a registered ensemble, else itself alone."""
-    if not reference.startswith("models:/"):
-        return [reference]
+def members_of(tracking: Tracking, reference: str) -> list[str]:
+    """Return the members' references of a registered ensemble, none for a network; UserError as for ``resolve``."""
     members = resolve(tracking, reference).tags.get("members")
-    return members.split(", ") if members else [reference]
+    return members.split(", ") if members else []
 
 
 @contextmanager

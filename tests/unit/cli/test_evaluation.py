@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from resnet_pipeline import cli
+from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.models import build_model
 
 
@@ -79,6 +80,27 @@ def test_an_ensemble_of_score_files_needs_no_dataset(run, models, tmp_path):
     assert len(values["greedy"]) == len(values["without"]) == 2
 
 
+@pytest.mark.parametrize("more", [(), ("--fit-weights", "--greedy", "--contributions")])
+def test_an_ensemble_reads_each_kept_score_file_once_and_no_new_one(run, models, score_files, more):
+    read, written = score_files
+    assert run("ensemble", *models, *ON, *more)[0] == 0
+    assert (len(read), len(written)) == (0, 2), "two new networks"
+    written.clear()
+    assert run("ensemble", *models, *ON, *more)[0] == 0
+    assert (len(read), len(set(read)), len(written)) == (2, 2, 0), "two kept ones"
+    kept = [str(path) for path in read]
+    read.clear()
+    assert run("ensemble", *kept, *more)[0] == 0
+    assert (sorted(map(str, read)), written) == (sorted(kept), []), "their files"
+
+
+def test_a_test_in_chunks_reads_none_of_what_it_wrote(run, models, score_files, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", 40 * 32 * 32)
+    read, written = score_files
+    assert run("evaluate", models[0], *ON)[0] == 0
+    assert (len(read), len(written)) == (0, 3), "two chunks and the score file"
+
+
 def test_layer_responses_and_their_figure(run, models, tmp_path):
     code, out, err = run(
         "responses", *models, "--dataset", "digits", "--images", "20", "--figure", str(tmp_path / "f.svg"),
@@ -120,6 +142,10 @@ def test_a_submission_is_checked(run, tmp_path):
         (["ensemble", "gone.parquet"], "gone.parquet"),
         (["ensemble", "resnet50=x.pth"], "--dataset"),
         (["ensemble", "gone.parquet", "--combine", "votes"], "--combine"),
+        (["ensemble", "gone.parquet", *ON, "--register", "x"], "gone.parquet can't be registered"),
+        (["ensemble", "x=y.pth", "--register", "x"], "name its models, and --dataset"),
+        (["ensemble", "x=y.pth", *ON, "--register", "a/b"], "model name"),
+        (["ensemble", "x=y.pth", *ON, "--register", "x", "--combine", "logits"], "not logits"),
         (["analyse", "gone.parquet"], "gone.parquet"),
         (["submission", "gone.parquet", "--dataset", "digits", "--classes", "gone.mat", "--output", "s"], "gone.mat"),
         (["responses", "x=y.pth", "--dataset", "digits", "--split", "nosplit"], "nosplit"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
-from resnet_pipeline.jobs.evaluate import _registered, evaluate_models, expanded
+from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.references import load
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
 
@@ -114,6 +116,21 @@ def test_the_same_weights_under_two_names_are_run_once(workspace, models, tmp_pa
     assert first.errors == second.errors
 
 
+def test_networks_whose_scores_are_kept_are_in_memory_one_at_a_time(workspace, models, monkeypatch):
+    run(workspace, models, images=20)
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+
+    def watched(*arguments):
+        assert not [one for one in loaded if one() is not None]
+        member = load(*arguments)
+        loaded.append(weakref.ref(member.classifier))
+        return member
+
+    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.load", watched)
+    found = run(workspace, models, images=20)
+    assert len(loaded) == 2 and [e.member.network for e in found] == ["cifar-resnet8", "cifar-resnet14"]
+
+
 def test_scales_and_averages_have_files_of_their_own(workspace, models):
     options = [{}, {"scales": [36]}, {"average": "logits"}, {"scales": [32, 36]}]
     paths = {run(workspace, models[:1], images=20, **o)[0].path for o in options}
@@ -154,20 +171,11 @@ def test_bad_input_is_named(workspace, models, tmp_path, monkeypatch):
     def away(*arguments):
         raise UserError("MLflow: not found")
 
-    monkeypatch.setattr("resnet_pipeline.jobs.evaluate.fetched_model", away)
+    monkeypatch.setattr("resnet_pipeline.jobs.references.fetched_model", away)
     with pytest.raises(UserError, match="imagenet-resnet34-b@candidate: MLflow: not found"):
         run(workspace, ["ilsvrc2015"])
     with pytest.raises(UserError, match="no run directory of that name: MLflow: not found"):
         run(workspace, ["nothing"])
-
-
-def test_registered_models_may_be_named_shortly():
-    assert _registered("imagenet-resnet50") == "models:/imagenet-resnet50@candidate"
-    assert _registered("imagenet-resnet50@champion") == "models:/imagenet-resnet50@champion"
-    assert _registered("a" * 32) == f"runs:/{'a' * 32}"
-    assert _registered("models:/x/3") == "models:/x/3"
-    assert _registered("some/folder") is None
-    assert len(expanded(["ilsvrc2015", "x"])) == 7
 
 
 def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from resnet_pipeline.adapters.mlflow.client import TrackingError
 from resnet_pipeline.adapters.mlflow.ensembles import ENSEMBLE_FILE
 from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve
 from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.cli.evaluation import ensemble
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
@@ -242,12 +243,15 @@ def test_a_served_model_takes_bytes_base64_and_paths_and_gives_the_evaluation_s_
         model.predict(pd.DataFrame({"image": [str(tmp_path / "a.jpg")]}))
 
 
-def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(registered, pyfunc, digits, tmp_path):
+def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
+    registered, pyfunc, digits, tmp_path, score_files
+):
     workspace, runs = registered
     members = [f"models:/{NAME}/2", str(runs[2].run.path)]
     tested = evaluations(workspace, *members)
-    version = register_ensemble_of(workspace, "digits-two", members, "digits", "center", quiet=True, say=quiet)
-    again = register_ensemble_of(workspace, "digits-two", members, "digits", "10-crop", quiet=True, say=quiet)
+    version = register_ensemble_of(workspace, "digits-two", tested, "digits", say=quiet)
+    ten = evaluations(workspace, *members, protocol="10-crop")
+    again = register_ensemble_of(workspace, "digits-two", ten, "digits", say=quiet)
     assert version.new and (again.new, again.uri) == (False, version.uri)
     tags = resolve(Tracking(workspace), version.uri).tags
     assert tags["members"] == f"models:/{NAME}/2, models:/{NAME}/3"
@@ -272,6 +276,11 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(regist
     assert promote(workspace, "digits-two", "center", say=quiet).before is None
     page = explore(workspace, [version.uri], "digits", "center", output=tmp_path / "e.html", quiet=True, say=quiet)
     assert "an ensemble of 2" in page.read_text()
+    for kept in score_files:
+        kept.clear()
+    ensemble(members, "digits", "center", workspace.root, registered_as="digits-two", quiet=True)
+    read, written = score_files
+    assert (len(set(read)), len(read), len(written)) == (2, 2, 1), "the members' are read once, the ensemble's written"
 
 
 def test_an_ensemble_needs_registered_members_with_the_weights_it_was_made_of(registered, tmp_path):
@@ -279,14 +288,12 @@ def test_an_ensemble_needs_registered_members_with_the_weights_it_was_made_of(re
 
     workspace, runs = registered
     save_file(build_model("cifar-resnet20", num_classes=10).state_dict(), tmp_path / "w.safetensors")
-    for name, member, dataset, said in (
-        ("x", f"cifar-resnet20={tmp_path / 'w.safetensors'}", "digits", "is not registered, and an ensemble refers"),
-        ("a/b", str(runs[0].run.path), "digits", "model name"),
-        ("x", "scores.parquet", "digits", "scores.parquet can't be registered"),
-        ("x", str(runs[0].run.path), None, "name its models, and --dataset"),
+    for name, member, said in (
+        ("x", f"cifar-resnet20={tmp_path / 'w.safetensors'}", "is not registered, and an ensemble refers"),
+        ("a/b", str(runs[0].run.path), "model name"),
     ):
         with pytest.raises(UserError, match=said):
-            register_ensemble_of(workspace, name, [member], dataset, "center", quiet=True, say=quiet)
+            register_ensemble_of(workspace, name, evaluations(workspace, member), "digits", say=quiet)
     (tmp_path / ENSEMBLE_FILE).write_text(
         json.dumps({"members": [{"uri": "models:/a/1", "recipe": "r", "weights_sha256": "0" * 64}]})
     )

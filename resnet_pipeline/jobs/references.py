@@ -1,0 +1,187 @@
+"""MODEL references: what a text that names a network stands for, decided here alone, and how it is loaded.
+
+The first of these that fits decides:
+
+1. the name of an ensemble (``ilsvrc2015``): several networks, which ``expanded`` puts in its place;
+2. ``torchvision:…`` or ``timm:…``: published weights;
+3. ``models:/…``: a registered model; ``runs:/…``: an MLflow run;
+4. a folder that exists, as a path, then under runs/: a run directory;
+5. ``NETWORK=WEIGHTS-FILE``, cut at the first ``=``: weights trained elsewhere;
+6. 32 hexadecimal digits: an MLflow run;
+7. ``NAME@ALIAS``, or ``NAME``, whose candidate is meant: a registered model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_pipeline.adapters.mlflow.registry import CANDIDATE, fetch_members, fetched_model, members_of
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.paper import ENSEMBLES
+from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
+from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
+from resnet_pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run directory, or any folder that holds a network of this program."""
+
+    text: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A network or an ensemble in MLflow's registry; ``uri`` is ``models:/…``."""
+
+    text: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """The model that an MLflow run logged; ``uri`` is ``runs:/…``."""
+
+    text: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights trained elsewhere, and the name of the network that it is for."""
+
+    text: str
+    network: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights of torchvision or timm, by the name that they have there."""
+
+    text: str
+
+
+Reference = RunFolder | RegisteredModel | MlflowRun | WeightsFile | PublishedWeights
+"""What a text stands for; ``text`` is what the user wrote, for messages and as a name."""
+
+
+def parse(workspace: Workspace, text: str) -> Reference:
+    """Return what a text that names one network stands for, in the order that this module gives.
+
+    No file is read and MLflow is not asked: whether the network is there turns out when it is loaded. Raises UserError
+    for a text that is none of these, and for the name of an ensemble.
+    """
+    if text in ENSEMBLES:
+        raise UserError(
+            f"{text} stands for {len(ENSEMBLES[text])} networks, and one is needed here: {', '.join(ENSEMBLES[text])}; "
+            f"a registered model of that name is models:/{text}@{CANDIDATE}"
+        )
+    found = _decided(workspace, text)
+    if found is None:
+        raise UserError(
+            f"no model at {text!r}: name a run directory, a registered NAME or NAME@ALIAS, models:/NAME@ALIAS, "
+            "runs:/ID, NETWORK=WEIGHTS-FILE, torchvision:NAME or timm:NAME"
+        )
+    return found
+
+
+def parse_registered(workspace: Workspace, text: str) -> RegisteredModel:
+    """Return the registered model that a text names; UserError if it names anything else."""
+    found = _decided(workspace, text) if text not in ENSEMBLES else None
+    if not isinstance(found, RegisteredModel):
+        what = f" but the folder {found.path}" if isinstance(found, RunFolder) else ""
+        raise UserError(f"{text} is no registered model{what}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    return found
+
+
+def parse_run(workspace: Workspace, text: str) -> RunFolder:
+    """Return the run directory that a text names; UserError if it names anything else."""
+    found = _decided(workspace, text) if text not in ENSEMBLES else None
+    if not isinstance(found, RunFolder):
+        raise UserError(f"{text} is no run directory: name one by its path, or by its name under {workspace.runs}")
+    return found
+
+
+def expanded(texts: Sequence[str]) -> list[str]:
+    """Return the texts with the names of ensembles replaced by their members."""
+    return [member for text in texts for member in ENSEMBLES.get(text, (text,))]
+
+
+def fully_expanded(workspace: Workspace, texts: Sequence[str]) -> list[str]:
+    """Return the texts with the names of ensembles, and registered ensembles, replaced by their members.
+
+    Raises UserError if a text stands for nothing or a registered model is not there.
+    """
+    found: list[str] = []
+    for text in expanded(texts):
+        reference = parse(workspace, text)
+        members: Sequence[str] = ()
+        if isinstance(reference, RegisteredModel):
+            with _naming(reference):
+                members = members_of(Tracking(workspace), reference.uri)
+        found += members or [text]
+    return found
+
+
+def load(workspace: Workspace, reference: Reference) -> Member:
+    """Load the network that a reference stands for; UserError if it points nowhere, or at an ensemble."""
+    match reference:
+        case PublishedWeights():
+            return load_reference(reference.text)
+        case RunFolder():
+            return load_folder(reference.path)
+        case WeightsFile():
+            return load_file(reference.network, reference.path)
+        case RegisteredModel() | MlflowRun():
+            with _naming(reference), fetched_model(Tracking(workspace), reference.uri) as folder:
+                return load_folder(folder)
+
+
+def load_all(workspace: Workspace, reference: Reference) -> list[Member]:
+    """Load the network that a reference stands for, or all members of a registered ensemble; errors as for ``load``."""
+    if isinstance(reference, RegisteredModel | MlflowRun):
+        with _naming(reference):
+            return fetch_members(Tracking(workspace), reference.uri)
+    return [load(workspace, reference)]
+
+
+def _decided(workspace: Workspace, text: str) -> Reference | None:
+    """Return what a text stands for, by the order above from published weights on; None for nothing."""
+    if text.startswith(REFERENCE_SOURCES):
+        return PublishedWeights(text)
+    if text.startswith("models:/"):
+        return RegisteredModel(text, text)
+    if text.startswith("runs:/"):
+        return MlflowRun(text, text)
+    if text:  # the empty path is the current folder
+        for folder in (Path(text), workspace.runs / text):
+            if folder.is_dir():
+                return RunFolder(text, folder)
+    network, _, file = text.partition("=")
+    if network and file:
+        return WeightsFile(text, network, Path(file).expanduser())
+    if re.fullmatch(r"[0-9a-f]{32}", text):
+        return MlflowRun(text, f"runs:/{text}")
+    if re.fullmatch(r"[\w.-]+@[\w.-]+", text):
+        return RegisteredModel(text, f"models:/{text}")
+    return RegisteredModel(text, f"models:/{text}@{CANDIDATE}") if re.fullmatch(r"[\w.-]+", text) else None
+
+
+@contextmanager
+def _naming(reference: RegisteredModel | MlflowRun) -> Iterator[None]:
+    """Let an error of MLflow's say what the user wrote, and that no folder of that name was found."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(reference.text):
+            raise  # names it already
+        short = reference.text != reference.uri
+        what = f"{reference.text}: no run directory of that name" if short else reference.text
+        raise UserError(f"{what}: {error}") from None
