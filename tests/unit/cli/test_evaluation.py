@@ -150,6 +150,9 @@ def test_a_submission_is_checked(run, tmp_path):
         (["submission", "gone.parquet", "--dataset", "digits", "--classes", "gone.mat", "--output", "s"], "gone.mat"),
         (["responses", "x=y.pth", "--dataset", "digits", "--split", "nosplit"], "nosplit"),
         (["check-submission", "gone.txt"], "gone.txt"),
+        (["report", "x=y.pth", "--dataset", "digits"], "x=y.pth is no run directory"),
+        (["promote", "no/where"], "no/where is no registered model"),
+        (["export", "ilsvrc2015", "o.onnx"], "ilsvrc2015 stands for 6 networks"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, arguments, named):

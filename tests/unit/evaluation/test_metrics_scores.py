@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from sklearn.metrics import top_k_accuracy_score
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of, rows_of
 from resnet_pipeline.evaluation.metrics import TopErrors, label_ranks
-from resnet_pipeline.evaluation.scores import Scores, merge_scores, read_scores, score_path, write_scores
+from resnet_pipeline.evaluation.scores import Parts, Scores, merge_scores, read_scores, score_path, write_scores
 
 
 def make_scores(seed=0, samples=200, classes=20, **changes):
@@ -110,6 +111,24 @@ def test_parts_are_put_together_in_the_split_s_order():
     for wrong in (parts[1:], [*parts, parts[0]], [*parts[1:], parts[1]]):
         with pytest.raises(ValueError, match="each once"):
             merge_scores(wrong, scores.keys)
+
+
+def test_parts_that_are_held_are_not_read_again_and_do_not_travel(tmp_path, score_files):
+    scores = make_scores(samples=30)
+    halves = [rows_of(scores, rows) for rows in np.split(np.arange(30), 2)]
+    parts = Parts(tmp_path / "scores" / "x.parquet", [15, 15])
+    parts.write(0, halves[0])
+    parts.hold(1, halves[1])
+    assert parts.missing() == [] and parts.merge(scores.keys).keys == scores.keys
+    read, written = score_files
+    assert (len(read), len(written)) == (0, 1)
+    elsewhere = pickle.loads(pickle.dumps(parts))
+    assert elsewhere.missing() == [1], "only the file is there"
+    elsewhere.write(1, halves[1])
+    np.testing.assert_array_equal(elsewhere.merge(scores.keys).probabilities, scores.probabilities)
+    assert read == [elsewhere.file(0)], "once"
+    elsewhere.remove()
+    assert elsewhere.missing() == [0, 1]
 
 
 def test_scores_of_another_length_are_named():
