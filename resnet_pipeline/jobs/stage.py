@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 from resnet_pipeline.data.dataset import MANIFEST, SOURCE, DamagedDatasetError, whole_manifest
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.report.progress import SECONDS_BETWEEN_LINES, counting
+from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import ARCHIVES
 from resnet_pipeline.sources.digits import write_digits
 from resnet_pipeline.sources.file_views import Heard
@@ -133,7 +133,7 @@ def _interruptible() -> Iterator[None]:
 @contextmanager
 def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]:
     """Yield who makes the shards: the tasks of the cluster that RAY_ADDRESS names, else processes of this machine."""
-    if not os.environ.get("RAY_ADDRESS"):
+    if not surroundings().ray_address:
         yield workers
         return
     from resnet_pipeline.adapters.ray.cluster import ray_cluster

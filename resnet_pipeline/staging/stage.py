@@ -141,11 +141,13 @@ def source_fingerprint(source: Source, options: Options = Options()) -> str:
 
 def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options, heard: Heard | None) -> Catalogue:
     """Return what the source holds: as an earlier staging found it, else (or if that is damaged) by reading it now."""
+    listed = None
     if area.keeps(about) and area.storage.stat(LISTING) is not None:
         with suppress(ValueError):
-            catalogue = catalogue_of(area.storage.read(LISTING), source.storage)
-            area.begin(about)
-            return catalogue
+            listed = catalogue_of(area.storage.read(LISTING), source.storage)
+    if listed is not None:
+        area.begin(about)
+        return listed
     catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
     catalogue = with_holdout(catalogue, options.holdout)
     area.begin(about)
