@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
 from prefect.artifacts import create_table_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+
+from resnet_pipeline.settings import surroundings
 
 
 def say() -> Callable[[str], None]:
@@ -18,7 +19,7 @@ def say() -> Callable[[str], None]:
         logger: Any = get_run_logger()
     except MissingContextError:
         return print
-    quiet = os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO") != "INFO"
+    quiet = surroundings().prefect_logging_handlers_console_level != "INFO"
 
     def line(text: str) -> None:
         logger.log(logging.INFO, text)

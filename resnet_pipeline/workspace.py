@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_pipeline.errors import UserError
 
-ROOT_VARIABLE = "RESNET_PIPELINE_ROOT"
-DATA_VARIABLE = "RESNET_PIPELINE_DATA"
-CACHE_VARIABLE = "RESNET_PIPELINE_CACHE"
-CACHE_LIMIT_VARIABLE = "RESNET_PIPELINE_CACHE_GB"
+if TYPE_CHECKING:
+    from resnet_pipeline.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Workspace:
     @classmethod
     def of(cls, root: Path | str | None = None) -> Workspace:
         """Return the workspace of an explicit root or of the environment's; the folder need not exist."""
-        return cls(Path(root or os.environ.get(ROOT_VARIABLE) or "work").expanduser().resolve())
+        return cls(Path(root or _settings().root).expanduser().resolve())
 
     @property
     def datasets(self) -> Path:
@@ -34,27 +32,19 @@ class Workspace:
     @property
     def data(self) -> str:
         """Where staged datasets lie: ``RESNET_PIPELINE_DATA``, a path or ``s3://bucket/prefix``; else ``datasets/``."""
-        data = os.environ.get(DATA_VARIABLE) or str(self.datasets)
+        data = _settings().data or str(self.datasets)
         return data.rstrip("/") if data.startswith("s3://") else str(Path(data).expanduser().resolve())
 
     @property
     def cache(self) -> Path:
         """Where shards from S3 are kept on this machine: ``RESNET_PIPELINE_CACHE``, else ``cache/``."""
-        return Path(os.environ.get(CACHE_VARIABLE) or self.root / "cache").expanduser().resolve()
+        return Path(_settings().cache or self.root / "cache").expanduser().resolve()
 
     @property
     def cache_limit(self) -> int | None:
         """The most bytes that the cache may take: ``RESNET_PIPELINE_CACHE_GB``; None for no limit."""
-        text = os.environ.get(CACHE_LIMIT_VARIABLE)
-        if not text:
-            return None
-        try:
-            limit = float(text) * 1e9
-        except ValueError:
-            limit = 0.0
-        if not 0 < limit < float("inf"):
-            raise UserError(f"{CACHE_LIMIT_VARIABLE}={text} must be a positive number of gigabytes")
-        return int(limit)
+        limit = _settings().cache_gb
+        return None if limit is None else int(limit * 1e9)
 
     @property
     def runs(self) -> Path:
@@ -89,6 +79,12 @@ class Workspace:
     def dataset(self, name: str) -> str:
         """Return the address of the dataset of this name; UserError where a name is no plain folder name."""
         return f"{self.data}/{checked_name(name, 'dataset name')}"
+
+
+def _settings() -> Settings:
+    from resnet_pipeline.settings import settings  # here: it imports pydantic, which `--help` need not wait for
+
+    return settings()
 
 
 def checked_name(name: str, what: str) -> str:

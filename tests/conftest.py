@@ -20,22 +20,22 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.settings import Settings, variable
 from resnet_pipeline.sources.digits import write_digits
 from resnet_pipeline.staging.stage import Options, stage
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE, CACHE_VARIABLE, DATA_VARIABLE
 from tests.s3_server import KEYS, settings
 
-MOVED = (DATA_VARIABLE, CACHE_VARIABLE, CACHE_LIMIT_VARIABLE)
+OWN = [variable(field) for field in Settings.model_fields]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test sees the user's servers, cluster or work folder."""
     saved = dict(os.environ)
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", *MOVED):
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", *OWN):
         os.environ.pop(name, None)
     home = tmp_path_factory.mktemp("home")
     os.environ |= {"RESNET_PIPELINE_ROOT": str(home / "work"), "PREFECT_HOME": str(home / "prefect")}

@@ -21,7 +21,7 @@ from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.report.terminal import print_table
-from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
+from resnet_pipeline.workspace import Workspace
 
 app = typer.Typer(
     name="resnet-pipeline",
@@ -61,6 +61,7 @@ def demo(
     is finished.
     """
     from resnet_pipeline.services.local import TemporaryPrefect
+    from resnet_pipeline.settings import ROOT_VARIABLE
 
     workspace = Workspace.of(root)
     os.environ[ROOT_VARIABLE] = str(workspace.root)
@@ -148,8 +149,8 @@ def train(
     mirror: Annotated[
         str | None,
         typer.Option(
-            envvar="RESNET_PIPELINE_MIRROR",
-            help="Keep checkpoints at this folder or s3:// address too, and go on from there on another machine.",
+            help="Keep checkpoints at this folder or s3:// address too, and go on from there on another machine. "
+            "Default: RESNET_PIPELINE_MIRROR, else nowhere.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, sample order and augmentation.")] = 0,

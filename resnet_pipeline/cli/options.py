@@ -9,14 +9,12 @@ import typer
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
-from resnet_pipeline.workspace import ROOT_VARIABLE
 
 Root = Annotated[
     Path | None,
     typer.Option(
         "--root",
-        envvar=ROOT_VARIABLE,
-        help="Where everything is kept: datasets, runs, scores, reports. Default: ./work",
+        help="Where everything is kept: datasets, runs, scores, reports. Default: RESNET_PIPELINE_ROOT, else ./work",
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]

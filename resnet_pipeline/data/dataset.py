@@ -84,6 +84,10 @@ class NoDatasetError(UserError):
     """There is no dataset at an address."""
 
 
+class DamagedDatasetError(UserError):
+    """A dataset's own files are not as they were staged: staging it again mends that."""
+
+
 class Dataset:
     """A staged dataset, in a folder or in a bucket.
 
@@ -104,7 +108,7 @@ class Dataset:
         """Open the dataset of a folder, or of any storage by means of a cache.
 
         Manifest, index and mean image are read now, shards when they are needed. Raises NoDatasetError where there is
-        none, UserError where its index or manifest are damaged.
+        none, DamagedDatasetError if its index or manifest are damaged, other UserErrors if they can't be read.
         """
         storage = LocalStorage(place) if isinstance(place, Path) else place
         cache = None if isinstance(storage, LocalStorage) else cache
@@ -159,7 +163,7 @@ class Dataset:
         """What the source's files looked like when they were staged (``stage.source_fingerprint``)."""
         try:
             value: str = json.loads(self.storage.read(SOURCE))["fingerprint"]
-        except (UserError, ValueError, KeyError):
+        except (UserError, ValueError, KeyError, TypeError):
             return None
         return value
 
@@ -168,6 +172,25 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 of a manifest's content; the dataset's name and the fingerprint itself do not count."""
     content = {key: value for key, value in manifest.items() if key not in ("name", "fingerprint")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def whole_manifest(storage: Storage) -> dict[str, Any]:
+    """Return the manifest of a dataset whose small files match it and whose shards are there, of the right size.
+
+    What is in the shards is not looked at: ``data verify`` does that. Raises NoDatasetError if there is no manifest,
+    DamagedDatasetError if a file is missing or is not as the manifest says, other UserErrors if one can't be read.
+    """
+    manifest = _manifest(storage)
+    for name, sha256 in manifest["files"].items():
+        _content(storage, name, sha256, None)
+    sizes = {stored.name: stored.size for stored in storage.files(f"{SHARDS}/")}
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            name = f"{SHARDS}/{shard['file']}"
+            if sizes.get(name) != shard["bytes"]:
+                what = f"has not its {shard['bytes']:,} bytes" if name in sizes else "is missing"
+                raise DamagedDatasetError(f"{storage.url}/{name} {what}; stage the dataset again")
+    return manifest
 
 
 def _manifest(storage: Storage) -> dict[str, Any]:
@@ -180,9 +203,9 @@ def _manifest(storage: Storage) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
         whole = manifest.get("format") == FORMAT and manifest.get("fingerprint") == fingerprint(manifest)
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{address} is damaged ({error}); stage the dataset again") from None
+        raise DamagedDatasetError(f"{address} is damaged ({error}); stage the dataset again") from None
     if not whole:
-        raise UserError(f"{address} was changed, or another version wrote it; stage the dataset again")
+        raise DamagedDatasetError(f"{address} was changed, or another version wrote it; stage the dataset again")
     return manifest
 
 
@@ -191,7 +214,7 @@ def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None
     address = f"{storage.url}/{name}"
     stored = storage.stat(name)
     if stored is None:
-        raise UserError(f"{address} is missing; stage the dataset again")
+        raise DamagedDatasetError(f"{address} is missing; stage the dataset again")
     if cache is not None:
         user, wanted = Cache(cache), Wanted(name, stored.size, sha256)
         path = user.hold(storage, wanted)
@@ -201,7 +224,7 @@ def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None
     else:
         content = storage.read(name)
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise UserError(f"{address} does not match its checksum in the manifest; stage the dataset again")
+            raise DamagedDatasetError(f"{address} does not match its checksum in the manifest; stage the dataset again")
     return BytesIO(content)
 
 

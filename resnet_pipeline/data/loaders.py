@@ -7,7 +7,6 @@ RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH, else it is o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -21,12 +20,11 @@ from resnet_pipeline.data.dataset import Dataset, Split
 from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
 from resnet_pipeline.data.shard_reader import Reached
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.settings import settings
 
 Backend = Literal["auto", "dali", "torch"]
 ViewKind = Literal["center", "10-crop"]
 T = TypeVar("T")
-
-THREADS, PREFETCH = "RESNET_PIPELINE_LOADER_THREADS", "RESNET_PIPELINE_LOADER_PREFETCH"
 
 
 @dataclass(frozen=True)
@@ -215,8 +213,8 @@ def executor_of(
 ) -> Executor:
     """Return the executor of a backend for batches of at most ``most`` samples; UserError where it is not there."""
     device = device or torch.device("cpu")
-    threads = threads or _from_environment(THREADS) or torch.get_num_threads()
-    prefetch = prefetch or _from_environment(PREFETCH) or 2
+    threads = threads or settings().loader_threads or torch.get_num_threads()
+    prefetch = prefetch or settings().loader_prefetch or 2
     if backend != "torch":
         try:
             from resnet_pipeline.data.dali_decoder import DaliExecutor
@@ -228,15 +226,6 @@ def executor_of(
     from resnet_pipeline.data.torch_decoder import TorchExecutor
 
     return TorchExecutor(samples, device, fill)
-
-
-def _from_environment(name: str) -> int | None:
-    text = os.environ.get(name, "")
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, not {text!r}")
-    return int(text)
 
 
 def slices(samples: int, batch_size: int) -> Iterator[Int64]:

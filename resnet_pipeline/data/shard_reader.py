@@ -19,9 +19,9 @@ import numpy.typing as npt
 from resnet_pipeline.data.order import Stretch
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import sha256_of
+from resnet_pipeline.settings import CACHE_LIMIT_VARIABLE
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
-from resnet_pipeline.workspace import CACHE_LIMIT_VARIABLE
 
 Mapped = npt.NDArray[np.uint8]
 Reached = Callable[[int], None]

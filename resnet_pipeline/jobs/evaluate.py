@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
 from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.report.progress import counting
+from resnet_pipeline.settings import surroundings
 from resnet_pipeline.workspace import Workspace
 
 Say = Callable[[str], None]
@@ -149,7 +149,7 @@ def _compute(
     total = sum(len(chunks[number]) for number in lacking)
     if len(lacking) < len(chunks):
         say(f"{protocol.name}: going on with {len(lacking)} of {len(chunks)} chunks")
-    if lacking and (workers is not None or os.environ.get("RAY_ADDRESS")):
+    if lacking and (workers is not None or surroundings().ray_address):
         from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
         score_on_ray(

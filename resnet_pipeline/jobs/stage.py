@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.data.dataset import MANIFEST, SOURCE
+from resnet_pipeline.data.dataset import MANIFEST, SOURCE, DamagedDatasetError, whole_manifest
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.report.progress import SECONDS_BETWEEN_LINES, counting
+from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import ARCHIVES
 from resnet_pipeline.sources.digits import write_digits
 from resnet_pipeline.sources.file_views import Heard
@@ -51,16 +51,22 @@ def stage_dataset(
     """Audit and pack a source (or ``builtin:digits``) as dataset ``name`` of the workspace.
 
     A dataset that was staged from the same source with the same options is reused. Another one of that name is an error
-    unless ``replace``. What was broken off goes on where it was. Raises UserError for whatever is wrong.
+    unless ``replace``; one from this source whose own files are damaged is staged again. What was broken off goes on
+    where it was. Raises UserError for whatever is wrong.
     """
     destination = storage_at(workspace.dataset(name))
     place = _place(workspace, source)
     if destination.stat(MANIFEST) is not None:
-        if _json(destination, SOURCE).get("fingerprint") == source_fingerprint(place, options):
-            manifest = _json(destination, MANIFEST)
-            say(f"dataset {name}: staged before from the same files ({manifest['fingerprint'][:12]})")
-            return StagedDataset(address=destination.url, manifest=manifest, reused=True)
-        if not replace:
+        if _origin(destination) == source_fingerprint(place, options):
+            try:
+                manifest = whole_manifest(destination)
+            except DamagedDatasetError as error:
+                say(f"dataset {name}: {str(error).partition(';')[0]}; staging it again from the same files")
+                replace = True
+            else:
+                say(f"dataset {name}: staged before from the same files ({manifest['fingerprint'][:12]})")
+                return StagedDataset(address=destination.url, manifest=manifest, reused=True)
+        elif not replace:
             raise UserError(
                 f"dataset {name!r} exists and was staged from other files or with other options; choose another "
                 "--name, or --replace it"
@@ -81,7 +87,7 @@ def stage_dataset(
             progress=_showing(update),
             heard=None if quiet else _hearing(say),
         )
-    staged = StagedDataset(address=destination.url, manifest=_json(destination, MANIFEST), reused=False)
+    staged = StagedDataset(address=destination.url, manifest=whole_manifest(destination), reused=False)
     say(describe(staged))
     return staged
 
@@ -127,7 +133,7 @@ def _interruptible() -> Iterator[None]:
 @contextmanager
 def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]:
     """Yield who makes the shards: the tasks of the cluster that RAY_ADDRESS names, else processes of this machine."""
-    if not os.environ.get("RAY_ADDRESS"):
+    if not surroundings().ray_address:
         yield workers
         return
     from resnet_pipeline.adapters.ray.cluster import ray_cluster
@@ -162,11 +168,14 @@ def _hearing(say: Callable[[str], None]) -> Heard:
     return hear
 
 
-def _json(storage: Storage, name: str) -> dict[str, Any]:
+def _origin(storage: Storage) -> str | None:
+    """Return the fingerprint of the source that a dataset was staged from; None if its note of that is damaged."""
+    if storage.stat(SOURCE) is None:
+        return None
     try:
-        value: dict[str, Any] = json.loads(storage.read(name))
-    except (UserError, ValueError):
-        return {}
+        value: str = json.loads(storage.read(SOURCE))["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        return None
     return value
 
 

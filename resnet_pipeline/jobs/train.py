@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.report.progress import TrainingProgress
+from resnet_pipeline.settings import settings
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS
@@ -30,7 +30,6 @@ from resnet_pipeline.workspace import Workspace
 
 Say = Callable[[str], None]
 
-MIRROR_VARIABLE = "RESNET_PIPELINE_MIRROR"
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
@@ -71,7 +70,7 @@ def train_run(
     if reused:
         say(f"{config.recipe}: finished before ({run.name}); nothing to train")
     else:
-        mirror = mirror or os.environ.get(MIRROR_VARIABLE)
+        mirror = mirror or settings().mirror
         _train(
             workspace, config, dataset, workers, tracking, max_failures, mirror, profile=profile, quiet=quiet, say=say
         )

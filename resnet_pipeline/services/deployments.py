@@ -8,6 +8,7 @@ import sys
 from importlib import resources
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.settings import surroundings
 
 POOL = "local"
 """The work pool of this machine's own worker."""
@@ -15,7 +16,7 @@ POOL = "local"
 
 def deploy(pool: str) -> int:
     """Register every deployment of prefect.yaml with the server of PREFECT_API_URL; return how many there are."""
-    if not os.environ.get("PREFECT_API_URL"):
+    if not surroundings().prefect_api_url:
         raise UserError("PREFECT_API_URL is not set: name the Prefect server's API, or use `resnet-pipeline up`")
     import yaml
 

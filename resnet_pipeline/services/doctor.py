@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import urllib.error
@@ -13,6 +14,7 @@ from pathlib import Path
 from resnet_pipeline.adapters.mlflow.client import tracking_uri
 from resnet_pipeline.data.dataset import dataset_names
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.settings import ROOT_VARIABLE, Shown, basic_authorization, effective, surroundings, without_secrets
 from resnet_pipeline.workspace import Workspace
 
 
@@ -26,9 +28,19 @@ class Finding:
 
 
 def examine(workspace: Workspace) -> list[Finding]:
-    """Look at cores, memory, GPUs, the decoder, disk and servers; nothing is started or changed."""
+    """Return what cores, memory, GPUs, decoder, disk and servers there are, and the settings, without passwords.
+
+    Nothing is started or changed. Raises UserError if a setting is not valid.
+    """
     checks: list[Callable[[Workspace], Finding]] = [_cpu, _gpu, _decoder, _disk, _datasets, _ray, _mlflow, _prefect]
-    return [check(workspace) for check in checks]
+    found = [check(workspace) for check in checks]
+    return found + [_setting(shown, workspace) for shown in effective()]
+
+
+def _setting(shown: Shown, workspace: Workspace) -> Finding:
+    if shown.variable == ROOT_VARIABLE and workspace != Workspace.of():
+        return Finding(shown.variable, str(workspace.root), "from: --root")
+    return Finding(shown.variable, shown.value, f"from: {shown.origin}")
 
 
 def _cpu(workspace: Workspace) -> Finding:
@@ -82,9 +94,9 @@ def _datasets(workspace: Workspace) -> Finding:
 
 
 def _ray(workspace: Workspace) -> Finding:
-    address = os.environ.get("RAY_ADDRESS")
+    address = surroundings().ray_address
     if address:
-        return Finding("Ray", f"RAY_ADDRESS={address}", "training joins that cluster")
+        return Finding("Ray", f"RAY_ADDRESS={without_secrets(address)}", "training joins that cluster")
     return Finding("Ray", "RAY_ADDRESS is not set", "training starts Ray on this machine and stops it again")
 
 
@@ -93,21 +105,28 @@ def _mlflow(workspace: Workspace) -> Finding:
     if uri.startswith("sqlite:///"):
         exists = Path(uri.removeprefix("sqlite:///")).exists()
         return Finding("MLflow", "MLFLOW_TRACKING_URI is not set", f"{uri}{'' if exists else ' (made on first use)'}")
-    return Finding("MLflow", f"{uri} {_answer(uri.rstrip('/') + '/health')}", "runs and models go there")
+    return Finding("MLflow", _server(uri), "runs and models go there")
 
 
 def _prefect(workspace: Workspace) -> Finding:
-    url = os.environ.get("PREFECT_API_URL")
+    url = surroundings().prefect_api_url
     if url:
-        return Finding("Prefect", f"{url} {_answer(url.rstrip('/') + '/health')}", "deployments run there")
+        return Finding("Prefect", _server(url), "deployments run there")
     return Finding("Prefect", "PREFECT_API_URL is not set", "demo uses Prefect's ephemeral API; `up` starts a server")
+
+
+def _server(address: str) -> str:
+    return f"{without_secrets(address)} {_answer(address.rstrip('/') + '/health')}"
 
 
 def _answer(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         return "(not asked: no http address)"
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        request = urllib.request.Request(without_secrets(url))
+        for name, value in basic_authorization(url).items():
+            request.add_unredirected_header(name, value)
+        with urllib.request.urlopen(request, timeout=5) as response:
             return f"answers ({response.status})"
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         return f"does NOT answer ({getattr(error, 'reason', error)})"

@@ -23,7 +23,8 @@ import psutil
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.services.deployments import POOL, deploy
-from resnet_pipeline.workspace import ROOT_VARIABLE, Workspace
+from resnet_pipeline.settings import ROOT_VARIABLE, for_children, surroundings
+from resnet_pipeline.workspace import Workspace
 
 _START_SECONDS = 120
 
@@ -42,7 +43,7 @@ class TemporaryPrefect:
         os.environ.setdefault("PREFECT_HOME", str(workspace.prefect))
         os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-        self.page = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+        self.page = (surroundings().prefect_api_url or "").removesuffix("/api")
         """Where its pages are, or the command that shows them."""
         if self.page:
             return
@@ -170,6 +171,7 @@ def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
 def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:
     return {
         **os.environ,
+        **for_children(),
         ROOT_VARIABLE: str(workspace.root),
         "PREFECT_HOME": str(workspace.prefect),
         "PREFECT_API_URL": api,

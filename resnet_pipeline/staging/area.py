@@ -20,17 +20,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resnet_pipeline.data.dataset import MANIFEST
+from resnet_pipeline.data.dataset import INDEX, MANIFEST, MEAN_IMAGE, SOURCE
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.sources.archives import Member, Zipped
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
-from resnet_pipeline.staging.shard_writer import SHARDS
+from resnet_pipeline.staging.shard_writer import RECORDS, SHARDS
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
 _STAGING = "staging"
 LISTING = f"{_STAGING}/listing.parquet"
 ABOUT = f"{_STAGING}/about.json"
+_HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", f"{RECORDS}/")) + tuple(
+    f".{name}." for name in (MANIFEST, INDEX, MEAN_IMAGE, SOURCE)
+)
+"""What the names of temporary files begin with, which a process that was killed leaves."""
+
 _LISTED = ("layout", "address", "classes", "class_words", "md5")
 
 
@@ -48,8 +53,9 @@ class StagingArea:
     def begin(self, about: bytes) -> None:
         """Keep what a staging of the same source and options left; remove any other's, and an old dataset."""
         if self.keeps(about):
-            for stored in self.storage.files(f"{SHARDS}/."):  # half-written, by a process that was killed
-                self.storage.delete(stored.name)
+            for stored in self.storage.files():
+                if stored.name.startswith(_HALF_WRITTEN):
+                    self.storage.delete(stored.name)
         else:
             self.drop()
             self.storage.write(ABOUT, about)
@@ -160,13 +166,21 @@ def listing_of(catalogue: Catalogue) -> bytes:
     }
     about = json.dumps({name: getattr(catalogue, name) for name in _LISTED})
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": about}), buffer)
+    # with checksums: a listing that was damaged would name other places of the source
+    pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": about}), buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
 def catalogue_of(data: bytes, storage: Storage) -> Catalogue:
-    """Return the catalogue of a listing; its members' files lie in ``storage``."""
-    table = pq.read_table(io.BytesIO(data))
+    """Return the catalogue of a listing; its members' files lie in ``storage``. ValueError if it is damaged."""
+    try:
+        return _catalogue_of(data, storage)
+    except Exception as error:  # a damaged file makes its readers raise almost anything
+        raise ValueError(f"no listing of a source: {error}") from None
+
+
+def _catalogue_of(data: bytes, storage: Storage) -> Catalogue:
+    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     columns = [table.column(name).to_pylist() for name in table.column_names]
     entries = []
     for name, file, offset, size, split, label, method, stored, crc in zip(*columns, strict=True):

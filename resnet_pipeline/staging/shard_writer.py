@@ -131,8 +131,11 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record:
-        """Return the record of a file; ValueError where it is none."""
+        """Return the record of a file; ValueError where it is none, or damaged."""
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                if damaged := file.testzip():
+                    raise ValueError(f"{damaged} does not match its checksum")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
                 return cls(
@@ -144,7 +147,7 @@ class Record:
                     converted=[Remark(**remark) for remark in about["converted"]],
                     resized=about["resized"],
                 )
-        except (OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged file makes its readers raise almost anything
             raise ValueError(f"no record of a shard: {error}") from None
 
 

@@ -27,7 +27,7 @@ from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, lis
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
 from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
 from resnet_pipeline.staging.shard_pool import Processes, Workers
-from resnet_pipeline.staging.shard_writer import RECORDS, Outcome, Record, Remark, Task, record_name
+from resnet_pipeline.staging.shard_writer import RECORDS, SHARDS, Outcome, Record, Remark, Task, record_name
 from resnet_pipeline.staging.spool import spooled
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
@@ -97,8 +97,9 @@ def pack(
     Broken images are left out and listed in the manifest; as soon as more than the share ``max_refused`` of all is
     refused, the source is. ``workers`` is a number of processes (default: one for each CPU core), or makes others. What
     is finished when the work is broken off (killed, a full disk, a lost connection) is kept, and the next call with the
-    same source and options goes on there. Raises RefusedError for anything wrong with the source, of which nothing is
-    kept; UserError for what can be mended, and for a destination that exists (without ``replace``).
+    same source and options goes on there; what of it is damaged is made again. Raises RefusedError for anything wrong
+    with the source, of which nothing is kept; UserError for what can be mended, and for a destination that exists
+    (without ``replace``).
     """
     if destination.stat(MANIFEST) is not None and not replace:
         raise UserError(f"{destination.url} exists; choose another name or replace it")
@@ -139,10 +140,14 @@ def source_fingerprint(source: Source, options: Options = Options()) -> str:
 
 
 def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options, heard: Heard | None) -> Catalogue:
-    """Return what the source holds: as an earlier staging found it, else by reading it now."""
+    """Return what the source holds: as an earlier staging found it, else (or if that is damaged) by reading it now."""
+    listed = None
     if area.keeps(about) and area.storage.stat(LISTING) is not None:
+        with suppress(ValueError):
+            listed = catalogue_of(area.storage.read(LISTING), source.storage)
+    if listed is not None:
         area.begin(about)
-        return catalogue_of(area.storage.read(LISTING), source.storage)
+        return listed
     catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
     catalogue = with_holdout(catalogue, options.holdout)
     area.begin(about)
@@ -242,9 +247,20 @@ def _workers(wanted: int | Callable[[], Workers] | None) -> Iterator[Workers]:
 
 
 def _finished(storage: Storage, shards: list[Shard]) -> dict[str, list[Remark]]:
-    """Return the shards that are finished, with what was refused in them."""
+    """Return the shards that are finished, with what was refused in them.
+
+    A shard whose record is damaged, or which is not there as its record says, is not finished: it is packed again.
+    """
     names = {stored.name for stored in storage.files(f"{RECORDS}/")}
-    return {s.file: _record(storage, s).refused for s in shards if record_name(s.file) in names}
+    sizes = {stored.name: stored.size for stored in storage.files(f"{SHARDS}/")}
+    finished = {}
+    for shard in shards:
+        if record_name(shard.file) in names:
+            with suppress(ValueError):
+                record = _record(storage, shard)
+                if sizes.get(f"{SHARDS}/{shard.file}") == record.size:
+                    finished[shard.file] = record.refused
+    return finished
 
 
 def _record(storage: Storage, shard: Shard) -> Record:

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import sha256_of
+from resnet_pipeline.settings import CACHE_VARIABLE
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.download import download
-from resnet_pipeline.workspace import CACHE_VARIABLE
 
 _VERIFIED_NS = 10**18  # the modification time of a file whose hash was right: September 2001
 _LEFTOVER_SECONDS = 24 * 3600.0

@@ -6,7 +6,6 @@ The loop is the same in one plain process, under torchrun and under Ray Train; o
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from resnet_pipeline.device import local_device
+from resnet_pipeline.settings import torchrun
 from resnet_pipeline.training.distributed import collective_timeout
 
 
@@ -76,8 +76,8 @@ def torchrun_context() -> Iterator[LocalContext]:
 
     SIGTERM (torchrun's, Slurm's and a spot machine's warning) asks the loop to save and stop at its next step.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    device = local_device(int(os.environ.get("LOCAL_RANK", "0")))
+    world = torchrun().world_size
+    device = local_device(torchrun().local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with stop_on_sigterm() as stop:

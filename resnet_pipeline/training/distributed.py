@@ -5,7 +5,6 @@ The collectives are torch.distributed's where a process group exists and no-ops 
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from enum import IntEnum
 from typing import Any
@@ -15,21 +14,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_pipeline.errors import UserError
-
-TIMEOUT_VARIABLE = "RESNET_PIPELINE_TIMEOUT"
+from resnet_pipeline.settings import settings
 
 
 def collective_timeout() -> timedelta:
     """Return how long a collective may take before the attempt ends: RESNET_PIPELINE_TIMEOUT seconds, else 600."""
-    text = os.environ.get(TIMEOUT_VARIABLE, "600")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 86_400:
-        raise UserError(f"{TIMEOUT_VARIABLE} must be a number of seconds from 1 to 86400, not {text!r}")
-    return timedelta(seconds=seconds)
+    return timedelta(seconds=settings().timeout)
 
 
 def distribute(model: nn.Module, device: torch.device) -> DistributedDataParallel:

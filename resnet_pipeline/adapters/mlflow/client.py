@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.settings import surroundings, without_secrets
 from resnet_pipeline.workspace import Workspace
 
 
@@ -19,7 +20,7 @@ class TrackingError(UserError):
 
 def tracking_uri(workspace: Workspace) -> str:
     """Return MLFLOW_TRACKING_URI, else the SQLite file in the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.mlflow / 'mlflow.db'}"
+    return surroundings().mlflow_tracking_uri or f"sqlite:///{workspace.mlflow / 'mlflow.db'}"
 
 
 def connect(uri: str) -> Any:
@@ -38,7 +39,7 @@ def connect(uri: str) -> Any:
 
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    set_before = os.environ.get("MLFLOW_TRACKING_URI")
+    set_before = surroundings().mlflow_tracking_uri
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     # MLflow puts the address into the environment too, where the next workspace of this process would take it for
@@ -60,6 +61,6 @@ def guarded(call: Callable[[], Any]) -> Any:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         if away := re.search(r"request to (\w+://[^/]+)\S* failed with exception .*(?:retries|onnect)", text):
             raise TrackingError(
-                f"MLflow at {away[1]} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
+                f"MLflow at {without_secrets(away[1])} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
             ) from error
         raise TrackingError(f"MLflow: {text[:300]}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.settings import for_children, surroundings, without_secrets
 from resnet_pipeline.training.distributed import collective_timeout
 
 
@@ -41,6 +42,7 @@ def ray_cluster() -> Iterator[Resources]:
     Inside another ``ray_cluster()`` the same connection serves. A local cluster offers at least two CPUs, so that two
     workers run on any machine.
     """
+    os.environ.update(for_children())  # Ray's workers run in another folder
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a fit is noticed
     # a worker that does not answer Ray is as lost as one that does not answer the others
@@ -50,7 +52,7 @@ def ray_cluster() -> Iterator[Resources]:
 
     own = not ray.is_initialized()
     if own:
-        address = os.environ.get("RAY_ADDRESS")
+        address = surroundings().ray_address
         # "local" explicitly: without it Ray attaches to whatever an old cluster left as the current address
         options: dict[str, Any] = {
             "address": address or "local",
@@ -62,7 +64,9 @@ def ray_cluster() -> Iterator[Resources]:
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
+            shown = without_secrets(address or "")
+            reason = without_secrets(str(error).splitlines()[0])
+            raise UserError(f"no Ray cluster at RAY_ADDRESS={shown}: {reason}") from None
     try:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))

@@ -25,10 +25,11 @@ from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, write_json
+from resnet_pipeline.settings import ROOT_VARIABLE, TIMEOUT_VARIABLE, surroundings
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import TakenOverError
-from resnet_pipeline.training.distributed import TIMEOUT_VARIABLE, collective_timeout
+from resnet_pipeline.training.distributed import collective_timeout
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
@@ -96,7 +97,7 @@ class WorkerGroup:
         """Send the workers home; where all went well on a cluster that stays, wait until it has its CPUs back."""
         if self._folder.exists():
             (self._folder / "end").touch()
-        if self.sound and os.environ.get("RAY_ADDRESS"):
+        if self.sound and surroundings().ray_address:
             concurrent.futures.wait([self._fitting], timeout=_SECONDS_FOR_LEAVING)
         self.sound = False
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -247,7 +248,7 @@ def _work(arguments: dict[str, Any]) -> None:
     # with the settings of its own node: each has its own cache
     workspace, folder = Workspace(Path(arguments["root"])), Path(arguments["folder"])
     if not folder.exists():
-        raise UserError(f"Ray's node {socket.gethostname()} does not see {folder}: RESNET_PIPELINE_ROOT must be shared")
+        raise UserError(f"Ray's node {socket.gethostname()} does not see {folder}: {ROOT_VARIABLE} must be shared")
     for number in itertools.count(1):
         order = _next_order(folder, number)
         if order is None:

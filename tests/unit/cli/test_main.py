@@ -11,6 +11,7 @@ import torch
 from resnet_pipeline import cli
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import recipe_names
+from resnet_pipeline.settings import effective
 
 
 @pytest.fixture
@@ -72,7 +73,38 @@ def test_doctor_says_what_is_here(run, tmp_path):
     code, out, _ = run("doctor", "--json", str(tmp_path / "d.json"))
     assert code == 0 and f"{os.cpu_count()} cores" in out
     found = {f["what"]: f for f in json.loads((tmp_path / "d.json").read_text())}
-    assert {"processor", "GPUs", "decoder", "disk", "datasets", "Ray", "MLflow", "Prefect"} == set(found)
+    looked_at = {"processor", "GPUs", "decoder", "disk", "datasets", "Ray", "MLflow", "Prefect"}
+    assert looked_at | {setting.variable for setting in effective()} == set(found)
+    root = found["RESNET_PIPELINE_ROOT"]
+    assert (root["state"], root["use"]) == (str(tmp_path / "work"), "from: environment")
+    assert found["RESNET_PIPELINE_TIMEOUT"]["use"] == "from: default"
+
+
+def test_doctor_says_that_an_option_decides(run, tmp_path):
+    code, _, _ = run("doctor", "--root", str(tmp_path / "other"), "--json", str(tmp_path / "d.json"))
+    found = {f["what"]: f for f in json.loads((tmp_path / "d.json").read_text())}
+    root = found["RESNET_PIPELINE_ROOT"]
+    assert (code, root["state"], root["use"]) == (0, str(tmp_path / "other"), "from: --root")
+
+
+def test_doctor_shows_no_password(run, monkeypatch, tmp_path):
+    servers = {"MLFLOW_TRACKING_URI": "http://me:hidden@127.0.0.1:9",
+               "PREFECT_API_URL": "http://me:hidden@127.0.0.1:9/api",
+               "RAY_ADDRESS": "ray://me:hidden@127.0.0.1:9",
+               "AWS_ENDPOINT_URL": "http://me:hidden@127.0.0.1:9"}  # fmt: skip
+    for name, value in servers.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = run("doctor", "--json", str(tmp_path / "d.json"))
+    written = (tmp_path / "d.json").read_text()
+    assert code == 0 and "does NOT answer" in written
+    assert "hidden" not in out + err + written
+    assert all(name in written for name in servers)
+
+
+def test_a_setting_that_is_not_valid_is_one_line(run, monkeypatch):
+    monkeypatch.setenv("RESNET_PIPELINE_CACHE_GB", "ten")
+    code, _, err = run("doctor")
+    assert (code, err) == (2, "resnet-pipeline: RESNET_PIPELINE_CACHE_GB=ten must be a positive number of gigabytes\n")
 
 
 @pytest.mark.parametrize(

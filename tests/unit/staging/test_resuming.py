@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -18,9 +19,11 @@ import pytest
 from PIL import Image
 
 from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.image_audit import PixelSums
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.stage import stage_dataset
 from resnet_pipeline.staging import stage as staging
+from resnet_pipeline.staging.shard_writer import Record
 from resnet_pipeline.staging.stage import Options, Source, pack, stage
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.local import LocalStorage
@@ -256,3 +259,110 @@ def test_killed_between_two_renames_the_old_dataset_is_back(photos, tmp_path):
     with pytest.raises(UserError, match="max-refused"):
         stage(photos, tmp_path / "x", name="x", workers=1)
     assert Dataset.open(tmp_path / "x").fingerprint == first.fingerprint
+
+
+DAMAGED = {
+    "cut": lambda data: data[:200],
+    "empty": lambda data: b"",
+    "not an object": lambda data: b"[1, 2]",
+    "lacking keys": lambda data: b'{"format": 2}',
+    "no JSON": lambda data: b"\xff\0rubbish",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*(("manifest.json", kind) for kind in DAMAGED), ("index.parquet", "cut"), ("shards/val-00000.tar", "cut")],
+)
+def test_a_dataset_whose_files_are_damaged_is_staged_again(photos, tmp_path, name, kind):
+    whole = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True)
+    path = tmp_path / "datasets/x" / name
+    before = path.read_bytes()
+    path.write_bytes(DAMAGED[kind](before))
+    lines: list[str] = []
+    again = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True, say=lines.append)
+    assert not again.reused and again.manifest == whole.manifest and path.read_bytes() == before
+    assert name in lines[0] and "staging it again" in lines[0] and "\n" not in lines[0]
+    assert stage_dataset(Workspace(tmp_path), str(photos), "x", quiet=True, say=lines.append).reused
+
+
+def test_a_damaged_note_of_the_source_is_one_line(photos, tmp_path):
+    whole = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True)
+    note = tmp_path / "datasets/x/source.json"
+    for damage in DAMAGED.values():
+        note.write_bytes(damage(b""))
+        assert Dataset.open(note.parent).source_fingerprint is None
+        with pytest.raises(UserError, match=r"^dataset 'x' exists and was staged from other .*--replace it$"):
+            stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True)
+    again = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, replace=True, quiet=True)
+    assert again.manifest == whole.manifest
+
+
+def broken_off(photos, folder, options):
+    """Leave in ``folder`` what a staging leaves that was broken off in its last shard; return its hidden folder."""
+    (folder / "mended").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="the connection was cut"):
+        pack(cut(photos, folder), LocalStorage(folder / "x"), name="x", workers=1, options=options)
+    (folder / "mended").touch()
+    return folder / ".x.staging"
+
+
+def cut(photos, folder):
+    return Source(Cut(photos, "val/dog/04.JPEG", folder / "mended"))
+
+
+def turned(data):
+    """Return the bytes with one in the middle changed."""
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1 :]
+
+
+LEFT = {**DAMAGED, "one byte": turned, "half": lambda data: data[: len(data) // 2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("records/train-00000.npz", kind) for kind in ("cut", "no JSON", "one byte")),
+        *(("listing.parquet", kind) for kind in ("empty", "one byte")),
+        ("about.json", "half"),
+    ],
+)
+def test_what_is_damaged_of_a_broken_off_staging_is_made_again(photos, tmp_path, name, kind):
+    options = Options(shard_bytes=60_000)
+    left = broken_off(photos, tmp_path, options)
+    damaged = left / "staging" / name
+    damaged.write_bytes(LEFT[kind](damaged.read_bytes()))
+    kept = (left / "shards/train-00001.tar").stat().st_mtime_ns
+    pack(cut(photos, tmp_path), LocalStorage(tmp_path / "x"), name="x", workers=1, options=options)
+    assert contents(tmp_path / "x") == contents(stage(photos, tmp_path / "y", name="x", options=options).path)
+    if name != "about.json":  # which says of what the rest is
+        assert (tmp_path / "x/shards/train-00001.tar").stat().st_mtime_ns == kept
+
+
+def test_a_record_whose_parts_are_no_record_is_none():
+    for about in (b"rubbish", b"[]", b'{"sha256": ""}', b'{"sha256": "", "bytes": 1, "refused": ["x"]}'):
+        file = io.BytesIO()
+        np.savez(file, about=np.array(about.decode()), rows=np.zeros((0, 5)), **PixelSums((1, 1)).to_arrays())
+        with pytest.raises(ValueError, match="no record of a shard"):
+            Record.from_bytes(file.getvalue())
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_shard_that_is_not_as_its_record_says_is_packed_again(photos, tmp_path, lost):
+    options = Options(shard_bytes=60_000)
+    shard = broken_off(photos, tmp_path, options) / "shards/train-00000.tar"
+    whole = shard.read_bytes()
+    shard.unlink() if lost else shard.write_bytes(whole[:-512])
+    pack(cut(photos, tmp_path), LocalStorage(tmp_path / "x"), name="x", workers=1, options=options)
+    assert (tmp_path / "x/shards/train-00000.tar").read_bytes() == whole
+
+
+def test_temporary_files_of_a_killed_process_are_in_no_dataset(photos, tmp_path):
+    options = Options(shard_bytes=60_000)
+    left = broken_off(photos, tmp_path, options)
+    half = ("staging/records/.train-00000.npz.a", "staging/.listing.parquet.a", "shards/.train-00000.tar.a",
+            ".index.parquet.a", ".manifest.json.a", ".mean_image.npy.a", ".source.json.a")  # fmt: skip
+    for name in half:
+        (left / name).write_bytes(b"half")
+    pack(cut(photos, tmp_path), LocalStorage(tmp_path / "x"), name="x", workers=1, options=options)
+    assert not [path for path in (tmp_path / "x").rglob("*") if path.name.startswith(".") or path.name == "staging"]
