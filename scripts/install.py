@@ -57,19 +57,23 @@ def install(target: Path, project: Path) -> int:
 
 
 def follow(lines: Iterable[str], seconds: float) -> deque[str]:
-    """Read pip's lines to their end, printing time and the newest of them every ``seconds``; return the last 30."""
+    """Read pip's lines to their end, printing time and what it does every ``seconds``; return the last 30."""
     last: deque[str] = deque(maxlen=30)
+    doing = "starting pip"
     ended = threading.Event()
     start = time.monotonic()
 
     def tell() -> None:
         while not ended.wait(seconds):
             minutes, rest = divmod(int(time.monotonic() - start), 60)
-            print(f"  {minutes}:{rest:02d}  {last[-1].strip()[:100] if last else 'starting pip'}", flush=True)
+            print(f"  {minutes}:{rest:02d}  {doing}", flush=True)
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
-    last.extend(lines)
+    for line in lines:
+        last.append(line)
+        if not line.startswith(("WARNING", "DEPRECATION")):
+            doing = line.strip()[:100]
     ended.set()
     teller.join()
     return last
