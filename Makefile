@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 APART := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down check format test soak tree clean
+.PHONY: help install demo up down lint check format test soak tree clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -30,11 +30,13 @@ up: $(READY)  ## Start Prefect, a worker and MLflow on this machine; Ctrl-C or `
 down: $(READY)  ## Stop what `make up` started
 	@$(BIN)/resnet-pipeline down
 
-check: $(READY)  ## Format, lint, types, import contracts, fast tests
+lint: $(READY)  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+check: lint  ## All of lint, and the fast tests
 	$(PYTEST) $(APART) -q -m "not slow and not integration and not gpu"
 
 format: $(READY)  ## Format and mend what can be mended

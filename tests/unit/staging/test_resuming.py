@@ -334,7 +334,9 @@ def test_what_is_damaged_of_a_broken_off_staging_is_made_again(photos, tmp_path,
     damaged.write_bytes(LEFT[kind](damaged.read_bytes()))
     kept = (left / "shards/train-00001.tar").stat().st_mtime_ns
     pack(cut(photos, tmp_path), LocalStorage(tmp_path / "x"), name="x", workers=1, options=options)
-    assert contents(tmp_path / "x") == contents(stage(photos, tmp_path / "y", name="x", options=options).path)
+    assert contents(tmp_path / "x") == contents(
+        stage(photos, tmp_path / "y", name="x", workers=1, options=options).path
+    )
     if name != "about.json":  # which says of what the rest is
         assert (tmp_path / "x/shards/train-00001.tar").stat().st_mtime_ns == kept
 
