@@ -132,14 +132,16 @@ def test_prefect_has_the_flow_runs(demo):
 
 
 def kept(root: Path) -> dict[str, object]:
-    """Return what a repetition must leave alone: the steps and weights of each run, score files, model versions."""
+    """Return what a repetition must leave alone: dataset, steps, weights, networks' scores, versions."""
     from resnet_pipeline.adapters.mlflow.runs import Tracking
     from resnet_pipeline.workspace import Workspace
 
-    files = [*(root / "runs").rglob("*"), *(root / "scores").rglob("*"), *(root / "datasets").rglob("*")]
-    client = Tracking(Workspace(root)).client
-    versions = {(v.name, v.version, v.last_updated_timestamp) for v in client.search_model_versions()}
-    return {"files": {f: f.stat().st_mtime_ns for f in files if f.is_file()}, "versions": versions}
+    patterns = ("datasets/**/*", "runs/*/metrics.jsonl", "runs/*/checkpoints/*", "runs/*/*.safetensors", "scores/**/*")
+    files = {file for pattern in patterns for file in root.glob(pattern) if file.is_file()}
+    files -= set((root / "scores" / "ensembles").rglob("*"))  # averaged anew, from the networks' scores
+    assert len([file for file in files if file.suffix == ".parquet" and "scores" in file.parts]) == 6
+    versions = {(v.name, v.version) for v in Tracking(Workspace(root)).client.search_model_versions()}
+    return {"files": {file: file.stat().st_mtime_ns for file in files}, "versions": versions}
 
 
 def test_running_it_again_takes_no_step_scores_no_image_and_adds_no_version(demo, run_program):
