@@ -166,10 +166,13 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, progress: TrainingProgress)
     """Show the training's progress until it has returned; UserError where the workers have ended instead."""
     recipe = run.config().recipe
     try:
-        while not group.finished():
-            progress.poll()
-            if run.error_file.exists():  # no use in waiting for the retries
+        while True:
+            # first, since it says more than the end of the workers does, and there is no use in waiting for the retries
+            if run.error_file.exists():
                 raise UserError(f"{recipe}: {run.error_file.read_text()}")
+            if group.finished():
+                return
+            progress.poll()
             time.sleep(0.1)
     except UserError:
         raise
