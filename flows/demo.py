@@ -21,7 +21,7 @@ from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
 from resnet_pipeline.jobs.train import is_finished
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.report.terminal import print_table
+from resnet_pipeline.report.terminal import print_table, render_table
 from resnet_pipeline.services.local import TemporaryPrefect
 from resnet_pipeline.workspace import Workspace
 
@@ -59,9 +59,9 @@ def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -
         prefect.wait()
         results = demo_flow(workers=workers)
     runs = [result["run"] for result in results]
-    path, table = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS, quiet=True)
+    path, report = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS, quiet=True)
     print()
-    print_table(table)
+    print_table(render_table(report))
     reused = sum(result["reused"] for result in results)
     if reused:
         print(f"{reused} of {len(results)} networks were finished before and reused.")

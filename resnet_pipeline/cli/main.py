@@ -20,7 +20,7 @@ from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.report.terminal import print_table
+from resnet_pipeline.report.terminal import print_table, render_table
 from resnet_pipeline.workspace import Workspace
 
 app = typer.Typer(
@@ -223,10 +223,10 @@ def report(
     """Write a one-page HTML report on finished runs: curves, errors, the ensemble."""
     from resnet_pipeline.jobs.report import report_on_runs
 
-    path, table = report_on_runs(
+    path, data = report_on_runs(
         Workspace.of(root), dataset, runs=runs, protocols=protocols or ["center", "10-crop"], output=output
     )
-    print_table(table)
+    print_table(render_table(data))
     print(path)
 
 

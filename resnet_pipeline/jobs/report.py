@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
@@ -21,7 +19,6 @@ from resnet_pipeline.jobs.references import parse_run
 from resnet_pipeline.models import depth_of
 from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
 from resnet_pipeline.report.page import write_report
-from resnet_pipeline.report.terminal import render_table
 from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
@@ -35,8 +32,8 @@ def report_on_runs(
     protocols: Sequence[str],
     output: Path | None = None,
     quiet: bool = False,
-) -> tuple[Path, Table]:
-    """Write the HTML report on finished runs (None: all on this dataset); return its path and the terminal's table.
+) -> tuple[Path, ReportData]:
+    """Write the HTML report on finished runs (None: all on this dataset); return its path and what it shows.
 
     Scores that are missing are computed first. Raises UserError for what is no run directory, and if there is none.
     """
@@ -74,7 +71,7 @@ def report_on_runs(
             ("Average them", f"resnet-pipeline ensemble {' '.join(m.run for m in members)} --dataset {dataset_name}"),
         ],
     )
-    return write_report(data, output or workspace.reports / f"{dataset_name}.html"), render_table(data)
+    return write_report(data, output or workspace.reports / f"{dataset_name}.html"), data
 
 
 def _finished(workspace: Workspace, dataset: Dataset) -> list[RunDirectory]:
