@@ -2,6 +2,9 @@
 
 A recipe (``resnet_pipeline.recipes``) is a function that returns a complete :class:`RunConfig`. Two runs with equal
 configs on the same dataset are the same run: their hash (``config_io``) is a part of a run directory's name.
+
+The text under each field says what its values mean, in which unit, and whose convention it is; "the paper" is He et
+al., 2015. `resnet-pipeline recipes RECIPE` prints these texts (``config_io.described``).
 """
 
 from __future__ import annotations
@@ -32,18 +35,20 @@ def _check(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network by name, as ``models.build_model`` takes it; the number of classes is the dataset's.
-
-    ``shortcut`` None is the network's own (the paper: option B from 50 layers on, A on CIFAR-10).
-    ``mean`` says what the first module subtracts: the dataset's mean image (the paper) or its mean colour.
-    ``checkpointing`` k keeps only every k-th block's input for the backward pass, for memory; 0 keeps all.
-    """
+    """A network by name, as ``models.build_model`` takes it; the number of classes is the dataset's."""
 
     name: str
+    """The network: resnet50, plain34, cifar-resnet20, … (the paper, Table 1 and section 4.2)."""
     shortcut: Literal["A", "B", "C"] | None = None
+    """Where a block changes the size: A pads with zeros, B projects there, C projects in every block (the paper,
+    Table 3). Unset: A up to 34 layers and on CIFAR-10, B from 50 layers on."""
     stride: Literal["v1", "v1.5"] = "v1"
+    """Which convolution of a bottleneck has stride 2: v1 its first, 1×1 (the paper), v1.5 its 3×3 (torchvision)."""
     mean: Literal["image", "channel"] = "image"
+    """What the first module subtracts: the training images' mean image (the paper, section 3.4) or mean colour."""
     checkpointing: int = 0
+    """Blocks per stored activation: only every k-th block's input is kept for the backward pass, which saves memory
+    and costs time (Chen et al., 2016); 0 keeps all."""
 
     def __post_init__(self) -> None:
         _check(self.checkpointing >= 0, f"model.checkpointing must be at least 0, not {self.checkpointing}")
@@ -51,22 +56,26 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How a training crop is drawn from its image.
-
-    ``scale-crop``: shorter side uniform in ``shorter_side``, then a random square crop (the paper, section 3.4).
-    ``random-resized-crop``: area uniform in ``area``, log-uniform aspect ratio in ``aspect`` (Szegedy et al., 2014).
-    ``pad-crop``: ``pad`` pixels on each side, then a random square crop (the paper, section 4.2).
-    ``color``: the standard deviation of the PCA colour noise (Krizhevsky et al., 2012: 0.1); 0 for none.
-    """
+    """How a training crop is drawn from its image."""
 
     kind: Literal["scale-crop", "random-resized-crop", "pad-crop"]
+    """scale-crop: a random square of the resized image (the paper, section 3.4). random-resized-crop: a random part,
+    resized (Szegedy et al., 2014). pad-crop: a random square of the padded image (the paper, section 4.2)."""
     crop: int
+    """Side of the crop that the network is trained on, in pixels (the paper: 224; CIFAR-10: 32)."""
     shorter_side: tuple[int, int] = (256, 480)
+    """Of scale-crop: least and greatest shorter side that an image is resized to, in pixels, drawn uniformly (the
+    paper, section 3.4: 256 to 480)."""
     area: tuple[float, float] = (0.08, 1.0)
+    """Of random-resized-crop: least and greatest part of the image's area, drawn uniformly (Szegedy et al., 2014)."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Of random-resized-crop: least and greatest width / height, drawn log-uniformly (Szegedy et al., 2014)."""
     pad: int = 4
+    """Of pad-crop: pixels of padding on each side, in the mean colour (the paper, section 4.2: 4)."""
     flip: bool = True
+    """Whether half of the crops are mirrored left to right (the paper, sections 3.4 and 4.2)."""
     color: float = 0.0
+    """Standard deviation of the PCA colour noise, without unit (Krizhevsky et al., 2012, section 4.1: 0.1); 0: none."""
 
     def __post_init__(self) -> None:
         _check(self.crop >= 1, f"augment.crop must be at least 1, not {self.crop}")
@@ -83,16 +92,16 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How the network is tested: ``crop`` pixels from an image whose shorter side is ``resize`` (the paper: 224, 256).
-
-    ``scales`` are the shorter sides of the multi-scale protocol. ``flip`` False leaves the mirrored views out, for
-    images whose mirror image means something else.
-    """
+    """How the network is tested."""
 
     crop: int
+    """Side of the crops of the protocols center and 10-crop, in pixels (the paper: 224; CIFAR-10: 32)."""
     resize: int
+    """Shorter side that an image is resized to before it is cropped, in pixels (Krizhevsky et al., 2012: 256)."""
     scales: tuple[int, ...] = PAPER_SCALES
+    """Shorter sides of the protocol multi-scale, in pixels (the paper, section 3.4: 224, 256, 384, 480, 640)."""
     flip: bool = True
+    """Whether mirrored views are tested too (the paper); false for images whose mirror image means something else."""
 
     def __post_init__(self) -> None:
         _check(self.crop >= 1, f"views.crop must be at least 1, not {self.crop}")
@@ -104,20 +113,21 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD with momentum as in Caffe: v = momentum · v + lr · (g + weight_decay · w); w = w − v.
-
-    ``decay_norm`` False spares batch norm's parameters and the biases the weight decay (Goyal et al., 2017).
-    ``label_smoothing`` ε trains towards (1 − ε) · label + ε / classes (Szegedy et al., 2015, section 7).
-    ``ema`` d > 0 averages the weights, a = d · a + (1 − d) · w after each step (``training.ema``); the finished
-    network has the average.
-    """
+    """SGD with momentum as in Caffe: v = momentum · v + lr · (g + weight_decay · w); w = w − v."""
 
     lr: float = 0.1
+    """Learning rate at the start, of the mean gradient of a batch (the paper, section 3.4: 0.1)."""
     momentum: float = 0.9
+    """Part of the last update that is kept (the paper, section 3.4: 0.9)."""
     weight_decay: float = 1e-4
+    """Weight decay, added to the gradient as a multiple of the weights (the paper, section 3.4: 0.0001)."""
     decay_norm: bool = True
+    """Whether batch norm's parameters and the biases decay too (Caffe: they do; Goyal et al., 2017: they don't)."""
     label_smoothing: float = 0.0
+    """ε: the target is (1 − ε) · label + ε / classes (Szegedy et al., 2015, section 7); 0: the label (the paper)."""
     ema: float = 0.0
+    """Decay d of the averaged weights, a = d · a + (1 − d) · w after each step, which the finished network has
+    (training/ema.py); 0: no average (the paper)."""
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < math.inf, f"optim.lr must be positive and finite, not {self.lr}")
@@ -134,21 +144,27 @@ class OptimConfig:
 class ScheduleConfig:
     """How the learning rate changes with the iteration.
 
-    ``step``: times ``factor`` at each of ``boundaries`` (iterations). ``plateau``: times ``factor`` when the
-    validation error has not improved by ``threshold`` percentage points for ``patience`` evaluations. ``cosine``:
-    half a cosine to zero. Before any of them: ``warmup`` iterations, linear from zero, or, with ``warmup_lr``, at that
-    constant rate until the training error is below ``warmup_until`` percent (ResNet-110: 0.01 until 80 %). A schedule
-    that would not be over with the run's last iteration is refused (`RunConfig`).
+    A schedule that would not be over with the run's last iteration is refused (`RunConfig`).
     """
 
     kind: Literal["step", "plateau", "cosine"] = "step"
+    """step: lower at fixed iterations (the paper, section 4.2). plateau: lower when the error stops falling (section
+    3.4). cosine: half a cosine to zero (Loshchilov and Hutter, 2016)."""
     boundaries: tuple[int, ...] = ()
+    """Of step: the iterations at which the rate is lowered (the paper, section 4.2: 32,000 and 48,000)."""
     factor: float = 0.1
+    """Of step and plateau: what the rate is multiplied by (the paper, section 3.4: "divided by 10")."""
     patience: int = 5
+    """Of plateau: evaluations without improvement before the rate is lowered; the paper gives no number."""
     threshold: float = 0.1
+    """Of plateau: how much lower the validation error must be, in percentage points; the paper gives no number."""
     warmup: int = 0
+    """Iterations in which the rate rises linearly from zero (Goyal et al., 2017); 0: none (the paper)."""
     warmup_lr: float | None = None
+    """Constant rate at the start, until the error is below warmup_until (the paper, section 4.2: 0.01 for 110 layers);
+    unset: none."""
     warmup_until: float = 80.0
+    """With warmup_lr: the training error that ends it, in percent (the paper, section 4.2: 80)."""
 
     def __post_init__(self) -> None:
         _check(0 < self.factor < 1, f"schedule.factor must lie between 0 and 1, not {self.factor}")
@@ -176,16 +192,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthConfig:
-    """Training crops that grow from ``first`` pixels to ``augment.crop`` (Howard, 2018; Tan and Le, 2021).
-
-    The first ``until`` of the run's iterations is cut into ``phases`` − 1 equal parts, the rest is the last phase, at
-    the full size. Sizes are rounded to multiples of ``multiple``. ``first`` 0: all crops have the full size.
-    """
+    """Training crops that grow to ``augment.crop`` pixels (Howard, 2018; Tan and Le, 2021); not of the paper."""
 
     first: int = 0
+    """Side of the first crops, in pixels; 0: all crops have the full size (the paper)."""
     phases: int = 4
+    """Number of sizes, the full one included."""
     until: float = 0.75
+    """Part of the run's iterations that the smaller sizes share equally; the rest has the full size."""
     multiple: int = 32
+    """Sizes are rounded to multiples of this, in pixels (the network's total stride on ImageNet: 32)."""
 
     def __post_init__(self) -> None:
         _check(self.first >= 0, f"growth.first must be at least 0, not {self.first}")
@@ -196,37 +212,48 @@ class GrowthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A complete recipe. Everything is counted in iterations (optimiser steps) and images.
-
-    The gradient of ``batch`` images is the mean over micro-batches of ``micro_batch``, whoever computes them; batch
-    normalisation sees one micro-batch at a time (the paper: 8 GPUs × 32 images). ``bn_images`` are averaged for the
-    final batch-norm statistics; 0 keeps the moving averages. ``order`` shuffles the whole epoch (``full``) or, for data
-    that comes from S3, shards and then the samples within each block of ``block_shards`` of them (``block``).
-    ``precision`` bf16 computes convolutions and products in bfloat16 (autocast; weights, batch norm, loss and updates
-    stay float32, so no loss scaling is needed); ``auto`` is bf16 if the hardware has it, else float32; float64 is for
-    comparisons. ``compile`` runs the network through
-    torch.compile with CUDA graphs on a GPU; on a CPU it is ignored: it did not pay there (docs/LOG.md).
-    """
+    """A complete recipe. Everything is counted in iterations (optimiser steps) and images."""
 
     recipe: str
+    """The recipe's name, FAMILY/NETWORK."""
     model: ModelConfig
+    """The network."""
     augment: AugmentConfig
+    """How a training crop is drawn from its image."""
     views: ViewConfig
+    """How the network is tested."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Stochastic gradient descent."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How the learning rate changes."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
+    """Training crops that grow."""
     precision: Precision = "float32"
+    """float32: what the paper used. bf16: convolutions and products in bfloat16 by autocast; weights, batch norm, loss
+    and updates stay float32. auto: bf16 if the hardware has it, else float32. float64: for comparisons."""
     compile: bool = False
+    """Whether torch.compile runs the network with CUDA graphs on a GPU; ignored on a CPU (docs/LOG.md)."""
     batch: int = 256
+    """Images of one optimiser step, whose gradients are averaged (the paper: 256; CIFAR-10: 128)."""
     micro_batch: int = 32
+    """Images that batch norm sees at a time: the share of one of the paper's GPUs (8 × 32; CIFAR-10: 2 × 64)."""
     steps: int
+    """Iterations of the whole run (the paper: up to 600,000; CIFAR-10: 64,000)."""
     eval_every: int = 5000
+    """Iterations between two evaluations on the validation split."""
     checkpoint_every: int = 1000
+    """Iterations between two checkpoints."""
     log_every: int = 50
+    """Iterations between two lines of loss, error and speed."""
     bn_images: int = 32_000
+    """Training images over which batch norm's statistics are averaged at the end, as in the authors' released networks;
+    0 keeps the moving averages."""
     seed: int = 0
+    """Decides initial weights, sample order and augmentation."""
     order: Literal["full", "block"] = "full"
+    """How samples are shuffled: full over the whole epoch, block within blocks of shards, for data from a bucket."""
     block_shards: int = 16
+    """Of block: shards in a block."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "micro_batch", "steps", "eval_every", "checkpoint_every", "log_every", "block_shards"):

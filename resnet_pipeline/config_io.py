@@ -1,13 +1,16 @@
-"""Configs as plain JSON values and back, changed by assignments, and their hash."""
+"""Configs as plain JSON values and back, changed by assignments, their hash, and what their fields mean."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
+import inspect
+import itertools
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from resnet_pipeline.config import ConfigError, RunConfig
@@ -87,6 +90,38 @@ def _stretch(values: dict[str, Any], config: RunConfig, assigned: set[str]) -> N
 def config_hash(config: Any) -> str:
     """Return the first 8 hexadecimal digits of the SHA-256 of the config as canonical JSON."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A field of a config: its dotted name, its value as plain JSON types, and the text beside it in ``config``."""
+
+    field: str
+    value: Any
+    text: str
+
+
+def described(config: Any, *, where: str = "") -> Iterator[Described]:
+    """Yield every field of a config, those of its groups in their places; the names are those of assignments."""
+    texts, plain = field_texts(type(config)), to_dict(config)
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from described(value, where=f"{where}{f.name}.")
+        else:
+            yield Described(f"{where}{f.name}", plain[f.name], texts[f.name])
+
+
+def field_texts(cls: type) -> dict[str, str]:
+    """Return the text under each field of a dataclass, as one line; Python itself does not keep these strings."""
+    (definition,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for statement, following in itertools.pairwise(definition.body):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
+    return texts
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

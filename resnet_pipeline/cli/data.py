@@ -8,13 +8,21 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
+from resnet_pipeline.cli.options import Json, Quiet, Root, complete_dataset, complete_recipe, write_result
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
 
 app = typer.Typer(help="Check a staged dataset, look at its training crops, and count what is in it.")
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that `stage` was given.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="The name that `stage` was given.",
+        show_default=False,
+        autocompletion=complete_dataset,
+    ),
+]
 
 
 @app.command()
@@ -57,7 +65,10 @@ def show(
     root: Root = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Whose augmentation. Default: imagenet/resnet50; cifar10/resnet20 for small images."),
+        typer.Option(
+            help="Whose augmentation. Default: imagenet/resnet50; cifar10/resnet20 for small images.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     epoch: Annotated[int, typer.Option(min=0, help="Of which epoch, from 0 on.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many crops.")] = 18,

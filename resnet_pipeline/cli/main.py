@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from resnet_pipeline import __version__
 from resnet_pipeline.cli import data as cli_data
 from resnet_pipeline.cli import evaluation as cli_evaluation
+from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
 from resnet_pipeline.cli import services as cli_services
-from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root
+from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.report.terminal import print_table, render_table
@@ -32,6 +33,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"resnet-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def main() -> None:
@@ -131,7 +147,12 @@ def stage(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe: see `resnet-pipeline recipes`.", show_default=False)],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe: see `resnet-pipeline recipes`.", show_default=False, autocompletion=complete_recipe
+        ),
+    ],
     dataset: DatasetName,
     root: Root = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: the recipe's.")] = None,
@@ -230,43 +251,7 @@ def report(
     print(path)
 
 
-@app.command()
-def recipes(json_file: Json = None) -> None:
-    """List every recipe with its depth, parameters, multiply-adds and the paper's error."""
-    from resnet_pipeline.jobs.recipes import recipe_rows
-    from resnet_pipeline.models.complexity import depth_against_vgg
-
-    rows = recipe_rows()
-    table = Table(title="Recipes: a name for `resnet-pipeline train`; errors in percent, from the paper")
-    for column, justify in (
-        ("recipe", "left"),
-        ("depth", "right"),
-        ("parameters", "right"),
-        ("multiply-adds", "right"),
-        ("steps", "right"),
-        ("batch", "right"),
-        ("top-1", "right"),
-        ("top-5", "right"),
-        ("source", "left"),
-    ):
-        table.add_column(column, justify=justify, no_wrap=column == "recipe")  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(
-            row["recipe"],
-            str(row["depth"]),
-            f"{row['parameters'] / 1e6:.2f} M",
-            f"{row['multiply_adds'] / 1e9:.2f} G"
-            if row["multiply_adds"] >= 1e9
-            else f"{row['multiply_adds'] / 1e6:.1f} M",
-            f"{row['steps']:,}",
-            str(row["batch"]),
-            "" if row["top1"] is None else f"{row['top1']:.2f}",
-            "" if row["top5"] is None else f"{row['top5']:.2f}",
-            row["source"] or "",
-        )
-    print_table(table)
-    print(depth_against_vgg())
-    _write(json_file, rows)
+app.command()(cli_recipes.recipes)
 
 
 @app.command()

@@ -10,6 +10,26 @@ import typer
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the recipes that a word may become, for the shell's completion."""
+    from resnet_pipeline.recipes import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def complete_dataset(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the staged datasets that a word may become, for the shell's completion; none if they can't be listed."""
+    from resnet_pipeline.data.dataset import dataset_names
+    from resnet_pipeline.workspace import Workspace
+
+    try:
+        names = dataset_names(Workspace.of(context.params.get("root")))
+    except UserError:
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 Root = Annotated[
     Path | None,
     typer.Option(
@@ -19,7 +39,9 @@ Root = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars or lines.")]
-DatasetName = Annotated[str, typer.Option("--dataset", help="The name that `stage` was given.")]
+DatasetName = Annotated[
+    str, typer.Option("--dataset", help="The name that `stage` was given.", autocompletion=complete_dataset)
+]
 Images = Annotated[int | None, typer.Option(min=1, help="Test on this many evenly spaced images only.")]
 Split = Annotated[str | None, typer.Option(help="Split to test on. Default: val, or test where there is no val.")]
 ProtocolName = Annotated[
@@ -40,7 +62,12 @@ Workers = Annotated[
 ]
 Half = Annotated[bool, typer.Option("--float16", help="Keep the scores in half the bytes.")]
 OptionalDataset = Annotated[
-    str | None, typer.Option("--dataset", help="The name that `stage` was given; not needed for score files.")
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="The name that `stage` was given; not needed for score files.",
+        autocompletion=complete_dataset,
+    ),
 ]
 MODEL = (
     "A run directory, a registered model's NAME or NAME@ALIAS, models:/…, runs:/ID, NETWORK=WEIGHTS-FILE, "

@@ -1,48 +1,100 @@
-"""The table of recipes: what each network is and what the paper got with it."""
+"""The table of recipes: what each network is and what the paper got with it.
+
+Nothing here imports PyTorch but `network_cost`, in itself: the table is read far more often than it changes.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.evaluation.paper import PUBLISHED
-from resnet_pipeline.models import build_model, depth_of
-from resnet_pipeline.models.complexity import Complexity, complexity
 from resnet_pipeline.recipes import get_recipe, recipe_names
 
-_CLASSES = {"imagenet": 1000, "cifar10": 10, "digits": 10}
+if TYPE_CHECKING:
+    from resnet_pipeline.models.complexity import Complexity
 
 
-def recipe_rows() -> list[dict[str, Any]]:
-    """Return a row per recipe: depth, parameters, multiply-adds at the training crop, the paper's error and table."""
-    return [_row(name) for name in recipe_names()]
+@dataclass(frozen=True, kw_only=True)
+class RecipeRow:
+    """A recipe in one line.
+
+    ``parameters`` and ``multiply_adds`` (of one image, ``input`` pixels wide and high) are the network's, ``depth`` its
+    layers with weights. ``top1`` and ``top5`` are the paper's errors in percent, from the table that ``source`` names;
+    None if it gives none.
+    """
+
+    recipe: str
+    network: str
+    depth: int
+    parameters: int
+    multiply_adds: int
+    input: int
+    steps: int
+    batch: int
+    top1: float | None = None
+    top5: float | None = None
+    source: str | None = None
+
+
+def recipe_rows() -> list[RecipeRow]:
+    """Return a row per recipe."""
+    return [recipe_row(name) for name in recipe_names()]
+
+
+def recipe_row(name: str) -> RecipeRow:
+    """Return a recipe's row; UserError with the nearest known name if there is no such recipe."""
+    config, published = get_recipe(name), PUBLISHED.get(name)
+    cost = kept_costs()[name]
+    return RecipeRow(
+        recipe=name,
+        network=config.model.name,
+        depth=cost["depth"],
+        parameters=cost["parameters"],
+        multiply_adds=cost["multiply_adds"],
+        input=config.augment.crop,
+        steps=config.steps,
+        batch=config.batch,
+        top1=published.top1 if published else None,
+        top5=published.top5 if published else None,
+        source=published.source if published else None,
+    )
+
+
+def depth_against_vgg() -> str:
+    """Return the paper's sentence (section 1) in figures: eight times deeper than VGG nets, lower complexity."""
+    deep, vgg = kept_costs()["imagenet/resnet152"], kept_costs()["vgg19"]
+    return (
+        f"ResNet-152 has {deep['depth']} layers, {deep['depth'] / vgg['depth']:.1f} times VGG-19's {vgg['depth']}, and "
+        f"takes {deep['multiply_adds'] / 1e9:.1f} billion multiply-adds, "
+        f"{deep['multiply_adds'] / vgg['multiply_adds']:.2f} times VGG-19's {vgg['multiply_adds'] / 1e9:.1f}"
+    )
+
+
+@cache
+def kept_costs() -> dict[str, dict[str, int]]:
+    """Return depth, parameters and multiply-adds of each recipe's network, and of VGG-19, from a kept file.
+
+    A test counts all of them again and compares; ``python tests/unit/jobs/test_recipes.py`` writes the file.
+    """
+    text = resources.files("resnet_pipeline.recipes").joinpath("costs.json").read_text()
+    costs: dict[str, dict[str, int]] = json.loads(text)
+    return costs
 
 
 def network_cost(config: RunConfig, *, classes: int) -> Complexity:
     """Return parameters and multiply-adds of a recipe's network at its training crop."""
+    import torch
+
+    from resnet_pipeline.models import build_model
+    from resnet_pipeline.models.complexity import complexity
+
     with torch.device("meta"):  # shapes are enough: no memory, no arithmetic
         network = build_model(
             config.model.name, num_classes=classes, shortcut=config.model.shortcut, stride=config.model.stride
         )
     return complexity(network, config.augment.crop)
-
-
-def _row(name: str) -> dict[str, Any]:
-    config = get_recipe(name)
-    cost = network_cost(config, classes=_CLASSES[name.split("/")[0].split("-")[0]])
-    published = PUBLISHED.get(name)
-    return {
-        "recipe": name,
-        "network": config.model.name,
-        "depth": depth_of(config.model.name),
-        "parameters": cost.parameters,
-        "multiply_adds": cost.multiply_adds,
-        "input": config.augment.crop,
-        "steps": config.steps,
-        "batch": config.batch,
-        "top1": published.top1 if published else None,
-        "top5": published.top5 if published else None,
-        "source": published.source if published else None,
-    }

@@ -100,16 +100,6 @@ def complexity_table(names: Iterable[str] | None = None) -> list[ComplexityRow]:
     return [_row(name) for name in (names if names is not None else (*model_names(), *VGG_NAMES))]
 
 
-def depth_against_vgg() -> str:
-    """Return the paper's sentence (section 1) in figures: eight times deeper than VGG nets, lower complexity."""
-    deep, vgg = complexity_table(["resnet152", "vgg19"])
-    return (
-        f"ResNet-152 has {deep.depth} layers, {deep.depth / vgg.depth:.1f} times VGG-19's {vgg.depth}, and takes "
-        f"{deep.cost.multiply_adds / 1e9:.1f} billion multiply-adds, "
-        f"{deep.cost.multiply_adds / vgg.cost.multiply_adds:.2f} times VGG-19's {vgg.cost.multiply_adds / 1e9:.1f}"
-    )
-
-
 def format_complexity_table(rows: Iterable[ComplexityRow]) -> str:
     """Return the rows as aligned text: millions of parameters, billions of multiply-adds."""
     lines = [f"{'network':<18}{'layers':>7}{'input':>7}{'parameters':>12}{'multiply-adds':>15}"]

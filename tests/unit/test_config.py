@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+
 import pytest
 
 from resnet_pipeline.config import ConfigError, RunConfig
-from resnet_pipeline.config_io import config_hash, from_dict, to_dict, with_overrides
+from resnet_pipeline.config_io import config_hash, described, field_texts, from_dict, to_dict, with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.models import build_model, depth_of
@@ -16,6 +18,29 @@ def test_every_recipe_survives_json_and_names_a_known_network(name):
     assert from_dict(RunConfig, to_dict(config)) == config
     assert config.recipe == name
     assert depth_of(config.model.name) > 0
+
+
+def groups(config: object) -> list[object]:
+    """Return a config and the groups of fields in it."""
+    inside = [getattr(config, field.name) for field in fields(config)]
+    return [config, *(part for group in inside if is_dataclass(group) for part in groups(group))]
+
+
+def test_every_field_says_what_it_means():
+    for part in groups(get_recipe("imagenet/resnet50")):
+        texts = field_texts(type(part))
+        assert list(texts) == [field.name for field in fields(part)]
+        assert all(text.endswith(".") and len(text) > 10 for text in texts.values())
+
+
+def test_fields_are_described_by_the_names_that_assignments_take():
+    config = get_recipe("imagenet/resnet50")
+    found = {one.field: one for one in described(config)}
+    assert found["augment.shorter_side"].value == [256, 480]
+    assert found["optim.momentum"].text == "Part of the last update that is kept (the paper, section 3.4: 0.9)."
+    assert [path for path in found if "." not in path] == [
+        field.name for field in fields(config) if not is_dataclass(getattr(config, field.name))
+    ]
 
 
 def test_equal_configs_have_equal_hashes_and_any_change_shows():

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
 
 from resnet_pipeline import cli
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.models import build_model
-from resnet_pipeline.recipes import recipe_names
+from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.settings import effective
 
 
@@ -180,6 +182,75 @@ def test_published_weights_are_tested_and_exported(run, tmp_path):
     assert code == 2 and ".onnx" in err and not (tmp_path / "x.bin").exists()
 
 
-def test_help_answers_without_importing_torch():
-    code = "import sys, resnet_pipeline.cli; sys.exit('torch' in sys.modules or 'prefect' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def in_a_process_of_its_own(*arguments: str, **environment: str) -> str:
+    """Run the command line; return what it printed, and fail if it imported any of the slow libraries."""
+    code = """
+import sys
+from resnet_pipeline.cli import main
+sys.argv[0] = "resnet-pipeline"
+try:
+    main()
+finally:
+    slow = {"torch", "torchvision", "mlflow", "prefect", "ray", "nvidia.dali"} & set(sys.modules)
+    assert not slow, slow
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "COLUMNS": "80", **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["recipes"], ["recipes", "imagenet/resnet152"]],
+    ids=" ".join,
+)
+def test_what_should_answer_at_once_imports_no_slow_library_and_fits_80_columns(arguments):
+    lines = in_a_process_of_its_own(*arguments).splitlines()
+    assert lines and max(map(len, lines)) <= 80
+
+
+def test_the_version_is_the_package_s(run):
+    assert run("--version")[:2] == (0, f"resnet-pipeline {version('resnet-pipeline')}\n")
+
+
+def test_a_recipe_is_printed_with_all_that_set_takes_and_what_it_means(run, tmp_path):
+    code, out, _ = run("recipes", "cifar10/resnet110", "--json", str(tmp_path / "r.json"))
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert code == 0 and found["recipe"] == "cifar10/resnet110" and found["source"].startswith("Table 6")
+    assert "schedule.warmup_lr = 0.01\n    Constant rate at the start" in out
+    config = get_recipe("cifar10/resnet110")
+    for field in found["fields"]:
+        assert field["text"] in " ".join(out.split())
+        assert with_overrides(config, [f"{field['field']}={json.dumps(field['value'])}"]) == config, "as --set takes it"
+
+
+def test_an_unknown_recipe_has_a_neighbour(run):
+    code, _, err = run("recipes", "cifar10/resnet101")
+    assert code == 2 and "did you mean 'cifar10/resnet110'" in err
+
+
+def completed(*words: str) -> list[str]:
+    environment = {
+        "_RESNET_PIPELINE_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["resnet-pipeline", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    return in_a_process_of_its_own(**environment).split()
+
+
+def test_the_shell_completes_recipes_and_staged_datasets(tmp_path, monkeypatch):
+    assert completed("train", "cifar10-fast/resnet4") == ["cifar10-fast/resnet44"]
+    assert completed("recipes", "digits/") == [name for name in recipe_names() if name.startswith("digits/")]
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "empty"))
+    assert completed("data", "verify", "") == []
+    for name in ("mine", "mine-too", "other"):
+        folder = tmp_path / "work" / "datasets" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+    assert completed("data", "verify", "--root", str(tmp_path / "work"), "mi") == ["mine", "mine-too"]
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
+    assert completed("evaluate", "x", "--dataset", "o") == ["other"]

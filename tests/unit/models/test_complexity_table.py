@@ -8,7 +8,7 @@ import pytest
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import model_names
-from resnet_pipeline.models.complexity import complexity_table, depth_against_vgg, format_complexity_table
+from resnet_pipeline.models.complexity import complexity_table, format_complexity_table
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "models_complexity.json"
 
@@ -31,8 +31,6 @@ def test_152_layers_are_eight_times_deeper_than_vgg_and_less_complex():
     assert round(resnet.cost.multiply_adds / 1e9, 1) == 11.3
     assert int(vgg16.cost.stages[0].multiply_adds / 1e8) / 10 == 15.3
     assert round(vgg19.cost.multiply_adds / 1e9, 1) == 19.6
-    for part in ("152 layers, 8.0 times VGG-19's 19", "11.3 billion", "0.57 times", "19.6"):
-        assert part in depth_against_vgg()
 
 
 def test_the_text_has_a_line_per_network():
