@@ -8,34 +8,27 @@ import hashlib
 import inspect
 import itertools
 import json
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from resnet_pipeline.config import ConfigError, RunConfig
 from resnet_pipeline.errors import did_you_mean
+from resnet_pipeline.records import RecordError, plain_record, read_record
 
 T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain JSON types."""
-    return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
+    return plain_record(config)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
     """Build a config from plain JSON types; an unknown, missing or ill-typed field raises ConfigError with its name."""
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"unknown field {where}{key}{did_you_mean(key, fields)}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ConfigError(f"missing field {where}{name}")
-    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
+    try:
+        return read_record(cls, values, where=where)
+    except RecordError as error:
+        raise ConfigError(str(error)) from None
 
 
 def with_overrides(config: T, assignments: Iterable[str]) -> T:
@@ -122,33 +115,3 @@ def field_texts(cls: type) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())
     return texts
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, Mapping):
-            return from_dict(hint, value, where=f"{where}.")
-        raise ConfigError(f"{where} must be a group of fields, not {value!r}")
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ConfigError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            raise ConfigError(
-                f"{where} must be a list{'' if args[-1] is Ellipsis else f' of {len(args)}'}, not {value!r}"
-            )
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        return tuple(
-            _convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-        )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}")
-    return value

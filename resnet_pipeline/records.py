@@ -1,0 +1,118 @@
+"""Frozen dataclasses as plain JSON values and back: the one reader and the one writer of what travels as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar
+
+from resnet_pipeline.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+# What a field's metadata may say of its JSON form: field(default=None, metadata=OMIT_NONE).
+OMIT_NONE: Mapping[str, Any] = {"omit_none": True}
+"""A field that is left out of the JSON object when it is None."""
+INLINE: Mapping[str, Any] = {"inline": True}
+"""A record whose fields stand among those of the record that holds it; nothing of it when it is None."""
+
+
+def key(name: str) -> Mapping[str, Any]:
+    """Return the metadata of a field that is called ``name`` in JSON: a word that Python keeps for itself."""
+    return {"key": name}
+
+
+class RecordError(UserError):
+    """A field is unknown, missing or of the wrong type; the text names it."""
+
+
+def plain(value: Any) -> Any:
+    """Return a value as plain JSON types: a record becomes an object of its fields, a path its text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain_record(value)
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def plain_record(record: Any) -> dict[str, Any]:
+    """Return a record as a JSON object."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(record):
+        value = getattr(record, f.name)
+        if value is None and (f.metadata.get("omit_none") or f.metadata.get("inline")):
+            continue
+        if f.metadata.get("inline"):
+            found |= plain(value)
+        else:
+            found[f.metadata.get("key", f.name)] = plain(value)
+    return found
+
+
+def read_record(cls: type[T], values: Any, *, where: str = "") -> T:
+    """Return the record of plain JSON types; RecordError names a field that is unknown, missing or ill-typed.
+
+    ``where`` is what field names begin with in errors. Lists become tuples where the field is one. Records that are
+    written inline or under another key are results, which nobody reads back.
+    """
+    if not isinstance(values, Mapping):
+        raise RecordError(f"{where.rstrip('.') or 'the whole'} must be a group of fields, not {_shown(values)}")
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes no class for hashable
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise RecordError(f"unknown field {where}{name}{did_you_mean(name, fields)}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise RecordError(f"missing field {where}{name}")
+    return cls(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in values.items()})
+
+
+@functools.cache
+def _hints(cls: Any) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return read_record(hint, value, where=f"{where}.")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise RecordError(f"{where} must be one of {', '.join(map(str, args))}, not {_shown(value)}")
+    if origin is tuple:
+        return _convert_tuple(args, value, where)
+    if origin is dict or origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise RecordError(f"{where} must be a group of fields, not {_shown(value)}")
+        return {name: _convert(args[1], item, f"{where}.{name}") for name, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise RecordError(f"{where} must be of type {hint.__name__}, not {_shown(value)}")
+    return value
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    open_ended = args[-1] is Ellipsis
+    if not isinstance(value, (list, tuple)) or (not open_ended and len(value) != len(args)):
+        raise RecordError(f"{where} must be a list{'' if open_ended else f' of {len(args)}'}, not {_shown(value)}")
+    kinds = [args[0]] * len(value) if open_ended else args
+    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

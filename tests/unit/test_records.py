@@ -1,0 +1,76 @@
+"""Records as JSON: what is written is read back equal, and what is wrong with a file is said by the field's name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from resnet_pipeline.records import INLINE, OMIT_NONE, RecordError, key, plain, read_record
+
+
+@dataclass(frozen=True)
+class Inner:
+    name: str
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner
+    groups: dict[str, Inner]
+    basis: tuple[tuple[float, ...], ...]
+    limit: int | None = None
+
+
+OUTER = Outer(inner=Inner("é", (1, 2)), groups={"a": Inner("b")}, basis=((1.0, 0.1), (-0.0, 1e-300)))
+
+
+def test_a_record_is_read_back_as_it_was_written():
+    assert read_record(Outer, json.loads(json.dumps(plain(OUTER)))) == OUTER
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("inner", "name"), 3, "inner.name must be of type str, not 3"),
+        (("groups", "a", "sizes"), [1, "2"], r"groups.a.sizes\[1\] must be of type int, not '2'"),
+        (("groups", "a", "sizes"), [True], r"groups.a.sizes\[0\] must be of type int, not True"),
+        (("groups",), [], "groups must be a group of fields"),
+        (("inner",), None, "inner must be a group of fields, not None"),
+        (("basis",), [[1.0], 2], r"basis\[1\] must be a list, not 2"),
+        (("inner", "nam"), "x", "unknown field inner.nam; did you mean 'name'"),
+    ],
+)
+def test_a_wrong_field_is_named(path, value, message):
+    values = plain(OUTER)
+    place = values
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    with pytest.raises(RecordError, match=message):
+        read_record(Outer, values)
+
+
+def test_a_missing_field_is_named_and_one_with_a_default_is_not_missed():
+    values = plain(OUTER)
+    del values["limit"], values["groups"]["a"]["name"]
+    with pytest.raises(RecordError, match=r"missing field groups\.a\.name"):
+        read_record(Outer, values)
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str = field(metadata=key("class"))
+    path: Path
+    inner: Inner | None = field(default=None, metadata=INLINE)
+    paper: float | None = field(default=None, metadata=OMIT_NONE)
+    kept: float | None = None
+
+
+def test_results_are_written_under_their_own_names_inline_and_without_what_is_not_there():
+    assert plain(Row("cat", Path("a/b"))) == {"class": "cat", "path": "a/b", "kept": None}
+    row = plain([Row("cat", Path("a"), Inner("n", (1,)), 2.0)])
+    assert row == [{"class": "cat", "path": "a", "name": "n", "sizes": [1], "paper": 2.0, "kept": None}]
