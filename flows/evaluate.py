@@ -19,7 +19,7 @@ from flows.parameters import (
     Scales,
     documented,
 )
-from flows.shell import say, table
+from flows.shell import logged, say, table
 from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.jobs.analyse import ensemble, evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
@@ -30,6 +30,7 @@ Members = Annotated[list[ModelReference], Field(min_length=1, description="The n
 
 
 @flow(name="evaluate")
+@logged
 @documented
 def evaluate(
     models: Members,
@@ -51,6 +52,7 @@ def evaluate(
 
 
 @flow(name="ensemble-evaluate")
+@logged
 @documented
 def ensemble_evaluate(
     members: Members = list(ENSEMBLES["ilsvrc2015"]),  # noqa: B006 - shown in the form, never changed

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect.artifacts import create_table_artifact
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.handlers import APILogHandler
 
-from resnet_pipeline.settings import surroundings
+from resnet_pipeline.logs import handled
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+_to_the_run = APILogHandler()
+_to_the_run.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext.get()))
+
+
+def logged(function: Callable[P, R]) -> Callable[P, R]:
+    """Let the program's log go to the log of the flow run while the function runs.
+
+    What Prefect's console shows of it is Prefect's to decide; the command line, where it has started the flow, shows
+    its own.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
+        with handled(_to_the_run, level=logging.INFO):
+            return function(*arguments, **named)
+
+    return run
 
 
 def say() -> Callable[[str], None]:
-    """Return a function that logs a line to the flow run, and prints it where Prefect's console log is quiet."""
-    try:
-        logger: Any = get_run_logger()
-    except MissingContextError:
-        return print
-    quiet = surroundings().prefect_logging_handlers_console_level != "INFO"
-
-    def line(text: str) -> None:
-        logger.log(logging.INFO, text)
-        if quiet:
-            print(text, flush=True)
-
-    return line
+    """Return what logs a line."""
+    return _log.info
 
 
 def table(key: str, rows: list[dict[str, Any]], description: str) -> None:

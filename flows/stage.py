@@ -8,7 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.parameters import documented
-from flows.shell import say, table
+from flows.shell import logged, say, table
 from resnet_pipeline.jobs.stage import stage_dataset as stage_job
 from resnet_pipeline.jobs.stage import summary
 from resnet_pipeline.staging.stage import Options
@@ -16,6 +16,7 @@ from resnet_pipeline.workspace import Workspace
 
 
 @flow(name="stage-dataset")
+@logged
 @documented
 def stage_dataset(
     source: Annotated[

@@ -19,7 +19,7 @@ from flows.parameters import (
     Workers,
     documented,
 )
-from flows.shell import say, table
+from flows.shell import logged, say, table
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
@@ -47,6 +47,7 @@ Cifar10Family = Annotated[
 
 
 @flow(name="imagenet-train")
+@logged
 @documented
 def imagenet_train(
     network: Annotated[ImageNetNetwork, Field(description="A network of Tables 2 and 3.")] = "resnet50",
@@ -69,6 +70,7 @@ def imagenet_train(
 
 
 @flow(name="cifar10-train")
+@logged
 @documented
 def cifar10_train(
     network: Annotated[Cifar10Network, Field(description="A network of Table 6, or its plain twin.")] = "resnet20",
@@ -91,6 +93,7 @@ def cifar10_train(
 
 
 @flow(name="digits-train")
+@logged
 @documented
 def digits_train(
     network: Annotated[DigitsNetwork, Field(description="A small network of the CIFAR-10 family.")] = "resnet20",

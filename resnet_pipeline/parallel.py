@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections import deque
@@ -29,6 +30,13 @@ def map_ahead(pool: ThreadPoolExecutor, call: Callable[[S], T], items: Iterable[
     finally:
         for future in pending:
             future.cancel()
+
+
+def start_thread(work: Callable[[], object], *, name: str) -> threading.Thread:
+    """Start a daemon thread in the caller's context: its log lines carry the caller's run, rank, step and flow run."""
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def work_alone() -> None:

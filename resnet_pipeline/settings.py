@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from pydantic import Field, ValidationError
@@ -35,6 +35,7 @@ _MUST = {
     "timeout": "{variable} must be a number of seconds from 1 to 86400, not {value!r}",
     "loader_threads": _WHOLE,
     "loader_prefetch": _WHOLE,
+    "log_format": "{variable} must be text or json, not {value!r}",
     "world_size": _WHOLE,
     "local_rank": "{variable} must be a whole number of at least 0, not {value!r}",
 }
@@ -77,6 +78,9 @@ class Settings(BaseSettings):
     loader_prefetch: int | None = Field(default=None, ge=1)
     """batches that each worker prepares ahead"""
 
+    log_format: Literal["text", "json"] = "text"
+    """`json` writes messages as JSON lines with time, level, logger, message, run, rank and step"""
+
 
 class Surroundings(BaseSettings):
     """Variables of others that this program honours; an empty one counts as not set."""
@@ -91,9 +95,6 @@ class Surroundings(BaseSettings):
 
     prefect_api_url: str | None = None
     """the API of Prefect's server"""
-
-    prefect_logging_handlers_console_level: str = "INFO"
-    """from which level on Prefect prints its log"""
 
     aws_endpoint_url: str | None = None
     """the S3 server; none: AWS"""

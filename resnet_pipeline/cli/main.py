@@ -18,6 +18,7 @@ from resnet_pipeline.cli import evaluation as cli_evaluation
 from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
 from resnet_pipeline.cli import services as cli_services
+from resnet_pipeline.cli.console import shown
 from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
@@ -53,7 +54,8 @@ def _program(
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit status 2, never a traceback."""
     try:
-        app()
+        with shown():
+            app()
     except StoppedError as error:
         print(f"resnet-pipeline: {error}", file=sys.stderr)
         sys.exit(130)

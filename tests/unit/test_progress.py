@@ -1,0 +1,76 @@
+"""Progress: one interface, whatever shows it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from resnet_pipeline import progress as module
+from resnet_pipeline.progress import BYTES, Bar, LogLines, displayed_on, progress
+from tests.recording import Recording
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a clock that stands still until it is set: a list of one number."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_display_sees_the_beginning_every_step_and_the_end():
+    display = Recording()
+    with displayed_on(display), progress("packing", total=10, before=4) as bar:
+        bar.advance(2)
+        bar.reach(10, detail="1 refused")
+    assert [(s.done, s.detail) for s in display.shown] == [(4, ""), (6, ""), (10, "1 refused")]
+    assert display.before == {"packing": 4} and display.ended == ["packing"]
+
+
+def test_a_bar_ends_where_its_work_fails():
+    display = Recording()
+    with pytest.raises(ValueError, match="why"), displayed_on(display), progress("packing", total=10):
+        raise ValueError("why")
+    assert display.ended == ["packing"]
+
+
+def test_the_rate_leaves_out_what_was_done_before_and_the_preparation(clock):
+    bar = Bar("packing", total=1000, before=400)
+    clock[0] += 60
+    bar.reach(400)  # still preparing
+    clock[0] += 2
+    bar.advance(100)
+    assert (bar.speed(), bar.left()) == ("50 images/s", "0:10 left")
+    bar.reach(1000)
+    assert bar.left() == "" and bar.counts() == "1,000/1,000 images"
+
+
+def test_units_of_several_images_and_bytes_have_their_own_rates(clock):
+    steps = Bar("training", total=100, unit="steps", images_per_unit=256)
+    steps.reach(10, rate=2.0)
+    assert (steps.counts(), steps.speed(), steps.left()) == ("10/100 steps", "512 images/s", "0:45 left")
+    size = Bar("hashing", total=3 * 10**9, unit=BYTES)
+    clock[0] += 5
+    size.advance(10**9)
+    assert (size.counts(), size.speed(), size.left()) == ("1.0/3.0 GB", "200 MB/s", "0:10 left")
+    assert Bar("of an unknown number", unit="files").counts() == "0 files"
+
+
+def test_elsewhere_a_line_is_logged_every_few_seconds_and_at_the_end(clock, caplog):
+    caplog.set_level(logging.INFO, "resnet_pipeline.progress")
+    with displayed_on(LogLines(seconds=5)), progress("packing", total=100) as bar:
+        for _ in range(100):
+            clock[0] += 1
+            bar.advance(detail="0 refused")
+    assert len(caplog.messages) == 100 // 6 + 1
+    assert caplog.messages[0] == "packing  6/100 images  0 refused  1 images/s  1:34 left"
+    assert caplog.messages[-1] == "packing  100/100 images  0 refused  1 images/s"
+
+
+def test_work_that_was_broken_off_logs_no_end(caplog):
+    caplog.set_level(logging.INFO, "resnet_pipeline.progress")
+    with pytest.raises(KeyboardInterrupt), progress("packing", total=100) as bar:
+        bar.advance(3)
+        raise KeyboardInterrupt
+    assert caplog.messages == []
