@@ -37,6 +37,9 @@ def stage_dataset(
     max_shorter_side: Annotated[
         int | None, Field(ge=1, description="Make images smaller whose shorter side is larger; empty to keep all.")
     ] = None,
+    max_value: Annotated[
+        int | None, Field(ge=1, description="White in grey images of more than 8 bits; empty: 65535 of 16 bits.")
+    ] = None,
     check_md5: Annotated[
         bool, Field(description="Compare ILSVRC's and CIFAR-10's archives with their published MD5s.")
     ] = True,
@@ -49,7 +52,7 @@ def stage_dataset(
         Workspace.of(),
         source,
         name,
-        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, check_md5=check_md5),
+        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, max_value=max_value, check_md5=check_md5),
         workers=workers,
         max_refused=max_refused,
         replace=replace,

@@ -30,8 +30,14 @@ CACHE_LIMIT_VARIABLE = f"{PREFIX}CACHE_GB"
 TIMEOUT_VARIABLE = f"{PREFIX}TIMEOUT"
 
 _WHOLE = "{variable} must be a whole number of at least 1, not {value!r}"
+_POSITIVE = "{variable} must be a positive number, not {value!r}"
 _MUST = {
     "cache_gb": "{variable}={value} must be a positive number of gigabytes",
+    "image_mb": _POSITIVE,
+    "image_megapixels": "{variable} must be a number above 0 and up to 178, not {value!r}",
+    "serving_image_mb": _POSITIVE,
+    "serving_image_megapixels": "{variable} must be a number above 0 and up to 178, not {value!r}",
+    "serving_megapixels": _POSITIVE,
     "timeout": "{variable} must be a number of seconds from 1 to 86400, not {value!r}",
     "loader_threads": _WHOLE,
     "loader_prefetch": _WHOLE,
@@ -65,6 +71,21 @@ class Settings(BaseSettings):
 
     cache_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """the most that the cache takes, in 10⁹ bytes; the least recently used go first"""
+
+    image_mb: float = Field(default=256, gt=0, allow_inf_nan=False)
+    """the largest file of an image that is staged or predicted, in 10⁶ bytes; larger ones are refused unread"""
+
+    image_megapixels: float = Field(default=178, gt=0, le=178)
+    """the most pixels of such an image, in 10⁶; decoding takes some 10 bytes for each"""
+
+    serving_image_mb: float = Field(default=32, gt=0, allow_inf_nan=False)
+    """the largest file of an image that a served model takes, in 10⁶ bytes"""
+
+    serving_image_megapixels: float = Field(default=50, gt=0, le=178)
+    """the most pixels of an image that a served model takes, in 10⁶"""
+
+    serving_megapixels: float = Field(default=500, gt=0, allow_inf_nan=False)
+    """the most pixels in all requests that a served model has at once, in 10⁶; a request beyond it is refused"""
 
     mirror: str | None = None
     """a folder or `s3://` address where checkpoints are kept too, and found from another machine"""

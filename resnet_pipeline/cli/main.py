@@ -117,6 +117,14 @@ def stage(
         int | None,
         typer.Option(min=1, help="Make images smaller whose shorter side is larger. Default: keep them as they are."),
     ] = None,
+    max_value: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="What white is in grey images of more than 8 bits (4095 for 12 bits kept in 16). Default: 65535 of 16 "
+            "bits; floats are refused.",
+        ),
+    ] = None,
     md5: Annotated[
         bool,
         typer.Option(
@@ -138,7 +146,7 @@ def stage(
         Workspace.of(root),
         source,
         name,
-        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, check_md5=md5),
+        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, max_value=max_value, check_md5=md5),
         workers=workers,
         max_refused=max_refused,
         replace=replace,

@@ -24,6 +24,7 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from resnet_pipeline.data.crops import Plan, ViewPlan, WholePlan
 from resnet_pipeline.data.dataset import Split
 from resnet_pipeline.data.image_audit import audit
+from resnet_pipeline.data.image_files import ANY_SIZE
 from resnet_pipeline.data.resize import Resizer
 from resnet_pipeline.data.torch_decoder import broken_sample
 from resnet_pipeline.errors import UserError
@@ -209,7 +210,7 @@ class DaliExecutor:
     def _blame(self, plan: Plan | ViewPlan | WholePlan, error: RuntimeError) -> UserError:
         """Find the sample of a failed batch that can't be decoded; DALI names none."""
         for index in plan.index:
-            result, _ = audit(self._samples.encoded(int(index)).tobytes())
+            result, _ = audit(self._samples.encoded(int(index)).tobytes(), limits=ANY_SIZE)
             if result.refused:
                 return broken_sample(self._samples, int(index), result.note)
         first, last = (self._samples.keys[int(i)] for i in (plan.index[0], plan.index[-1]))

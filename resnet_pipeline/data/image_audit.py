@@ -3,31 +3,36 @@
 What comes out decodes everywhere: JPEGs in RGB or grey stay byte for byte as they are (grey is expanded when decoded);
 anything else that can be read (CMYK JPEGs, PNG, BMP, GIF or WebP files under another name, palettes, 16 bits,
 transparency, which is dropped) becomes an RGB JPEG of quality 95 without chroma subsampling. A file that is called .png
-loses nothing: an 8-bit RGB or grey PNG stays as it is, anything else becomes an RGB PNG. EXIF orientation is ignored,
+loses nothing: an RGB or 8-bit grey PNG stays as it is, anything else becomes an RGB PNG. EXIF orientation is ignored,
 as by everyone who reads ImageNet.
+
+Grey values of more than 8 bits are divided by what white is in their format, never by what an image happens to hold:
+65535 for 16 bits, 4095 for a TIFF of 12. Floats and integers of 32 bits say nothing about white; without ``max_value``
+they are refused.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin
 
-MOST_PIXELS = 200_000_000
-"""Larger images are refused: decoding one takes more memory than all else together."""
+from resnet_pipeline.data.image_files import DEFAULT_LIMITS, ImageError, Limits, open_image
 
 QUALITY = 95
 """Of JPEGs that are encoded anew, without chroma subsampling."""
 
 SMALL = 64
 """Up to this side, images of one size are averaged as they are; larger ones as the paper's 224×224 centre crops."""
+
+_COLOURS = ("RGB", "RGBA", "LA")  # what Pillow reads from 16 bits as 8, by their higher byte
+
+_STRIP = 2**18  # pixels that are computed with at once: in float64 they take 24 bytes each
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,13 @@ class PixelSums:
 
     def add(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Add an image uint8 [H, W, 3]; one of another size than ``side`` counts for the colours alone."""
-        flat = pixels.reshape(-1, 3).astype(np.float64)  # exact: sums stay far below 2**53
+        flat = pixels.reshape(-1, 3)
         self.images += 1
         self.pixels += len(flat)
-        self.rgb += flat.sum(0).astype(np.int64)
-        self.outer += np.rint(flat.T @ flat).astype(np.int64)
+        for start in range(0, len(flat), _STRIP):
+            strip = flat[start : start + _STRIP].astype(np.float64)  # exact: sums stay far below 2**53
+            self.rgb += strip.sum(0).astype(np.int64)
+            self.outer += np.rint(strip.T @ strip).astype(np.int64)
         if pixels.shape[:2] == self.side:
             self.image = pixels.astype(np.int64) if self.image is None else self.image + pixels
         else:
@@ -90,32 +97,30 @@ class PixelSums:
             self.image = other.image if self.image is None else self.image + other.image
 
 
-def audit(data: bytes, *, png: bool = False, max_shorter_side: int | None = None) -> tuple[Audited, Image.Image | None]:
+def audit(
+    data: bytes,
+    *,
+    png: bool = False,
+    max_shorter_side: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    max_value: int | None = None,
+) -> tuple[Audited, Image.Image | None]:
     """Decode one file; return what is to be packed, and the decoded image where it is good.
 
     ``png``: the file is called .png, so that an RGB or grey PNG stays as it is and anything else becomes a PNG.
-    An image whose shorter side is above ``max_shorter_side`` is made smaller, to that.
+    An image whose shorter side is above ``max_shorter_side`` is made smaller, to that. ``max_value`` is what white is
+    in images of more than 8 bits (4095 for 12 bits kept in 16); images beyond ``limits`` are refused.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels decide
-            image: Image.Image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MOST_PIXELS:
-                return Audited(note=f"{image.width}×{image.height} pixels are too many", refused=True), None
-            image.load()
-            note, resized = "", False
-            if not _stays(image, png):
-                kind = "PNG" if png else "JPEG"
-                note = f"{image.format} in mode {image.mode}, converted to an RGB {kind}"
-                image = _rgb(image)
+        with open_image(data, limits) as opened:
+            depth, resized = _depth(opened), False
+            opened.load()
+            image, note = _converted(opened, depth, max_value, png)
             if max_shorter_side and min(image.size) > max_shorter_side:
                 image, resized = _shrunk(image, max_shorter_side), True
             replacement = _encoded(image, png) if note or resized else None
-    except UnidentifiedImageError:
-        return Audited(note="empty file" if not data else "no image format that is known", refused=True), None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Audited(note=reason, refused=True), None
+    except ImageError as error:
+        return Audited(note=str(error), refused=True), None
     return Audited(image.width, image.height, replacement, note, resized=resized), image
 
 
@@ -128,16 +133,7 @@ def centre_crop(image: Image.Image, *, shorter: int = 256, crop: int = 224) -> I
     return image.resize((crop, crop), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
 
 
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a file's header, or None where it can't be read."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError):
-        return None
-
-
-def _stays(image: Image.Image, png: bool) -> bool:
+def _stays(image: ImageFile.ImageFile, png: bool) -> bool:
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
         return False
     return image.format == ("PNG" if png else "JPEG")
@@ -158,11 +154,53 @@ def _encoded(image: Image.Image, png: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow's own conversion would cut, not scale
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("P", "PA", "LA", "RGBa", "La"):
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def _converted(image: ImageFile.ImageFile, depth: int, max_value: int | None, png: bool) -> tuple[Image.Image, str]:
+    """Return the image in RGB, and what to say of that; as it is, and nothing, where it may stay."""
+    if depth > 8 and max_value and image.mode in _COLOURS:
+        raise ImageError("colours of 16 bits can't be scaled to another white: convert it to 8 bits")
+    if _stays(image, png):
+        return image, ""
+    note = f"{image.format} in mode {image.mode}, converted to an RGB {'PNG' if png else 'JPEG'}"
+    rgb: Image.Image = image
+    if image.mode.startswith(("I", "F")):
+        rgb = _scaled(image, _white(image, depth, max_value))
+    elif image.mode in ("P", "PA", "LA", "RGBa", "La"):
+        rgb = image.convert("RGBA")
+    return rgb.convert("RGB"), note
+
+
+def _depth(image: ImageFile.ImageFile) -> int:
+    """Return the bits of a value as the file has them, 8 also for fewer; of signed ones 32. Known before decoding."""
+    if image.format == "PPM" and image.mode == "I":
+        return 16  # Pillow scales what PPM's header calls white to this
+    raw = "".join(str(tile.args) for tile in image.tile)
+    if image.mode in ("I", "F"):
+        return 32
+    return next((bits for bits in (12, 16) if f";{bits}" in raw), 8)
+
+
+def _white(image: ImageFile.ImageFile, depth: int, max_value: int | None) -> int:
+    """Return the value of white in grey pixels of more than 8 bits; ImageError where nothing says what it is."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:
+        raise ImageError("grey values of more than 8 bits in which 0 is white: convert it to 8 bits")
+    if max_value:
+        return max_value
+    if depth < 32:
+        return (1 << depth) - 1
+    kind = "floating-point" if image.mode.startswith("F") else "integer"
+    raise ImageError(f"{kind} pixels don't say what white is: say so with --max-value, or convert it to 8 bits")
+
+
+def _scaled(image: Image.Image, white: int) -> Image.Image:
+    """Return grey pixels divided by white as 8 bits; ImageError for one that is no number from 0 to white."""
+    values = np.asarray(image)
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _STRIP // max(1, image.width))
+    for start in range(0, image.height, rows):
+        strip = values[start : start + rows].astype(np.float64)
+        darkest, brightest = float(strip.min()), float(strip.max())
+        if not (darkest >= 0 and brightest <= white):  # not a number, too
+            worst = darkest if not darkest >= 0 else brightest
+            raise ImageError(f"it holds the value {worst:g}, but pixels reach from 0 (black) to {white} (white)")
+        scaled[start : start + rows] = (strip / white * 255).round()
+    return Image.fromarray(scaled)

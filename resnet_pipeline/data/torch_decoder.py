@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
 from resnet_pipeline.data.crops import Plan, ViewPlan, WholePlan
 from resnet_pipeline.data.dataset import Split
+from resnet_pipeline.data.image_files import ImageError, open_image
 from resnet_pipeline.errors import UserError
 
 
@@ -71,9 +70,9 @@ class TorchExecutor:
 
     def _decode(self, index: int) -> torch.Tensor:
         try:
-            with Image.open(io.BytesIO(self._samples.encoded(index).tobytes())) as image:
+            with open_image(self._samples.encoded(index).tobytes()) as image:
                 pixels = np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
+        except ImageError as error:
             raise broken_sample(self._samples, index, str(error)) from None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 

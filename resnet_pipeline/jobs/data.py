@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import os
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from PIL import Image
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import SHARDS, Dataset, Split, open_dataset
+from resnet_pipeline.data.image_files import ImageError, open_image
 from resnet_pipeline.data.loaders import crops_at, train_batches
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
@@ -135,11 +134,11 @@ def _sample_faults(storage: Storage, split: Split, chunk: _Chunk) -> Iterator[di
 
 def _fault(data: bytes, indexed: str) -> str | None:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             image.load()
             found = f"{image.width}×{image.height}"
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+    except ImageError as error:
+        return str(error)
     return None if found == indexed else f"is {found} pixels, {indexed} in the index"
 
 
@@ -224,7 +223,7 @@ def _examples(dataset: Dataset, config: RunConfig, seed: int, epoch: int, count:
     with train_batches(dataset, augment=augment, **options) as batches:  # type: ignore[arg-type]
         for batch, window, flip in zip(batches, plan.window.tolist(), plan.flip, strict=True):
             sample = int(batch.index[0])
-            with Image.open(io.BytesIO(train.encoded(sample).tobytes())) as image:
+            with open_image(train.encoded(sample).tobytes()) as image:
                 original = image.convert("RGB")
             about = f"{dataset.classes[int(batch.labels[0])]}  {Path(train.keys[sample]).name}"
             crop = (batch.images[0].numpy() + batch.color[0].numpy()).clip(0, 255).astype(np.uint8)

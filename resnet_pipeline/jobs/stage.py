@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.data.dataset import MANIFEST, SOURCE, DamagedDatasetError, whole_manifest
+from resnet_pipeline.data.image_files import Limits
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.report.progress import SECONDS_BETWEEN_LINES, counting
 from resnet_pipeline.settings import surroundings
@@ -54,6 +56,7 @@ def stage_dataset(
     unless ``replace``; one from this source whose own files are damaged is staged again. What was broken off goes on
     where it was. Raises UserError for whatever is wrong.
     """
+    options = replaced(options, limits=Limits.of_settings())
     destination = storage_at(workspace.dataset(name))
     place = _place(workspace, source)
     if destination.stat(MANIFEST) is not None:

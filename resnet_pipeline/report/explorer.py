@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image
 
+from resnet_pipeline.data.image_files import open_image
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration
 from resnet_pipeline.files import replacing
@@ -123,7 +123,7 @@ def write_explorer(data: ExplorerData, path: Path) -> Path:
 
 def thumbnail(encoded: bytes) -> str:
     """Return an encoded image made small, as a data URI of a JPEG."""
-    with Image.open(io.BytesIO(encoded)) as opened:
+    with open_image(encoded) as opened:
         opened.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # a JPEG is decoded at a fraction of its size
         image = opened.convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL))

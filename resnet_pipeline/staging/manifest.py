@@ -38,6 +38,7 @@ def write_manifest(
     records: Iterable[tuple[Shard, Record]],
     *,
     max_shorter_side: int | None,
+    max_value: int | None = None,
 ) -> set[str]:
     """Write index, mean image and, last, the manifest of a dataset whose shards are all there.
 
@@ -89,6 +90,8 @@ def write_manifest(
         "refused": sorted(map(asdict, refused), key=lambda remark: remark["file"]),
         "resized": {"max_shorter_side": max_shorter_side, "quality": QUALITY, "images": resized},
     }
+    if max_value:
+        manifest["max_value"] = max_value
     text = json.dumps({**manifest, "fingerprint": fingerprint(manifest)}, indent=2, sort_keys=True) + "\n"
     destination.write(MANIFEST, text.encode())
     return {shard["file"] for shards in splits.values() for shard in shards}

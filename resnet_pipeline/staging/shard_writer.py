@@ -14,7 +14,7 @@ import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,8 +22,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image
 
-from resnet_pipeline.data.image_audit import Audited, PixelSums, audit, centre_crop, image_size
+from resnet_pipeline.data.image_audit import Audited, PixelSums, audit, centre_crop
+from resnet_pipeline.data.image_files import DEFAULT_LIMITS, ImageError, Limits, image_size
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.parallel import map_ahead
@@ -44,8 +46,9 @@ class Task:
     """A shard, where its samples come from and where it goes.
 
     ``side`` (height, width) is that of small images of one size, which are averaged as they are; None averages centre
-    crops of 224×224. More than ``allowed`` refused images end the work. ``audited`` false packs whatever has a size in
-    its header, unseen, which only a benchmark should.
+    crops of 224×224. More than ``allowed`` refused images end the work. ``max_value`` is white in images of more than 8
+    bits; a file beyond ``limits`` is refused unread. ``audited`` false packs whatever has a size in its header, unseen,
+    which only a benchmark should.
     """
 
     shard: Shard
@@ -54,6 +57,8 @@ class Task:
     destination: Storage
     side: tuple[int, int] | None
     max_shorter_side: int | None = None
+    max_value: int | None = None
+    limits: Limits = DEFAULT_LIMITS
     allowed: int
     audited: bool = True
 
@@ -205,10 +210,10 @@ def _fill(task: Task, tar: TarWriter, record: Record, tick: Tick) -> int:
     """Write all samples of a task and the end of the archive; return the bytes that were read."""
     last = len(task.shard.entries) - 1
     total = images = size = refused = 0
-    for position, data in enumerate(_contents(task.source, task.shard.entries)):
+    for position, data in enumerate(_contents(task)):
         before = len(record.refused)
         _pack(task, position, data, tar, record)
-        images, size, refused = images + 1, size + len(data), refused + len(record.refused) - before
+        images, size, refused = images + 1, size + len(data or b""), refused + len(record.refused) - before
         if images == _TICK or position == last:
             go_on = tick(images, size, refused)
             total += size
@@ -220,16 +225,13 @@ def _fill(task: Task, tar: TarWriter, record: Record, tick: Tick) -> int:
     return total
 
 
-def _pack(task: Task, position: int, data: bytes, tar: TarWriter, record: Record) -> None:
-    """Audit one image and write it, or note why not."""
+def _pack(task: Task, position: int, data: bytes | None, tar: TarWriter, record: Record) -> None:
+    """Audit one image and write it, or note why not; None is one whose file is too large to be read."""
     entry = task.shard.entries[position]
     name = entry.member.name
     png = name.lower().endswith(".png")
-    if task.audited:
-        result, image = audit(data, png=png, max_shorter_side=task.max_shorter_side)
-    else:
-        result, image = _unseen(data), None
-    if result.refused:
+    result, image = _audited(task, entry, data, png)
+    if result.refused or data is None:
         record.refused.append(Remark(name, result.note))
         return
     if result.note:
@@ -243,18 +245,42 @@ def _pack(task: Task, position: int, data: bytes, tar: TarWriter, record: Record
     record.rows.append((position, offset, len(packed), result.width, result.height))
 
 
+def _audited(task: Task, entry: Entry, data: bytes | None, png: bool) -> tuple[Audited, Image.Image | None]:
+    if data is None:
+        return Audited(note=_too_large(task.limits, entry) or "", refused=True), None
+    if not task.audited:
+        return _unseen(data), None
+    return audit(data, png=png, max_shorter_side=task.max_shorter_side, limits=task.limits, max_value=task.max_value)
+
+
+def _too_large(limits: Limits, entry: Entry) -> str | None:
+    """Return why an entry's file is too large to be read; None: it is not."""
+    try:
+        limits.check_bytes(entry.member.size)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
 def _unseen(data: bytes) -> Audited:
     size = image_size(data)
     return Audited(note="no image format that is known", refused=True) if size is None else Audited(size[1], size[0])
 
 
-def _contents(source: Storage, entries: Sequence[Entry]) -> Iterator[bytes]:
-    """Yield the entries' contents in order; from elsewhere than this machine, several are fetched ahead."""
-    if isinstance(source, LocalStorage):
-        yield from (read_member(source, entry.member) for entry in entries)
+def _contents(task: Task) -> Iterator[bytes | None]:
+    """Yield the entries' contents in order, None for what is too large.
+
+    From elsewhere than this machine, several are fetched ahead.
+    """
+
+    def content(entry: Entry) -> bytes | None:
+        return None if _too_large(task.limits, entry) else read_member(task.source, entry.member)
+
+    if isinstance(task.source, LocalStorage):
+        yield from map(content, task.shard.entries)
         return
     with ThreadPoolExecutor(_AHEAD) as pool:
-        yield from map_ahead(pool, lambda entry: read_member(source, entry.member), entries, _AHEAD + 1)
+        yield from map_ahead(pool, content, task.shard.entries, _AHEAD + 1)
 
 
 @contextmanager

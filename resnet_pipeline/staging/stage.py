@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
-from resnet_pipeline.data.image_audit import SMALL, image_size
+from resnet_pipeline.data.image_audit import SMALL
+from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.sources.catalogue import Catalogue, with_holdout
 from resnet_pipeline.sources.file_views import Heard
@@ -41,13 +42,22 @@ class Options:
     """What decides, with the source, what comes out.
 
     ``holdout`` training images become split ``val``; images with a shorter side above ``max_shorter_side`` are made
-    smaller; ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s.
+    smaller; ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s. ``max_value`` is white
+    in images of more than 8 bits; images beyond ``limits`` are refused.
     """
 
     holdout: int = 0
     max_shorter_side: int | None = None
     check_md5: bool = True
     shard_bytes: int = SHARD_BYTES
+    max_value: int | None = None
+    limits: Limits = DEFAULT_LIMITS
+
+    def identity(self) -> str:
+        """Return what of them decides what comes out, as text."""
+        chosen = {key: value for key, value in asdict(self).items() if key != "check_md5"}
+        added = {"max_value": None, "limits": asdict(DEFAULT_LIMITS)}  # datasets are older than these options
+        return json.dumps({k: v for k, v in chosen.items() if k not in added or v != added[k]}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,14 @@ def pack(
             records = ((shard, _record(area.storage, shard)) for shard in shards)
             origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
             area.storage.write(SOURCE, origin.encode())
-            files = write_manifest(area.storage, name, catalogue, records, max_shorter_side=options.max_shorter_side)
+            files = write_manifest(
+                area.storage,
+                name,
+                catalogue,
+                records,
+                max_shorter_side=options.max_shorter_side,
+                max_value=options.max_value,
+            )
         except BaseException as error:
             with suppress(UserError):  # the connection may be gone
                 worthless = not catalogue.md5 and not area.storage.files(f"{RECORDS}/")
@@ -134,9 +151,8 @@ def pack(
 
 def source_fingerprint(source: Source, options: Options = Options()) -> str:
     """Return a hash of a source's files (names, sizes, versions) and of the options that decide what comes out."""
-    chosen = {key: value for key, value in asdict(options).items() if key != "check_md5"}
     looks = source_files(source.storage, source.name)
-    return hashlib.sha256(f"{looks}\n{json.dumps(chosen, sort_keys=True)}".encode()).hexdigest()
+    return hashlib.sha256(f"{looks}\n{options.identity()}".encode()).hexdigest()
 
 
 def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options, heard: Heard | None) -> Catalogue:
@@ -186,7 +202,7 @@ def _tasks(
     area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit, heard: Heard | None
 ) -> list[Task]:
     """Return a task for each shard; what can only be read in sequence is laid out before."""
-    side = _side(catalogue, options.max_shorter_side)
+    side = _side(catalogue, options)
     storage = catalogue.storage
     if catalogue.stream is not None:
         todo, storage = spooled(catalogue, todo, area.scratch, heard), LocalStorage(area.scratch)
@@ -199,6 +215,8 @@ def _tasks(
             destination=area.storage,
             side=side,
             max_shorter_side=options.max_shorter_side,
+            max_value=options.max_value,
+            limits=options.limits,
             allowed=limit.allowed,
         )
         for shard in todo
@@ -267,12 +285,14 @@ def _record(storage: Storage, shard: Shard) -> Record:
     return Record.from_bytes(storage.read(record_name(shard.file)))
 
 
-def _side(catalogue: Catalogue, max_shorter_side: int | None) -> tuple[int, int] | None:
+def _side(catalogue: Catalogue, options: Options) -> tuple[int, int] | None:
     """Return (height, width) of small images, decided by the first training image whose header can be read."""
     first = averaged_entries(catalogue.entries)[:_LOOKED_AT]
+    first = [entry for entry in first if entry.member.size <= options.limits.bytes]
     sizes = (image_size(data) for data in catalogue.read(first))
     side = next((found for found in sizes if found), None)
-    if side is None or max(side) > SMALL or (max_shorter_side and min(side) > max_shorter_side):
+    most = options.max_shorter_side
+    if side is None or max(side) > SMALL or (most and min(side) > most):
         return None
     return side
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import Image
 
 from resnet_pipeline.data import image_audit as module
 from resnet_pipeline.data.image_audit import audit
+from resnet_pipeline.data.image_files import Limits
 from tests.images import jpeg
 
 
@@ -91,10 +95,94 @@ def test_too_many_pixels_are_refused_before_they_are_decoded():
     assert result.refused and image is None and result.note
 
 
-def test_the_limit_on_pixels_is_ours(monkeypatch):
-    monkeypatch.setattr(module, "MOST_PIXELS", 40 * 60 - 1)
-    result, _ = audit(jpeg(40, 60))
+def test_the_limit_on_pixels_is_ours():
+    result, _ = audit(jpeg(40, 60), limits=Limits(pixels=40 * 60 - 1))
     assert result.refused and "60×40" in result.note
+    assert not audit(jpeg(40, 60), limits=Limits(pixels=40 * 60))[0].refused
+
+
+def test_the_limit_on_a_files_bytes_is_ours():
+    data = jpeg(40, 60)
+    assert audit(data, limits=Limits(bytes=len(data) - 1))[0].refused
+    assert not audit(data, limits=Limits(bytes=len(data)))[0].refused
+
+
+def test_the_default_limits_are_those_of_the_settings():
+    assert Limits() == Limits.of_settings()
+    served = Limits.for_serving()
+    assert served.bytes < Limits().bytes and served.pixels < Limits().pixels
+
+
+def tiff(values: np.ndarray) -> bytes:
+    """Return a grey TIFF of any depth."""
+    return encoded(Image.fromarray(values), "TIFF")
+
+
+def test_pixels_of_more_than_eight_bits_are_scaled_by_their_format_not_by_what_they_hold():
+    for brightest in (200, 4095, 65535):
+        values = np.linspace(0, brightest, 40 * 60).reshape(40, 60).astype(np.uint16)
+        for kind in ("PNG", "TIFF", "PPM"):
+            image = decoded(audit(encoded(Image.fromarray(values), kind))[0])
+            assert np.abs(image[..., 0] - values / 257).max() < 4, (brightest, kind)
+            image = decoded(audit(encoded(Image.fromarray(values), kind), max_value=brightest)[0])
+            assert np.abs(image[..., 0] - values / brightest * 255).max() < 4, (brightest, kind)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_that_do_not_say_what_white_is_are_refused_by_name(dtype):
+    white = 1 if dtype == np.float32 else 70_000
+    values = (np.linspace(0, white, 40 * 60).reshape(40, 60)).astype(dtype)
+    result, image = audit(tiff(values))
+    assert result.refused and image is None and "--max-value" in result.note
+    shown = decoded(audit(tiff(values), max_value=white)[0])
+    assert np.abs(shown[..., 0] - values / white * 255).max() < 4
+
+
+@pytest.mark.parametrize("value", [np.nan, -0.5, 1.5, np.inf])
+def test_values_beyond_black_and_white_are_refused_not_cut(value):
+    values = np.full((40, 60), 0.5, np.float32)
+    values[7, 9] = value
+    result, _ = audit(tiff(values), max_value=1)
+    assert result.refused and f"{value:g}" in result.note
+
+
+def test_another_white_does_not_touch_images_of_eight_bits():
+    assert audit(jpeg(40, 60), max_value=4095)[0] == audit(jpeg(40, 60))[0]
+
+
+def test_sixteen_bit_colours_are_refused_where_another_white_is_named():
+    colours = encoded(Image.fromarray(gradient()).convert("RGB"), "PNG")
+    deep = png16(np.stack([gradient(np.uint16)] * 3, axis=2))
+    assert audit(colours, png=True, max_value=4095)[0].replacement is None
+    assert audit(deep, png=True)[0] == module.Audited(60, 40)  # DALI scales it
+    assert audit(deep, png=True, max_value=4095)[0].refused
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """Return a PNG of RGB values of 16 bits, uint16 [H, W, 3]; Pillow writes none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    )
+
+
+def test_statistics_of_a_large_image_are_exact_and_take_little_memory():
+    side = 2_000
+    pixels = np.random.default_rng(3).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    sums = module.PixelSums((224, 224))
+    tracemalloc.start()
+    sums.add(pixels)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    flat = pixels.reshape(-1, 3).astype(np.int64)
+    assert (sums.rgb == flat.sum(0)).all() and (sums.outer == flat.T @ flat).all()
+    assert most < 4 * pixels.nbytes  # in float64 alone it would be 8 times
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

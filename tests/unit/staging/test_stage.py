@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.image_files import Limits
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.staging import shard_writer
 from resnet_pipeline.staging.stage import Options, Source, source_fingerprint, stage
@@ -176,3 +177,25 @@ def test_headers_are_those_of_tarfile(size):
     info = tarfile.TarInfo("00000012.jpg")
     info.size, info.mode = size, 0o644
     assert shard_writer._header("00000012.jpg", size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_another_white_is_an_option_that_the_manifest_keeps(tmp_path):
+    deep = np.linspace(0, 4095, 40 * 60).reshape(40, 60).astype(np.uint16)
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "source" / split / label
+            folder.mkdir(parents=True)
+            Image.fromarray(deep).save(folder / "1.png")
+    plain = stage(tmp_path / "source", tmp_path / "plain", name="x", workers=1)
+    white = stage(tmp_path / "source", tmp_path / "white", name="x", workers=1, options=Options(max_value=4095))
+    assert pixels(plain.splits["train"], 0).max() == 16 and pixels(white.splits["train"], 0).max() == 255
+    assert "max_value" not in plain.manifest and white.manifest["max_value"] == 4095
+
+
+def test_an_image_beyond_the_limits_is_refused_by_name(photos, tmp_path):
+    sizes = {path: path.stat().st_size for path in photos.rglob("*.JPEG")}
+    largest = max(sizes, key=sizes.get)
+    options = Options(limits=Limits(bytes=sizes[largest] - 1))
+    dataset = stage(photos, tmp_path / "x", name="x", workers=1, options=options, max_refused=0.5)
+    (refused,) = dataset.manifest["refused"]
+    assert refused["file"] == largest.relative_to(photos).as_posix() and "MB" in refused["reason"]
