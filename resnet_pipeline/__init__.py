@@ -1,7 +1,27 @@
-"""A distributed pipeline that reproduces "Deep Residual Learning for Image Recognition" (He et al., 2015)."""
+"""A distributed pipeline that reproduces "Deep Residual Learning for Image Recognition" (He et al., 2015).
+
+``load_model`` and ``open_dataset`` are imported from ``resnet_pipeline.api`` at their first use, so that importing this
+package costs nothing.
+"""
+
+from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnet_pipeline.api import load_model, open_dataset
+
+__all__ = ["__version__", "load_model", "open_dataset"]
 
 __version__ = "0.1.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, warnings too, until someone sets up logging
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("load_model", "open_dataset"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from resnet_pipeline import api
+
+    return getattr(api, name)

@@ -15,7 +15,7 @@ from resnet_pipeline.config_io import from_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.caffe import read_mean_image
-from resnet_pipeline.models.weights import build_for_weights, load_weights, weights_sha256
+from resnet_pipeline.models.weights import build_for_weights, load_weights, stored_preprocessing, weights_sha256
 
 MODEL_FILES = ("weights.safetensors", "config.json")
 """What a folder must hold to be a network of this program; a run directory holds both."""
@@ -87,15 +87,17 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
 def load_file(network: str, weights: Path) -> Member:
     """Load weights that were trained elsewhere into a network by name (``resnet50``, ``cifar-resnet20``).
 
-    Their preprocessing is torchvision's, or for a ``.caffemodel`` the authors': the mean image of a ``.binaryproto``
-    beside it, else their mean colour. Raises UserError where the file does not fit the network.
+    Their preprocessing is the file's own if it holds one, else torchvision's, or for a ``.caffemodel`` the authors':
+    the mean image of a ``.binaryproto`` beside it, else their mean colour. Raises UserError where the file does not fit
+    the network.
     """
     model = build_for_weights(network, weights)
     if weights.suffix == ".caffemodel":
         beside = sorted(weights.parent.glob("*.binaryproto"))
         normalize = Normalize(read_mean_image(beside[0]) if beside else torch.tensor(_CAFFE_MEAN))
     else:
-        normalize = Normalize(torch.tensor(_TORCHVISION_MEAN), torch.tensor(_TORCHVISION_STD))
+        theirs = Normalize(torch.tensor(_TORCHVISION_MEAN), torch.tensor(_TORCHVISION_STD))
+        normalize = stored_preprocessing(weights) or theirs
     classifier = Classifier(normalize, model).eval()
     cifar = network.startswith("cifar-")
     views = ViewConfig(crop=32, resize=32, scales=(32,)) if cifar else ViewConfig(crop=224, resize=256)

@@ -62,7 +62,7 @@ def predict_folder(
     if output.suffix not in ENDINGS:
         raise UserError(f"{output} must end in one of {', '.join(ENDINGS)}")
     files = _files(folder, output)
-    predictor = Predictor(_members(workspace, reference, dataset_name), local_device())
+    predictor = Predictor(named_members(workspace, reference, dataset_name), local_device())
     for member in predictor.members:
         protocol_of(protocol, member.views)  # a wrong name is known before anything is decoded
     names, best, broken = [], [], []
@@ -88,7 +88,12 @@ def predict_folder(
     return FolderPredictions(path=output, images=len(names), broken=broken)
 
 
-def _members(workspace: Workspace, reference: str, dataset_name: str | None) -> list[Member]:
+def named_members(workspace: Workspace, reference: str, dataset_name: str | None = None) -> list[Member]:
+    """Load the networks that a MODEL reference stands for, with names for their classes.
+
+    These are the model's own, else those of the staged dataset ``dataset_name``, else numbers. Raises UserError if the
+    reference points nowhere or the dataset has another number of classes.
+    """
     members = [m for one in expanded([reference]) for m in load_all(workspace, parse(workspace, one))]
     return [_named(workspace, member, dataset_name) for member in members]
 

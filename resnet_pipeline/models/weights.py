@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.models.blocks import Bottleneck
 from resnet_pipeline.models.caffe import read_caffe_weights
-from resnet_pipeline.models.normalize import Classifier
+from resnet_pipeline.models.normalize import Classifier, Normalize
 from resnet_pipeline.models.registry import architecture_of, build_model
 from resnet_pipeline.models.resnet import Architecture, ResNet
 from resnet_pipeline.models.state_dicts import StateDict, check_fit, plain_names
@@ -26,6 +27,7 @@ from resnet_pipeline.models.state_dicts import StateDict, check_fit, plain_names
 _PYTORCH = (".pth", ".pt", ".th")
 _SUFFIXES = (".safetensors", *_PYTORCH, ".caffemodel")
 _ARCHITECTURE = "architecture"  # the key of the metadata
+_MEAN, _STD = "normalize.mean", "normalize.std"  # a Classifier's preprocessing
 
 
 def weights_sha256(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
@@ -69,12 +71,20 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
 
     Names are torchvision's and timm's or the public CIFAR-10 ResNets' (``linear`` for the classifier), with or without
     a ``module.`` prefix, alone or under ``state_dict`` or ``model``; in a ``.caffemodel`` those of the authors'
-    release, whose networks have ``stride="v1"`` and ``pooling="caffe"``. A Classifier's file fills a bare network too.
+    release, whose networks have ``stride="v1"`` and ``pooling="caffe"``. A Classifier's file fills a bare network too,
+    with a warning: the network was trained on images less the mean that is left out then.
     Raises UserError where the file is unreadable, holds anything but tensors, its tensors are not the network's (the
     first ones are named), or it was saved from a network that computes something else with the same tensors.
     """
     path = Path(path)
-    _load(model, path, *_read(path))
+    state, saved = _read(path)
+    if not isinstance(model, Classifier) and _MEAN in state:
+        warnings.warn(
+            f"{path} holds a network with its preprocessing, and the mean that it subtracts is left out: "
+            "resnet_pipeline.load_model(reference) returns both",
+            stacklevel=2,
+        )
+    _load(model, path, state, saved)
 
 
 def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = None) -> ResNet:
@@ -82,7 +92,8 @@ def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = 
 
     A file of this program says them itself. The authors' ``.caffemodel`` has stride v1 and Caffe's pooling; others are
     taken for torchvision's or timm's, whose stride is v1.5. Projections in the file mean option B, none option A.
-    ``num_classes`` defaults to the file's. Raises UserError as `load_weights` and `build_model` do.
+    ``num_classes`` defaults to the file's. A preprocessing in the file is left to `stored_preprocessing`. Raises
+    UserError as `load_weights` and `build_model` do.
     """
     path = Path(path)
     state, saved = _read(path)
@@ -100,6 +111,12 @@ def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = 
     network = build_model(name, num_classes=num_classes, **options)
     _load(network, path, state, saved)
     return network
+
+
+def stored_preprocessing(path: Path | str) -> Normalize | None:
+    """Return the preprocessing that a file of this program holds beside its network, None for a file without one."""
+    state, _ = _read(Path(path))
+    return Normalize(state[_MEAN], state.get(_STD)) if _MEAN in state else None
 
 
 def _load(model: nn.Module, path: Path, state: StateDict, saved: Mapping[str, Any]) -> None:
