@@ -201,7 +201,7 @@ def child_ours(
     """Train a recipe in plain processes with the project's loop; images/s from before the loader starts."""
     import torch.distributed as dist
 
-    from resnet_pipeline.config_io import with_overrides
+    from resnet_pipeline.config_io import parse_assignments, with_overrides
     from resnet_pipeline.data.dataset import Dataset
     from resnet_pipeline.recipes import get_recipe
     from resnet_pipeline.training.context import LocalContext
@@ -216,7 +216,7 @@ def child_ours(
             "nccl" if DEVICE.type == "cuda" else "gloo", init_method=address, rank=number, world_size=workers
         )
     staged = Dataset.open(Path(dataset))
-    config = with_overrides(get_recipe(recipe), json.loads(changes))
+    config = with_overrides(get_recipe(recipe), parse_assignments(json.loads(changes)))
     with tempfile.TemporaryDirectory() as temporary:
         run = RunDirectory.create(Path(temporary), config, staged.about)
         context = LocalContext(rank=number, world_size=workers, device=DEVICE)
@@ -311,7 +311,7 @@ def part_a(settings: argparse.Namespace) -> None:
 
 def part_b(settings: argparse.Namespace) -> None:
     from resnet_pipeline.config_io import with_overrides
-    from resnet_pipeline.jobs.train import train_run
+    from resnet_pipeline.jobs.train import Launch, train_run
     from resnet_pipeline.recipes import get_recipe
     from resnet_pipeline.training.metrics_log import read_metrics
     from resnet_pipeline.workspace import Workspace
@@ -329,16 +329,12 @@ def part_b(settings: argparse.Namespace) -> None:
         ray.init("local", num_cpus=settings.threads, include_dashboard=False, log_to_driver=False)
 
     def whole() -> Numbers:
-        changes = [f"batch={BATCH}", f"micro_batch={BATCH}", f"steps={every * windows}", f"log_every={every}"]
+        changes = {"batch": BATCH, "micro_batch": BATCH, "steps": every * windows, "log_every": every}
         # one checkpoint in what is measured: some sixty times as often as the recipe has them
-        changes += [
-            f"checkpoint_every={every * windows // 2}",
-            "eval_every=100000",
-            f"bn_images={BATCH}",
-            "model.stride=v1.5",
-        ]
-        config = with_overrides(get_recipe("imagenet/resnet50"), [*changes, f"seed={next(seeds)}"])
-        run = train_run(workspace, config, "sample", workers=1, quiet=True, say=lambda text: None).run
+        changes |= {"checkpoint_every": every * windows // 2, "eval_every": 100_000, "bn_images": BATCH}
+        changes |= {"model.stride": "v1.5", "seed": next(seeds)}
+        config = with_overrides(get_recipe("imagenet/resnet50"), changes)
+        run = train_run(workspace, config, "sample", Launch(workers=1), quiet=True, say=lambda text: None).run
         lines = [line for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
         # from the first log point (workers and loader are warm) to the last: checkpoints and tracking included
         return {"images_per_second": every * (windows - 1) * BATCH / (lines[-1]["time"] - lines[0]["time"])}

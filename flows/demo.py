@@ -12,8 +12,8 @@ from prefect import flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.evaluate import ensemble_evaluate
-from flows.parameters import Protocol
-from flows.shell import logged
+from flows.parameters import DemoWorkers, Protocol
+from flows.shell import form, logged
 from flows.stage import stage_dataset
 from flows.train import DigitsNetwork, digits_train
 from resnet_pipeline.adapters.mlflow.client import tracking_uri
@@ -34,7 +34,8 @@ _NETWORKS: tuple[DigitsNetwork, ...] = get_args(DigitsNetwork)
 
 @flow(name="demo")
 @logged
-def demo_flow(workers: int) -> list[dict[str, Any]]:
+@form
+def demo_flow(workers: DemoWorkers = 2) -> list[dict[str, Any]]:
     """Stage the digits, train and register three networks, test each alone and all together, register that too."""
     print("\n1/3  Staging the built-in digits", flush=True)
     stage_dataset(source=DIGITS, name=DATASET)

@@ -1,80 +1,181 @@
-"""The typed, documented parameters that the flows share; Prefect's UI shows them as a form and checks them."""
+"""Every parameter that the command line and the flows share: its type, bounds and help, stated once.
+
+``cli.options.command`` makes options of them and ``flows.shell.form`` the fields of Prefect's form. A command and its
+flow give a parameter the same name and the same default. This module imports nothing slow: ``--help`` reads it.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic.fields import FieldInfo
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from resnet_pipeline.config_io import parse_assignments
+from resnet_pipeline.errors import UserError
 
 
-def documented(function: Callable[P, R]) -> Callable[P, R]:
-    """Append the parameters' descriptions to the docstring, from where Prefect takes them for its form.
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """What is said of a parameter beside its type; it stands in the type's ``Annotated``.
 
-    Prefect (3.8) overwrites the descriptions that pydantic's ``Field`` gives with those of the docstring.
+    ``least`` and ``most`` bound numbers and the length of lists, ``pattern`` texts. The rest is the command line's:
+    ``flags`` (empty: ``--`` and the name), ``argument`` (by position, without a flag), ``metavar``, and for what is no
+    plain value there ``read``, which takes the text, or the texts if the option may be ``repeated``.
     """
-    lines = [inspect.cleandoc(function.__doc__ or ""), "", "Args:"]
-    for name, hint in get_type_hints(function, include_extras=True).items():
-        fields = [field for field in get_args(hint)[1:] if isinstance(field, FieldInfo)]
-        lines += [f"    {name}: {field.description}" for field in fields if field.description]
-    function.__doc__ = "\n".join(lines) + "\n"
-    return function
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    pattern: str | None = None
+    flags: tuple[str, ...] = ()
+    argument: bool = False
+    metavar: str | None = None
+    read: Callable[[Any], Any] | None = None
+    repeated: bool = False
 
 
-DatasetName = Annotated[str, Field(description="Name of a staged dataset (the flow stage-dataset makes one).")]
-Steps = Annotated[
-    int | None, Field(ge=1, description="Optimiser steps; empty for the recipe's own number.", title="Steps")
-]
-Workers = Annotated[
-    Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^\d+(-\d+)?$")] | None,
-    Field(
-        description="Training processes, a GPU each where there are any; 1-4 for as many as there is room for; empty "
-        "for all GPUs, or one on a CPU."
-    ),
-]
-Seed = Annotated[int, Field(ge=0, description="Decides initial weights, sample order and augmentation.")]
-Overrides = Annotated[
-    dict[str, Any],
-    Field(description='Fields of the recipe to change, by dotted name: {"batch": 8, "optim.lr": 0.01}.'),
-]
+def _scales(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise UserError(f"--scales must be whole numbers with commas between, as 224,256,384, not {text!r}")
+    return [int(word) for word in words]
+
+
+MODEL = (
+    "A run directory, a registered model's NAME or NAME@ALIAS, models:/…, runs:/ID, NETWORK=WEIGHTS-FILE, "
+    "torchvision:NAME or timm:NAME"
+)
 Protocol = Literal["center", "10-crop", "multi-scale"]
-ProtocolName = Annotated[
-    Protocol,
-    Field(description="One centre crop; corners and centre, mirrored too; or whole images at several sizes."),
-]
-Protocols = Annotated[list[Protocol], Field(description="How the finished network is tested.")]
-EvaluationImages = Annotated[
-    int | None, Field(ge=1, description="Test on this many evenly spaced images only; empty for all.")
-]
-Scales = Annotated[
-    list[int] | None,
-    Field(description="Shorter sides to average over, as [224, 256, 384]; empty for each network's own."),
-]
-Average = Annotated[
-    Literal["softmax", "logits"],
-    Field(description="What is averaged over views: softmax, as the authors did, or logits."),
-]
-Combined = Annotated[
-    Literal["probabilities", "logits"], Field(description="What is averaged over the members of an ensemble.")
-]
-EvaluationWorkers = Annotated[
-    int | None,
-    Field(ge=1, description="Tasks on Ray at a time; empty for all of RAY_ADDRESS's cluster, else this process alone."),
-]
-Registered = Annotated[bool, Field(description="Register the finished network in MLflow's model registry.")]
-ModelReference = Annotated[
+
+# staging
+Source = Annotated[
     str,
-    Field(
-        min_length=1,
-        description="A registered model's NAME or NAME@ALIAS, a run's id or directory, or NETWORK=WEIGHTS-FILE.",
+    Parameter(
+        help="A folder with the ILSVRC-2012 archives, Kaggle's ILSVRC folder or archive, cifar-10-python.tar.gz or "
+        "cifar-10-binary.tar.gz, a folder or archive of train/<class>/* and val/<class>/*, or builtin:digits."
     ),
 ]
+NewName = Annotated[str, Parameter(help="What the dataset is called from now on.")]
+StagingWorkers = Annotated[int | None, Parameter(help="Processes. Default: one per CPU core.", least=1)]
+MaxRefused = Annotated[
+    float, Parameter(help="Stop when more than this share of the images is broken.", least=0, most=1)
+]
+Holdout = Annotated[
+    int, Parameter(help="Make this many training images the split val (the paper's CIFAR-10 study: 5000).", least=0)
+]
+MaxShorterSide = Annotated[
+    int | None,
+    Parameter(help="Make images smaller whose shorter side is larger. Default: keep them as they are.", least=1),
+]
+MaxValue = Annotated[
+    int | None,
+    Parameter(
+        help="What white is in grey images of more than 8 bits (4095 for 12 bits kept in 16). Default: 65535 of 16 "
+        "bits; floats are refused.",
+        least=1,
+    ),
+]
+CheckMd5 = Annotated[
+    bool,
+    Parameter(
+        help="Compare ILSVRC's and CIFAR-10's archives with their published MD5s; without it other files are taken.",
+        flags=("--md5/--no-md5",),
+    ),
+]
+Replace = Annotated[bool, Parameter(help="Replace a dataset of this name that has other files or options.")]
+
+# training
+DatasetName = Annotated[str, Parameter(help="The name that the dataset was given when it was staged.")]
+Steps = Annotated[int | None, Parameter(help="Optimiser steps. Default: the recipe's.", least=1)]
+Workers = Annotated[
+    int | str | None,
+    Parameter(
+        help="Training processes; 1-4: as many as there is room for, also when nodes come and go. "
+        "Default: every GPU, or one on a CPU.",
+        least=1,
+        pattern=r"^\d+(-\d+)?$",
+        metavar="N|MIN-MAX",
+        read=str,
+    ),
+]
+DemoWorkers = Annotated[int, Parameter(help="Training processes on this machine.", least=1)]
+MaxFailures = Annotated[
+    int, Parameter(help="Resume from the newest checkpoint after this many lost workers or nodes.", least=0)
+]
+Mirror = Annotated[
+    str | None,
+    Parameter(
+        help="Keep checkpoints at this folder or s3:// address too, and resume from there on another machine. "
+        "Default: RESNET_PIPELINE_MIRROR, else nowhere."
+    ),
+]
+Seed = Annotated[
+    int | None,
+    Parameter(help="Decides initial weights, sample order and augmentation. Default: the recipe's.", least=0),
+]
+Overrides = Annotated[
+    dict[str, Any] | None,
+    Parameter(
+        help='Fields of the recipe to change, by dotted name: optim.lr=0.05; for a flow {"optim.lr": 0.05}.',
+        flags=("--set",),
+        metavar="KEY=VALUE",
+        read=parse_assignments,
+        repeated=True,
+    ),
+]
+Profile = Annotated[bool, Parameter(help="Say what a step is bound by, and keep a trace of a few steps.")]
 RegisteredAs = Annotated[
     str | None,
-    Field(description="Register the ensemble in MLflow under this name; its members must be registered. Empty: don't."),
+    Parameter(
+        help="Register the result in MLflow under this name. Default: a network under its recipe's name, as "
+        "cifar10-resnet20; an ensemble, whose members must be registered, not at all.",
+        flags=("--register",),
+        metavar="NAME",
+    ),
 ]
+Registered = Annotated[
+    bool, Parameter(help="Whether the finished network is registered at all.", flags=(" /--no-register",))
+]
+
+# testing
+_MODELS = Parameter(help=f"{MODEL}.", least=1, argument=True, metavar="MODEL...")
+Models = Annotated[list[str], _MODELS]
+OptionalModels = Annotated[list[str] | None, _MODELS]
+Members = Annotated[
+    list[str],
+    Parameter(help=f"{MODEL}, or a score file (….parquet).", least=1, argument=True, metavar="MODEL..."),
+]
+OptionalDataset = Annotated[
+    str | None,
+    Parameter(
+        help="The name that the dataset was given when it was staged; not needed for score files.", flags=("--dataset",)
+    ),
+]
+ProtocolName = Annotated[
+    Protocol,
+    Parameter(
+        help="center: one crop. 10-crop: corners and centre, mirrored too (Tables 2, 3). "
+        "multi-scale: the whole image at several sizes (Table 4)."
+    ),
+]
+Protocols = Annotated[list[Protocol], Parameter(help="How the finished network is tested.")]
+Split = Annotated[str | None, Parameter(help="Split to test on. Default: val, or test where there is no val.")]
+Scales = Annotated[
+    list[int] | None,
+    Parameter(help="Shorter sides to average over. Default: each network's own.", metavar="N,N,…", read=_scales),
+]
+Average = Annotated[
+    Literal["softmax", "logits"], Parameter(help="What is averaged over views: softmax (the authors) or logits.")
+]
+Images = Annotated[int | None, Parameter(help="Test on this many evenly spaced images only. Default: all.", least=1)]
+ScoringWorkers = Annotated[
+    int | None,
+    Parameter(help="Tasks on Ray at a time. Default: all of RAY_ADDRESS's cluster, else this process alone.", least=1),
+]
+Half = Annotated[bool, Parameter(help="Keep the scores in half the bytes, as float16.", flags=("--half", "--float16"))]
+Combined = Annotated[
+    Literal["probabilities", "logits"], Parameter(help="What is averaged over members: probabilities or logits.")
+]
+FitWeights = Annotated[bool, Parameter(help="Also fit weights on a random half, and report on the other.")]
+Greedy = Annotated[bool, Parameter(help="Also add the best member at a time, and show the curve.")]
+Contributions = Annotated[bool, Parameter(help="Also show the errors without each member.")]

@@ -1,20 +1,26 @@
-"""What every flow does around its job: messages to Prefect's log, errors as one line, tables as artifacts."""
+"""What every flow does around its job: its parameters as a form, messages to Prefect's log, tables as artifacts."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import operator
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
+from pydantic import Field
 
+from flows.parameters import Parameter
 from resnet_pipeline.logs import handled
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +42,35 @@ def logged(function: Callable[P, R]) -> Callable[P, R]:
             return function(*arguments, **named)
 
     return run
+
+
+def form(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a flow's parameters their help and bounds, as Prefect's form shows and checks them.
+
+    The help goes to the docstring: Prefect (3.8) overwrites the descriptions of pydantic's ``Field`` with those there.
+    """
+    lines = [inspect.cleandoc(function.__doc__ or ""), "", "Args:"]
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        for said in getattr(hint, "__metadata__", ()):
+            if isinstance(said, Parameter):
+                lines.append(f"    {name}: {said.help}")
+                hint = _bounded(get_args(hint)[0], said)
+        function.__annotations__[name] = hint
+    function.__doc__ = "\n".join(lines) + "\n"
+    return function
+
+
+def _bounded(kind: Any, said: Parameter) -> Any:
+    """Return the type with the bounds that fit it; a union's members each get their own."""
+    if get_origin(kind) in (Union, UnionType):
+        return functools.reduce(operator.or_, (_bounded(member, said) for member in get_args(kind)))
+    if kind in (int, float):
+        return Annotated[kind, Field(ge=said.least, le=said.most)]
+    if kind is str and said.pattern is not None:
+        return Annotated[kind, Field(pattern=said.pattern)]
+    if get_origin(kind) is list and said.least is not None:
+        return Annotated[kind, Field(min_length=int(said.least))]
+    return None if kind is NoneType else kind
 
 
 def say() -> Callable[[str], None]:

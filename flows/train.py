@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from prefect import flow, task
-from pydantic import Field
 
 from flows.parameters import (
     DatasetName,
-    EvaluationImages,
+    Images,
+    MaxFailures,
+    Mirror,
     Overrides,
+    Parameter,
+    Profile,
+    Protocol,
     Protocols,
     Registered,
+    RegisteredAs,
     Seed,
     Steps,
     Workers,
-    documented,
 )
-from flows.shell import logged, say, table
+from flows.shell import form, logged, say, table
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
-from resnet_pipeline.jobs.register import register_run
-from resnet_pipeline.jobs.train import TrainedRun, train_run
-from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.jobs.register import check_network_name, register_run
+from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.workspace import Workspace
 
 ImageNetNetwork = Literal[
@@ -38,83 +39,104 @@ Cifar10Network = Literal[
 DigitsNetwork = Literal["resnet8", "resnet14", "resnet20"]
 ImageNetFamily = Annotated[
     Literal["imagenet", "imagenet-fast", "imagenet-short"],
-    Field(description="imagenet: as the paper; -fast: 90 epochs as today; -short: 18 epochs (residual networks only)."),
+    Parameter(help="imagenet: as the paper; -fast: 90 epochs as today; -short: 18 epochs (residual networks only)."),
 ]
 Cifar10Family = Annotated[
     Literal["cifar10", "cifar10-fast"],
-    Field(description="cifar10: as the paper; -fast: 30 epochs as today (residual networks only)."),
+    Parameter(help="cifar10: as the paper; -fast: 30 epochs as today (residual networks only)."),
 ]
 
 
 @flow(name="imagenet-train")
 @logged
-@documented
+@form
 def imagenet_train(
-    network: Annotated[ImageNetNetwork, Field(description="A network of Tables 2 and 3.")] = "resnet50",
+    dataset: DatasetName,
+    network: Annotated[ImageNetNetwork, Parameter(help="A network of Tables 2 and 3.")] = "resnet50",
     family: ImageNetFamily = "imagenet",
-    dataset: DatasetName = "ilsvrc2012",
     steps: Steps = None,
     workers: Workers = None,
-    seed: Seed = 0,
-    overrides: Overrides = {},  # noqa: B006 - Prefect shows the default in its form and never changes it
-    protocols: Protocols = ["center", "10-crop"],  # noqa: B006
-    evaluation_images: EvaluationImages = None,
+    max_failures: MaxFailures = 3,
+    mirror: Mirror = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
     registered: Registered = True,
+    registered_as: RegisteredAs = None,
+    profile: Profile = False,
+    protocols: Protocols = ["center", "10-crop"],  # noqa: B006 - Prefect shows it in its form and never changes it
+    evaluation_images: Images = None,
 ) -> dict[str, Any]:
     """Train a network of the paper on ImageNet, by default as the paper did, test it, register it.
 
-    Starting it again with the same parameters goes on where it stopped.
+    Starting it again with the same parameters resumes where it stopped.
     """
-    config = _config(f"{family}/{network}", steps, seed, overrides)
-    return _train_test_register(config, dataset, workers, protocols, evaluation_images, registered)
+    config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
+    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    check_network_name(registered_as, registered=registered)
+    trained, evaluations = _train_and_test(config, dataset, launch, protocols, evaluation_images)
+    return _result(trained, evaluations, register(trained, evaluations, registered_as) if registered else None)
 
 
 @flow(name="cifar10-train")
 @logged
-@documented
+@form
 def cifar10_train(
-    network: Annotated[Cifar10Network, Field(description="A network of Table 6, or its plain twin.")] = "resnet20",
+    dataset: DatasetName,
+    network: Annotated[Cifar10Network, Parameter(help="A network of Table 6, or its plain twin.")] = "resnet20",
     family: Cifar10Family = "cifar10",
-    dataset: DatasetName = "cifar10",
     steps: Steps = None,
     workers: Workers = None,
-    seed: Seed = 0,
-    overrides: Overrides = {},  # noqa: B006
-    protocols: Protocols = ["center"],  # noqa: B006
-    evaluation_images: EvaluationImages = None,
+    max_failures: MaxFailures = 3,
+    mirror: Mirror = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
     registered: Registered = True,
+    registered_as: RegisteredAs = None,
+    profile: Profile = False,
+    protocols: Protocols = ["center"],  # noqa: B006
+    evaluation_images: Images = None,
 ) -> dict[str, Any]:
     """Train a network of the paper's CIFAR-10 study, test it on single views, register it.
 
-    Starting it again with the same parameters goes on where it stopped.
+    Starting it again with the same parameters resumes where it stopped.
     """
-    config = _config(f"{family}/{network}", steps, seed, overrides)
-    return _train_test_register(config, dataset, workers, protocols, evaluation_images, registered)
+    config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
+    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    check_network_name(registered_as, registered=registered)
+    trained, evaluations = _train_and_test(config, dataset, launch, protocols, evaluation_images)
+    return _result(trained, evaluations, register(trained, evaluations, registered_as) if registered else None)
 
 
 @flow(name="digits-train")
 @logged
-@documented
+@form
 def digits_train(
-    network: Annotated[DigitsNetwork, Field(description="A small network of the CIFAR-10 family.")] = "resnet20",
-    dataset: DatasetName = "digits",
+    dataset: DatasetName,
+    network: Annotated[DigitsNetwork, Parameter(help="A small network of the CIFAR-10 family.")] = "resnet20",
     steps: Steps = None,
-    workers: Workers = 2,
-    seed: Seed = 0,
-    overrides: Overrides = {},  # noqa: B006
-    protocols: Protocols = ["center", "10-crop"],  # noqa: B006
-    evaluation_images: EvaluationImages = None,
+    workers: Workers = None,
+    max_failures: MaxFailures = 3,
+    mirror: Mirror = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
     registered: Registered = True,
+    registered_as: RegisteredAs = None,
+    profile: Profile = False,
+    protocols: Protocols = ["center", "10-crop"],  # noqa: B006
+    evaluation_images: Images = None,
 ) -> dict[str, Any]:
     """Train a small network on the built-in handwritten digits: minutes on a laptop, the same way as ImageNet."""
-    config = _config(f"digits/{network}", steps, seed, overrides)
-    return _train_test_register(config, dataset, workers, protocols, evaluation_images, registered)
+    config = run_config(f"digits/{network}", overrides, steps=steps, seed=seed)
+    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    check_network_name(registered_as, registered=registered)
+    trained, evaluations = _train_and_test(config, dataset, launch, protocols, evaluation_images)
+    return _result(trained, evaluations, register(trained, evaluations, registered_as) if registered else None)
 
 
 @task(name="train")
-def train(config: RunConfig, dataset: str, workers: int | str | None) -> TrainedRun:
-    """Train on Ray, from the newest checkpoint where there is one."""
-    return train_run(Workspace.of(), config, dataset, workers=workers, say=say())
+def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun:
+    """Train, from the newest checkpoint if there is one."""
+    return train_run(Workspace.of(), config, dataset, launch, say=say())
 
 
 @task(name="evaluate")
@@ -124,37 +146,33 @@ def evaluate(reference: str, dataset: str, protocol: str, images: int | None) ->
 
 
 @task(name="register")
-def register(trained: TrainedRun, evaluations: list[Evaluation]) -> str:
+def register(trained: TrainedRun, evaluations: dict[Protocol, Evaluation], name: str | None) -> str:
     """Register the network with its errors."""
-    return str(register_run(Workspace.of(), trained, evaluations, say=say()))
+    return str(register_run(Workspace.of(), trained, list(evaluations.values()), name=name, say=say()))
 
 
-def _config(recipe: str, steps: int | None, seed: int, overrides: dict[str, Any]) -> RunConfig:
-    assignments = [f"{key}={json.dumps(value)}" for key, value in {"seed": seed, **overrides}.items()]
-    if steps is not None:
-        assignments.append(f"steps={steps}")
-    return with_overrides(get_recipe(recipe), assignments)
-
-
-def _train_test_register(
-    config: RunConfig,
-    dataset: str,
-    workers: int | str | None,
-    protocols: Protocols,
-    images: int | None,
-    registered: bool,
-) -> dict[str, Any]:
-    trained = train(config, dataset, workers)
+def _train_and_test(
+    config: RunConfig, dataset: str, launch: Launch, protocols: Protocols, images: int | None
+) -> tuple[TrainedRun, dict[Protocol, Evaluation]]:
+    """Return the finished run and its tests by protocol."""
+    trained = train(config, dataset, launch)
     reference = str(trained.run.path)
-    evaluations = [evaluate(reference, dataset, protocol, images) for protocol in protocols]
-    version = register(trained, evaluations) if registered else None
-    errors = {
-        protocol: {"top1": e.errors["top1"], "top5": e.errors["top5"], "images": int(e.errors["images"])}
-        for protocol, e in zip(protocols, evaluations, strict=True)
+    evaluations = {protocol: evaluate(reference, dataset, protocol, images) for protocol in protocols}
+    rows = [{"protocol": protocol, **_errors(found)} for protocol, found in evaluations.items()]
+    table(f"errors-{config.recipe}", rows, f"Errors of {config.recipe} on {dataset}, percent")
+    return trained, evaluations
+
+
+def _result(trained: TrainedRun, evaluations: dict[Protocol, Evaluation], version: str | None) -> dict[str, Any]:
+    errors = {protocol: _errors(found) for protocol, found in evaluations.items()}
+    return {
+        "run": str(trained.run.path),
+        "version": version,
+        "errors": errors,
+        "reused": trained.reused,
+        **trained.result,
     }
-    table(
-        f"errors-{config.recipe}",
-        [{"protocol": name, **values} for name, values in errors.items()],
-        f"Errors of {config.recipe} on {dataset}, percent",
-    )
-    return {"run": reference, "version": version, "errors": errors, "reused": trained.reused, **trained.result}
+
+
+def _errors(found: Evaluation) -> dict[str, float]:
+    return {"top1": found.errors["top1"], "top5": found.errors["top5"], "images": int(found.errors["images"])}

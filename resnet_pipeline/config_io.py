@@ -1,4 +1,4 @@
-"""Configs as plain JSON values and back, changed by assignments, their hash, and what their fields mean."""
+"""Configs as plain JSON values and back, with fields changed, their hash, and what their fields mean."""
 
 from __future__ import annotations
 
@@ -31,23 +31,36 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
         raise ConfigError(str(error)) from None
 
 
-def with_overrides(config: T, assignments: Iterable[str]) -> T:
-    """Return the config with ``key=value`` assignments applied; keys are dotted paths, values JSON or plain words.
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Return what ``KEY=VALUE`` texts say: values as JSON, and words as they are; the last of equal keys counts.
+
+    >>> parse_assignments(["optim.lr=0.05", "schedule.kind=step"])
+    {'optim.lr': 0.05, 'schedule.kind': 'step'}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"{text!r} is not of the form key=value")
+        try:
+            found[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key.strip()] = value.strip()
+    return found
+
+
+def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
+    """Return the config with fields changed: dotted paths to plain JSON values.
 
     A run of other length (``steps``) has its schedule stretched to it: ``schedule.warmup`` and
-    ``schedule.boundaries`` change in proportion, unless they are assigned too.
+    ``schedule.boundaries`` change in proportion, unless they are changed too. Raises ConfigError, naming the field, for
+    one that is unknown, ill-typed or out of bounds.
 
-    >>> with_overrides(config, ["optim.lr=0.05", "augment.shorter_side=[256, 288]"])
+    >>> with_overrides(config, {"optim.lr": 0.05, "augment.shorter_side": [256, 288]})
     """
     values = to_dict(config)
-    assigned: set[str] = set()
-    for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"{assignment!r} is not of the form key=value")
+    for path, value in overrides.items():
         target = values
-        path = path.strip()
-        assigned.add(path)
         *parents, last = path.split(".")
         for parent in parents:
             if not isinstance(target.get(parent), dict):
@@ -55,16 +68,13 @@ def with_overrides(config: T, assignments: Iterable[str]) -> T:
             target = target[parent]
         if last not in target:
             raise ConfigError(f"unknown field {path}{did_you_mean(last, target)}")
-        try:
-            target[last] = json.loads(text)
-        except json.JSONDecodeError:
-            target[last] = text.strip()
+        target[last] = value
     if isinstance(config, RunConfig):
-        _stretch(values, config, assigned)
+        _stretch(values, config, overrides)
     return from_dict(type(config), values)
 
 
-def _stretch(values: dict[str, Any], config: RunConfig, assigned: set[str]) -> None:
+def _stretch(values: dict[str, Any], config: RunConfig, assigned: Mapping[str, Any]) -> None:
     """Fit the schedule to a changed number of steps, in place; what was assigned stays."""
     before, steps, schedule = config.steps, values["steps"], values["schedule"]
     if not isinstance(steps, int) or steps < 1 or steps == before or not isinstance(schedule, dict):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import with_overrides
+from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.settings import Settings, variable
@@ -109,7 +109,7 @@ def make_run(tmp_path: Path, digits: Dataset) -> Callable[..., RunDirectory]:
 
     def make(*assignments: str, folder: str = "runs") -> RunDirectory:
         small = ["steps=12", "eval_every=6", "checkpoint_every=4", "log_every=2", "bn_images=128", *assignments]
-        config: RunConfig = with_overrides(get_recipe("digits/resnet8"), small)
+        config: RunConfig = with_overrides(get_recipe("digits/resnet8"), parse_assignments(small))
         about = {"name": digits.name, "fingerprint": digits.fingerprint, "classes": digits.classes}
         return RunDirectory.create(tmp_path / folder, config, about)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from resnet_pipeline.cli.options import Json, Quiet, Root, complete_dataset, complete_recipe, write_result
+from resnet_pipeline.cli.options import Json, Quiet, Root, command, complete_dataset, complete_recipe, write_result
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
@@ -26,6 +26,7 @@ Name = Annotated[
 
 
 @app.command()
+@command
 def verify(
     name: Name,
     root: Root = None,
@@ -60,6 +61,7 @@ def verify(
 
 
 @app.command()
+@command
 def show(
     name: Name,
     root: Root = None,
@@ -84,6 +86,7 @@ def show(
 
 
 @app.command()
+@command
 def stats(name: Name, root: Root = None, json_file: Json = None) -> None:
     """Count images, classes, sizes and bytes of each split; print the training images' mean and eigenvalues."""
     from resnet_pipeline.jobs.data import dataset_stats

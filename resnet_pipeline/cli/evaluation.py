@@ -8,23 +8,26 @@ from typing import Annotated
 
 import typer
 
-from resnet_pipeline.cli.options import (
+from flows.parameters import (
     Average,
+    Combined,
+    Contributions,
     DatasetName,
+    FitWeights,
+    Greedy,
     Half,
     Images,
-    Json,
     Members,
     Models,
     OptionalDataset,
+    OptionalModels,
     ProtocolName,
-    Quiet,
-    Root,
+    RegisteredAs,
     Scales,
+    ScoringWorkers,
     Split,
-    Workers,
-    write_result,
-)
+)  # fmt: skip
+from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
 from resnet_pipeline.cli.terminal import (
     print_errors,
     print_fitted,
@@ -39,7 +42,7 @@ from resnet_pipeline.workspace import Workspace
 
 def evaluate(
     dataset: DatasetName,
-    models: Models = None,
+    models: OptionalModels = None,
     protocol: ProtocolName = "center",
     root: Root = None,
     split: Split = None,
@@ -51,7 +54,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="Weights trained elsewhere: a file, torchvision:NAME or timm:NAME."),
     ] = None,
     network: Annotated[str | None, typer.Option(help="The network that the file of --weights is for.")] = None,
-    workers: Workers = None,
+    workers: ScoringWorkers = None,
     half: Half = False,
     json_file: Json = None,
     quiet: Quiet = False,
@@ -65,7 +68,7 @@ def evaluate(
 
     evaluations = evaluate_models(
         Workspace.of(root), [*(models or []), *_weights(weights, network, models)], dataset, protocol,
-        split=split, images=images, scales=_scales(scales), average=average, workers=workers, half=half, quiet=quiet,
+        split=split, images=images, scales=scales, average=average, workers=workers, half=half, quiet=quiet,
     )  # fmt: skip
     rows = [
         {
@@ -88,7 +91,7 @@ def evaluate(
 
 
 def ensemble(
-    models: Members,
+    members: Members,
     dataset: OptionalDataset = None,
     protocol: ProtocolName = "10-crop",
     root: Root = None,
@@ -96,25 +99,12 @@ def ensemble(
     scales: Scales = None,
     average: Average = "softmax",
     images: Images = None,
-    combine: Annotated[
-        str, typer.Option(help="What is averaged over members: probabilities or logits.")
-    ] = "probabilities",
-    fit_weights: Annotated[
-        bool, typer.Option("--fit-weights", help="Also fit weights on a random half, and report on the other.")
-    ] = False,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Also add the best member at a time, and show the curve.")
-    ] = False,
-    contributions: Annotated[
-        bool, typer.Option("--contributions", help="Also show the errors without each member.")
-    ] = False,
-    workers: Workers = None,
-    registered_as: Annotated[
-        str | None,
-        typer.Option(
-            "--register", metavar="NAME", help="Register it in MLflow under this name; its members must be registered."
-        ),
-    ] = None,
+    combine: Combined = "probabilities",
+    fit_weights: FitWeights = False,
+    greedy: Greedy = False,
+    contributions: Contributions = False,
+    workers: ScoringWorkers = None,
+    registered_as: RegisteredAs = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -126,14 +116,12 @@ def ensemble(
     from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
     from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 
-    if combine not in ("probabilities", "logits"):
-        raise UserError(f"--combine is probabilities or logits, not {combine!r}")
-    check_registrable(registered_as, models, dataset, combine=combine, average=average)
+    check_registrable(registered_as, members, dataset, combine=combine, average=average)
     sources = score_sources(
-        Workspace.of(root), models, dataset, protocol,
-        split=split, images=images, scales=_scales(scales), average=average, workers=workers, quiet=quiet,
+        Workspace.of(root), members, dataset, protocol,
+        split=split, images=images, scales=scales, average=average, workers=workers, quiet=quiet,
     )  # fmt: skip
-    result = combined(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)  # type: ignore[arg-type]
+    result = combined(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
     name = f"ensemble of {len(sources)}"
     print_errors(f"{protocol} on {dataset}" if dataset else "from score files", [
         *result["members"], {"model": name, **result["ensemble"]}
@@ -145,11 +133,11 @@ def ensemble(
     for key, title in (("greedy", "Best member added at a time"), ("without", "The ensemble without one member")):
         if key in result:
             print_member_errors(title, result[key])
-    members = result.pop("members")
+    models = result.pop("members")
     if registered_as and dataset:
         version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), dataset)
         result["version"] = version.uri
-    write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": members, **result})
+    write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": models, **result})
 
 
 def analyse(
@@ -178,7 +166,7 @@ def analyse(
     workspace = Workspace.of(root)
     sources = score_sources(
         workspace, models, dataset, protocol,
-        split=split, images=images, scales=_scales(scales), average=average, quiet=quiet,
+        split=split, images=images, scales=scales, average=average, quiet=quiet,
     )  # fmt: skip
     classes = open_dataset(workspace, dataset).classes if dataset else None
     labels = read_real_labels(real_labels) if real_labels else None
@@ -208,7 +196,7 @@ def submission(
     split: Annotated[str, typer.Option(help="The split of the test images.")] = "test",
     scales: Scales = None,
     average: Average = "softmax",
-    workers: Workers = None,
+    workers: ScoringWorkers = None,
     quiet: Quiet = False,
 ) -> None:
     """Write the file that the ILSVRC classification test server takes, from one network or the mean of several."""
@@ -217,7 +205,7 @@ def submission(
     workspace = Workspace.of(root)
     sources = score_sources(
         workspace, models, dataset, protocol,
-        split=split, scales=_scales(scales), average=average, workers=workers, quiet=quiet,
+        split=split, scales=scales, average=average, workers=workers, quiet=quiet,
     )  # fmt: skip
     images = submit(workspace, sources, dataset, classes, output)
     print(f"{output}: {images:,} images, five classes each")
@@ -246,7 +234,7 @@ def responses(
     """Measure how strongly each 3×3 layer responds (figure 7): its output's standard deviation after batch norm."""
     from resnet_pipeline.jobs.responses import measure_responses
 
-    found = measure_responses(Workspace.of(root), models or [], dataset, split=split, images=images)
+    found = measure_responses(Workspace.of(root), models, dataset, split=split, images=images)
     print_responses({name: values.tolist() for name, values in found.items()})
     if figure is not None:
         from resnet_pipeline.report.evaluation_figures import responses_figure, save_figure
@@ -259,15 +247,6 @@ def responses(
 
 
 COMMANDS: Sequence[Callable[..., None]] = (evaluate, ensemble, analyse, responses, submission, check_submission)
-
-
-def _scales(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdecimal() for word in words):
-        raise UserError(f"--scales must be whole numbers with commas between, as 224,256,384, not {text!r}")
-    return [int(word) for word in words]
 
 
 def _weights(weights: str | None, network: str | None, models: Sequence[str] | None) -> list[str]:

@@ -12,6 +12,28 @@ from typing import Annotated
 
 import typer
 
+from flows.parameters import (
+    CheckMd5,
+    DatasetName,
+    DemoWorkers,
+    Holdout,
+    MaxFailures,
+    MaxRefused,
+    MaxShorterSide,
+    MaxValue,
+    Mirror,
+    NewName,
+    Overrides,
+    Profile,
+    Registered,
+    RegisteredAs,
+    Replace,
+    Seed,
+    Source,
+    StagingWorkers,
+    Steps,
+    Workers,
+)
 from resnet_pipeline import __version__
 from resnet_pipeline.cli import data as cli_data
 from resnet_pipeline.cli import evaluation as cli_evaluation
@@ -19,7 +41,7 @@ from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
 from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.console import shown
-from resnet_pipeline.cli.options import DatasetName, Json, Quiet, Root, complete_recipe
+from resnet_pipeline.cli.options import Json, Quiet, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.report.terminal import print_table, render_table
@@ -68,9 +90,10 @@ def main() -> None:
 
 
 @app.command()
+@command
 def demo(
     root: Root = None,
-    workers: Annotated[int, typer.Option(min=1, help="Training processes on this machine.")] = 2,
+    workers: DemoWorkers = 2,
 ) -> None:
     """From images to a registered ensemble on built-in data, in minutes, with nothing else running.
 
@@ -90,51 +113,23 @@ def demo(
     run_demo(workspace, prefect, workers=workers)
 
 
-for command in cli_services.COMMANDS:
-    app.command()(command)
+for function in cli_services.COMMANDS:
+    app.command()(command(function))
 
 
 @app.command()
+@command
 def stage(
-    source: Annotated[
-        str,
-        typer.Option(
-            help="A folder with the ILSVRC-2012 archives, Kaggle's ILSVRC folder or archive, cifar-10-python.tar.gz or "
-            "cifar-10-binary.tar.gz, a folder or archive of train/<class>/* and val/<class>/*, or builtin:digits."
-        ),
-    ],
-    name: Annotated[str, typer.Option(help="What the dataset is called from now on.")],
+    source: Source,
+    name: NewName,
     root: Root = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per CPU core.")] = None,
-    max_refused: Annotated[
-        float, typer.Option(min=0, max=1, help="Stop when more than this share of the images is broken.")
-    ] = 0.01,
-    holdout: Annotated[
-        int,
-        typer.Option(min=0, help="Make this many training images the split val (the paper's CIFAR-10 study: 5000)."),
-    ] = 0,
-    max_shorter_side: Annotated[
-        int | None,
-        typer.Option(min=1, help="Make images smaller whose shorter side is larger. Default: keep them as they are."),
-    ] = None,
-    max_value: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="What white is in grey images of more than 8 bits (4095 for 12 bits kept in 16). Default: 65535 of 16 "
-            "bits; floats are refused.",
-        ),
-    ] = None,
-    md5: Annotated[
-        bool,
-        typer.Option(
-            "--md5/--no-md5",
-            help="Compare ILSVRC's and CIFAR-10's archives with their published MD5s; --no-md5 takes other files.",
-        ),
-    ] = True,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a dataset of this name that has other files or options.")
-    ] = False,
+    workers: StagingWorkers = None,
+    max_refused: MaxRefused = 0.01,
+    holdout: Holdout = 0,
+    max_shorter_side: MaxShorterSide = None,
+    max_value: MaxValue = None,
+    check_md5: CheckMd5 = True,
+    replace: Replace = False,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -146,7 +141,7 @@ def stage(
         Workspace.of(root),
         source,
         name,
-        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, max_value=max_value, check_md5=md5),
+        options=Options(holdout=holdout, max_shorter_side=max_shorter_side, max_value=max_value, check_md5=check_md5),
         workers=workers,
         max_refused=max_refused,
         replace=replace,
@@ -156,6 +151,7 @@ def stage(
 
 
 @app.command()
+@command
 def train(
     recipe: Annotated[
         str,
@@ -165,59 +161,28 @@ def train(
     ],
     dataset: DatasetName,
     root: Root = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: the recipe's.")] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|MIN-MAX",
-            help="Training processes; 1-4: as many as there is room for, also when nodes come and go. "
-            "Default: every GPU, or one on a CPU.",
-        ),
-    ] = None,
-    max_failures: Annotated[
-        int, typer.Option(min=0, help="Go on from the newest checkpoint after this many lost workers or nodes.")
-    ] = 3,
-    mirror: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep checkpoints at this folder or s3:// address too, and go on from there on another machine. "
-            "Default: RESNET_PIPELINE_MIRROR, else nowhere.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, sample order and augmentation.")] = 0,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe: --set optim.lr=0.05"),
-    ] = None,
-    registered: Annotated[
-        bool, typer.Option("--register/--no-register", help="Register the finished network in MLflow.")
-    ] = True,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Say what a step is bound by, and keep a trace of a few steps.")
-    ] = False,
+    steps: Steps = None,
+    workers: Workers = None,
+    max_failures: MaxFailures = 3,
+    mirror: Mirror = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    registered: Registered = True,
+    registered_as: RegisteredAs = None,
+    profile: Profile = False,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
-    from resnet_pipeline.config_io import with_overrides
-    from resnet_pipeline.jobs.register import register_run
-    from resnet_pipeline.jobs.train import train_run
-    from resnet_pipeline.recipes import get_recipe
+    from resnet_pipeline.jobs.register import check_network_name, register_run
+    from resnet_pipeline.jobs.train import Launch, run_config, train_run
 
-    extra = [f"seed={seed}", *([f"steps={steps}"] if steps is not None else [])]
-    config = with_overrides(get_recipe(recipe), [*(assignments or []), *extra])
+    config = run_config(recipe, overrides, steps=steps, seed=seed)
+    check_network_name(registered_as, registered=registered)
     workspace = Workspace.of(root)
-    trained = train_run(
-        workspace,
-        config,
-        dataset,
-        workers=workers,
-        max_failures=max_failures,
-        mirror=mirror,
-        profile=profile,
-        quiet=quiet,
-    )
-    version = register_run(workspace, trained) if registered else None
+    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    trained = train_run(workspace, config, dataset, launch, quiet=quiet)
+    version = register_run(workspace, trained, name=registered_as) if registered else None
     errors = trained.result["validation"]
     print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
     _write(
@@ -232,11 +197,12 @@ def train(
     )
 
 
-for command in (*cli_evaluation.COMMANDS, *cli_registry.COMMANDS):
-    app.command()(command)
+for function in (*cli_evaluation.COMMANDS, *cli_registry.COMMANDS):
+    app.command()(command(function))
 
 
 @app.command()
+@command
 def report(
     runs: Annotated[
         list[str] | None,
@@ -261,10 +227,11 @@ def report(
     print(path)
 
 
-app.command()(cli_recipes.recipes)
+app.command()(command(cli_recipes.recipes))
 
 
 @app.command()
+@command
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for evaluate.", show_default=False)],
     output: Annotated[
@@ -283,4 +250,4 @@ def export(
     print(output)
 
 
-app.command()(cli_services.doctor)
+app.command()(command(cli_services.doctor))

@@ -1,13 +1,17 @@
-"""The options that several commands share, and how a result is written for machines."""
+"""How a function becomes a command: options from the shared parameters, and a result written for machines."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from resnet_pipeline.errors import UserError
+from flows.parameters import Parameter
+from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.files import write_json
 
 
@@ -39,45 +43,73 @@ Root = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars or lines.")]
-DatasetName = Annotated[
-    str, typer.Option("--dataset", help="The name that `stage` was given.", autocompletion=complete_dataset)
-]
-Images = Annotated[int | None, typer.Option(min=1, help="Test on this many evenly spaced images only.")]
-Split = Annotated[str | None, typer.Option(help="Split to test on. Default: val, or test where there is no val.")]
-ProtocolName = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        help="center: one crop. 10-crop: corners and centre, mirrored too (Tables 2, 3). "
-        "multi-scale: the whole image at several sizes (Table 4).",
-    ),
-]
-Scales = Annotated[
-    str | None, typer.Option(metavar="N,N,…", help="Shorter sides to average over, instead of each network's own.")
-]
-Average = Annotated[str, typer.Option(help="What is averaged over views: softmax (the authors) or logits.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Tasks on Ray at a time. Default: all of RAY_ADDRESS's cluster, else this process alone."),
-]
-Half = Annotated[bool, typer.Option("--float16", help="Keep the scores in half the bytes.")]
-OptionalDataset = Annotated[
-    str | None,
-    typer.Option(
-        "--dataset",
-        help="The name that `stage` was given; not needed for score files.",
-        autocompletion=complete_dataset,
-    ),
-]
-MODEL = (
-    "A run directory, a registered model's NAME or NAME@ALIAS, models:/…, runs:/ID, NETWORK=WEIGHTS-FILE, "
-    "torchvision:NAME or timm:NAME"
-)
-Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=f"{MODEL}.", show_default=False)]
-Members = Annotated[
-    list[str],
-    typer.Argument(metavar="MODEL...", help=f"{MODEL}, or a score file (….parquet).", show_default=False),
-]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Return the function as typer takes it: its shared parameters as options, what was typed read and checked.
+
+    The function itself stays as it is, and takes values of its own types.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    shared = {name: hint for name, hint in hints.items() if _said_of(hint) is not None}
+
+    @functools.wraps(function)
+    def run(**typed: Any) -> None:
+        read = {name: _read(name, hint, typed[name]) for name, hint in shared.items()}
+        function(**(typed | read))
+
+    typer_s = hints | {name: _option(name, hint) for name, hint in shared.items()}
+    signature = inspect.signature(function)
+    parameters = [p.replace(annotation=typer_s[name]) for name, p in signature.parameters.items()]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = typer_s
+    return run
+
+
+def _said_of(hint: Any) -> Parameter | None:
+    return next((said for said in getattr(hint, "__metadata__", ()) if isinstance(said, Parameter)), None)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Return the words that may be typed, none if there is no such list."""
+    kind = get_args(hint)[0]
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _option(name: str, hint: Any) -> Any:
+    """Return the ``Annotated`` type that makes an option, or an argument, of a parameter."""
+    said, choices = _said_of(hint), _choices(hint)
+    assert said is not None
+    kind = get_args(hint)[0]
+    if choices:
+        kind = str
+    elif said.read is not None:
+        kind = (list[str] if said.repeated else str) | None
+    if said.argument:
+        return Annotated[kind, typer.Argument(metavar=said.metavar, help=said.help, show_default=False)]
+    return Annotated[
+        kind,
+        typer.Option(
+            *(said.flags or (f"--{name.replace('_', '-')}",)),
+            help=said.help,
+            show_default=not any(
+                flag.startswith(" /") for flag in said.flags
+            ),  # a switch that is on has no word for it
+            autocompletion=complete_dataset if name == "dataset" else None,
+            metavar=said.metavar or "|".join(choices) or None,
+            min=said.least if said.read is None else None,
+            max=said.most if said.read is None else None,
+        ),
+    ]
+
+
+def _read(name: str, hint: Any, typed: Any) -> Any:
+    """Return the value of what was typed; UserError if it is none of the choices."""
+    said, choices = _said_of(hint), _choices(hint)
+    if choices and typed not in choices:
+        near = did_you_mean(typed, choices)
+        raise UserError(f"--{name.replace('_', '-')} must be one of {', '.join(choices)}, not {typed!r}{near}")
+    return said.read(typed) if said is not None and said.read is not None and typed is not None else typed
 
 
 def write_result(path: Path | None, value: Any) -> None:

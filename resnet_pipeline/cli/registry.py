@@ -9,17 +9,8 @@ from typing import Annotated
 
 import typer
 
-from resnet_pipeline.cli.options import (
-    MODEL,
-    DatasetName,
-    Images,
-    Json,
-    ProtocolName,
-    Quiet,
-    Root,
-    Split,
-    write_result,
-)
+from flows.parameters import MODEL, DatasetName, Images, ProtocolName, Split
+from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import Workspace
 

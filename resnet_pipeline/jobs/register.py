@@ -41,12 +41,27 @@ from resnet_pipeline.workspace import Workspace, checked_name
 Say = Callable[[str], None]
 
 
+def check_network_name(name: str | None, *, registered: bool) -> None:
+    """Raise UserError if a network can't be registered under ``name``, or is not to be; None is its recipe's name."""
+    if name is None:
+        return
+    checked_name(name, "model name")
+    if not registered:
+        raise UserError(f"--register {name} and --no-register contradict each other; leave one out")
+
+
 def register_run(
-    workspace: Workspace, trained: TrainedRun, evaluations: Sequence[Evaluation] = (), *, say: Say = print
+    workspace: Workspace,
+    trained: TrainedRun,
+    evaluations: Sequence[Evaluation] = (),
+    *,
+    name: str | None = None,
+    say: Say = print,
 ) -> ModelVersion:
     """Register a finished run as a model version that carries its errors per protocol; its MLflow run gets them too.
 
-    A run that is registered already gets what is new: errors, score files, the model card.
+    ``name`` is the registered model's; None takes the recipe's, as ``cifar10-resnet20``. A run that is registered
+    already gets what is new: errors, score files, the model card.
     """
     tracking, run, result = Tracking(workspace), trained.run, trained.result
     config = run.config()
@@ -57,7 +72,7 @@ def register_run(
         "val_top5_error": f"{result['validation']['top5']:.3f}",
         **_about_tests(config.views, dataset, split),
     }
-    version = register(tracking, run, tags=tags, example=example_image(config.views))
+    version = register(tracking, run, name, tags=tags, example=example_image(config.views))
     tests = {e.path: e.scores for e in evaluations}
     record_tests(tracking, version, tests, card=_network_card(trained, config, dataset).markdown())
     if version.new:

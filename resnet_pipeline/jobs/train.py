@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -15,10 +15,11 @@ from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.train import WorkerGroup, mirror_of, worker_group
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import to_dict
+from resnet_pipeline.config_io import to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.provenance import environment, git_commit
+from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.progress import TrainingProgress
 from resnet_pipeline.settings import settings
 from resnet_pipeline.training.checkpoint import newest_checkpoint
@@ -43,25 +44,35 @@ class TrainedRun:
     reused: bool
 
 
-def train_run(
-    workspace: Workspace,
-    config: RunConfig,
-    dataset_name: str,
-    *,
-    workers: int | str | None = None,
-    max_failures: int = 3,
-    mirror: str | None = None,
-    profile: bool = False,
-    quiet: bool = False,
-    say: Say = print,
-) -> TrainedRun:
-    """Train a config on a staged dataset; go on where an earlier start stopped.
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a training is started; none of it changes what is trained.
 
     ``workers`` is a number or a range ("1-4": as many as there is room for, now and later); None takes every GPU of
     the cluster, or one worker where there is none, as far as the batch divides. ``max_failures`` workers or nodes may
     die. ``mirror`` is a folder or ``s3://`` address where checkpoints are kept too, and found where this root has
     none; None takes the environment's RESNET_PIPELINE_MIRROR. ``profile`` traces a few steps and says what they are
-    bound by (``training.profile``). Raises UserError for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
+    bound by (``training.profile``).
+    """
+
+    workers: int | str | None = None
+    max_failures: int = 3
+    mirror: str | None = None
+    profile: bool = False
+
+
+def train_run(
+    workspace: Workspace,
+    config: RunConfig,
+    dataset_name: str,
+    launch: Launch = Launch(),
+    *,
+    quiet: bool = False,
+    say: Say = print,
+) -> TrainedRun:
+    """Train a config on a staged dataset; resume where an earlier start stopped.
+
+    Raises UserError for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
     """
     dataset = open_dataset(workspace, dataset_name)
     tracking = Tracking(workspace)
@@ -70,15 +81,27 @@ def train_run(
     if reused:
         say(f"{config.recipe}: finished before ({run.name}); nothing to train")
     else:
-        mirror = mirror or settings().mirror
-        _train(
-            workspace, config, dataset, workers, tracking, max_failures, mirror, profile=profile, quiet=quiet, say=say
-        )
+        launch = replace(launch, mirror=launch.mirror or settings().mirror)
+        _train(workspace, config, dataset, launch, tracking, quiet=quiet, say=say)
     result = run.result()
     if result is None:
         raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there")
     _record(tracking, run, config, dataset, result)
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
+
+
+def run_config(
+    recipe: str, overrides: Mapping[str, Any] | None = None, *, steps: int | None = None, seed: int | None = None
+) -> RunConfig:
+    """Return a recipe with fields changed, by dotted name; ``steps`` and ``seed`` are short for these two.
+
+    Raises UserError for what is not known, not valid, or given both ways.
+    """
+    short = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+    twice = next((name for name in short if name in (overrides or {})), None)
+    if twice is not None:
+        raise UserError(f"{twice} is given twice, as --{twice} and as an override; leave one out")
+    return with_overrides(get_recipe(recipe), {**(overrides or {}), **short})
 
 
 def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> bool:
@@ -118,18 +141,15 @@ def _train(
     workspace: Workspace,
     config: RunConfig,
     dataset: Dataset,
-    workers: int | str | None,
+    launch: Launch,
     tracking: Tracking,
-    max_failures: int,
-    mirror: str | None,
     *,
-    profile: bool,
     quiet: bool,
     say: Say,
 ) -> None:
-    if profile and config.steps < LEAST_STEPS:
+    if launch.profile and config.steps < LEAST_STEPS:
         raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
-    counts = () if workers is None else Workers.of(workers).counts(config)
+    counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
     with ray_cluster() as resources:
         counts = counts or (most_workers(config, resources.gpus),)
         check_workers(counts[0], resources)
@@ -137,9 +157,9 @@ def _train(
         run.stop_file.unlink(missing_ok=True)
         run.error_file.unlink(missing_ok=True)
         run.profile_request.unlink(missing_ok=True)
-        if profile:
+        if launch.profile:
             run.profile_request.touch()
-        for line in _fetched(run, mirror):
+        for line in _fetched(run, launch.mirror):
             say(line)
         path, problems = newest_checkpoint(run.checkpoints)
         for problem in problems:
@@ -152,9 +172,9 @@ def _train(
         with (
             delivering(tracking, run, say, start_tags(run, dataset, counts)),
             _stop_on_signal(run, say),
-            worker_group(workspace, run, counts=counts, resources=resources, max_failures=max_failures) as group,
+            worker_group(workspace, run, counts=counts, resources=resources, max_failures=launch.max_failures) as group,
         ):
-            group.begin(run, dataset.storage.url, mirror)
+            group.begin(run, dataset.storage.url, launch.mirror)
             try:
                 _wait_for(group, run, progress)
             finally:

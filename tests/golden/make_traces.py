@@ -62,7 +62,7 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
     """
     import torch
 
-    from resnet_pipeline.config_io import with_overrides
+    from resnet_pipeline.config_io import parse_assignments, with_overrides
     from resnet_pipeline.data.dataset import Dataset
     from resnet_pipeline.recipes import get_recipe
     from resnet_pipeline.sources.digits import write_digits
@@ -79,7 +79,8 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
         write_photographs(Path(os.environ[traced.images]), folder / "source")
     dataset: Dataset = stage(folder / "source", folder / "dataset", name=name, workers=1)
     every = ["log_every=1", "eval_every=1000", "checkpoint_every=1000"]
-    config = with_overrides(get_recipe(traced.recipe), [*traced.changes, *every, f"precision={precision}"])
+    changes = parse_assignments([*traced.changes, *every, f"precision={precision}"])
+    config = with_overrides(get_recipe(traced.recipe), changes)
     run = RunDirectory.create(folder, config, {"name": name, "fingerprint": dataset.fingerprint})
     torch.set_num_threads(1)
     steps = itertools.count(1)

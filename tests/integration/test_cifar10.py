@@ -24,7 +24,7 @@ def test_resnet20_learns_cifar10_from_the_archive(cifar10_archive, tmp_path):
     assert dataset.statistics.mean_rgb == pytest.approx([125.3, 123.0, 113.9], abs=0.5)
     config = with_overrides(
         get_recipe("cifar10/resnet20"),
-        ["steps=150", "log_every=25", "eval_every=1000", "bn_images=2560", "checkpoint_every=1000"],
+        {"steps": 150, "log_every": 25, "eval_every": 1000, "bn_images": 2560, "checkpoint_every": 1000},
     )
     assert (config.augment.kind, config.augment.pad, config.augment.crop) == ("pad-crop", 4, 32)
     about = {"name": dataset.name, "fingerprint": dataset.fingerprint, "classes": dataset.classes}

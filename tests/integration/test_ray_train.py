@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
-from resnet_pipeline.config_io import with_overrides
+from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.metrics_log import complete_lines, read_metrics
@@ -47,7 +47,7 @@ def cluster(tmp_path_factory):
 
 
 def config(*changes: str):
-    return with_overrides(get_recipe("digits/resnet8"), [*SMALL, *changes])
+    return with_overrides(get_recipe("digits/resnet8"), parse_assignments([*SMALL, *changes]))
 
 
 def reference(digits, tmp_path, run_config, world: int) -> RunDirectory:

@@ -33,7 +33,7 @@ def workspace(tmp_path_factory, digits):
     workspace = Workspace(tmp_path_factory.mktemp("api") / "work")
     workspace.datasets.mkdir(parents=True)
     (workspace.datasets / "digits").symlink_to(digits.path)
-    config = with_overrides(get_recipe("digits/resnet8"), ["steps=20", "eval_every=20", "bn_images=128"])
+    config = with_overrides(get_recipe("digits/resnet8"), {"steps": 20, "eval_every": 20, "bn_images": 128})
     run = RunDirectory.create(workspace.runs, config, digits.about)
     train(run, digits, LocalContext())
     run.path.rename(workspace.runs / "short")

@@ -5,7 +5,15 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from resnet_pipeline.config import ConfigError, RunConfig
-from resnet_pipeline.config_io import config_hash, described, field_texts, from_dict, to_dict, with_overrides
+from resnet_pipeline.config_io import (
+    config_hash,
+    described,
+    field_texts,
+    from_dict,
+    parse_assignments,
+    to_dict,
+    with_overrides,
+)
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.models import build_model, depth_of
@@ -46,15 +54,30 @@ def test_fields_are_described_by_the_names_that_assignments_take():
 def test_equal_configs_have_equal_hashes_and_any_change_shows():
     config = get_recipe("imagenet/resnet50")
     assert config_hash(config) == config_hash(get_recipe("imagenet/resnet50"))
-    for change in ("seed=1", "optim.lr=0.05", "augment.shorter_side=[256, 288]", "steps=10", "model.stride=v1.5"):
-        assert config_hash(with_overrides(config, [change])) != config_hash(config), change
+    for change in (
+        {"seed": 1}, {"optim.lr": 0.05}, {"augment.shorter_side": [256, 288]}, {"steps": 10}, {"model.stride": "v1.5"},
+    ):  # fmt: skip
+        assert config_hash(with_overrides(config, change)) != config_hash(config), change
 
 
 def test_overrides_reach_nested_fields_and_keep_types():
     config = with_overrides(
-        get_recipe("imagenet/resnet50"), ["optim.lr=1", "schedule.kind=step", "schedule.boundaries=[3, 5]", "batch=64"]
+        get_recipe("imagenet/resnet50"),
+        {"optim.lr": 1, "schedule.kind": "step", "schedule.boundaries": (3, 5), "batch": 64},
     )
     assert (config.optim.lr, config.schedule.boundaries, config.batch) == (1.0, (3, 5), 64)
+
+
+def test_assignments_are_read_as_json_and_as_words_else_and_the_last_counts():
+    texts = ["optim.lr=0.05", "schedule.kind = step", "schedule.boundaries=[3, 5]", "steps=1", "steps=2", "x=a=b"]
+    assert parse_assignments(texts) == {
+        "optim.lr": 0.05, "schedule.kind": "step", "schedule.boundaries": [3, 5], "steps": 2, "x": "a=b",
+    }  # fmt: skip
+
+
+def test_a_value_that_looks_like_json_stays_the_text_that_it_is():
+    with pytest.raises(ConfigError, match=r"optim\.lr must be of type float, not '0\.05'"):
+        with_overrides(get_recipe("imagenet/resnet50"), {"optim.lr": "0.05"})
 
 
 @pytest.mark.parametrize(
@@ -85,7 +108,7 @@ def test_overrides_reach_nested_fields_and_keep_types():
 )
 def test_a_bad_value_is_one_line_that_names_the_field(assignment, named):
     with pytest.raises(ConfigError) as error:
-        with_overrides(get_recipe("imagenet/resnet50"), [assignment])
+        with_overrides(get_recipe("imagenet/resnet50"), parse_assignments([assignment]))
     assert named in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -103,18 +126,18 @@ def test_a_bad_value_is_one_line_that_names_the_field(assignment, named):
 )
 def test_a_schedule_that_never_ends_is_refused_by_name(recipe, assignments, named):
     with pytest.raises(ConfigError, match=named.replace("[", r"\[")):
-        with_overrides(get_recipe(recipe), assignments)
+        with_overrides(get_recipe(recipe), parse_assignments(assignments))
 
 
 def test_a_run_of_other_length_stretches_its_schedule():
-    short = with_overrides(get_recipe("cifar10/resnet20"), ["steps=640"])
+    short = with_overrides(get_recipe("cifar10/resnet20"), {"steps": 640})
     assert short.schedule.boundaries == (320, 480)
-    assert with_overrides(get_recipe("cifar10/resnet20"), ["steps=2"]).schedule.boundaries == (1,)
-    assert with_overrides(get_recipe("cifar10/resnet20"), ["steps=1"]).schedule.boundaries == ()
+    assert with_overrides(get_recipe("cifar10/resnet20"), {"steps": 2}).schedule.boundaries == (1,)
+    assert with_overrides(get_recipe("cifar10/resnet20"), {"steps": 1}).schedule.boundaries == ()
     fast = get_recipe("imagenet-fast/resnet50")
-    assert with_overrides(fast, [f"steps={fast.steps // 10}"]).schedule.warmup == pytest.approx(626, abs=1)
-    assert with_overrides(fast, ["steps=1"]).schedule.warmup == 0
-    kept = with_overrides(get_recipe("cifar10/resnet20"), ["steps=640", "schedule.boundaries=[5]"])
+    assert with_overrides(fast, {"steps": fast.steps // 10}).schedule.warmup == pytest.approx(626, abs=1)
+    assert with_overrides(fast, {"steps": 1}).schedule.warmup == 0
+    kept = with_overrides(get_recipe("cifar10/resnet20"), {"steps": 640, "schedule.boundaries": [5]})
     assert kept.schedule.boundaries == (5,)
 
 

@@ -54,17 +54,20 @@ class ModelVersion:
         return f"{self.name} version {self.version}" + (f" @{CANDIDATE}" if self.new else "")
 
 
-def register(tracking: Tracking, run: RunDirectory, *, tags: Mapping[str, str], example: bytes) -> ModelVersion:
-    """Register a finished run's weights as a version of the model named after its recipe, alias ``candidate``.
+def register(
+    tracking: Tracking, run: RunDirectory, name: str | None = None, *, tags: Mapping[str, str], example: bytes
+) -> ModelVersion:
+    """Register a finished run's weights as a version, alias ``candidate``, of the model ``name``.
 
-    ``example`` is an encoded image, the version's input example. The same weights are registered once: a second call
-    finds the version. Raises UserError for an unfinished run and TrackingError where MLflow is away.
+    ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
+    example. The same weights are registered once under a name: a second call finds the version. Raises UserError for
+    an unfinished run and TrackingError where MLflow is away.
     """
     result = run.result()
     if result is None:
         raise UserError(f"run {run.name} is not finished; train it to its end before registering it")
     config = run.config()
-    name = config.recipe.replace("/", "-")
+    name = name or config.recipe.replace("/", "-")
     own_tags = {
         "weights_sha256": result["weights_sha256"],
         "run": run.name,

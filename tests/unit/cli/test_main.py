@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resnet_pipeline import cli
-from resnet_pipeline.config_io import with_overrides
+from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.settings import effective
@@ -225,7 +225,8 @@ def test_a_recipe_is_printed_with_all_that_set_takes_and_what_it_means(run, tmp_
     config = get_recipe("cifar10/resnet110")
     for field in found["fields"]:
         assert field["text"] in " ".join(out.split())
-        assert with_overrides(config, [f"{field['field']}={json.dumps(field['value'])}"]) == config, "as --set takes it"
+        typed = parse_assignments([f"{field['field']}={json.dumps(field['value'])}"])
+        assert with_overrides(config, typed) == config, "as --set takes it"
 
 
 def test_an_unknown_recipe_has_a_neighbour(run):

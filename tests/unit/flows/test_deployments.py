@@ -75,4 +75,4 @@ def test_parameters_are_valid_and_every_one_is_described(deployment):
 def test_a_bad_parameter_is_named(name, value):
     flow = import_module("flows.train").imagenet_train
     with pytest.raises(Exception, match=name):
-        flow.validate_parameters({name: value})
+        flow.validate_parameters({"dataset": "x", name: value})

@@ -207,7 +207,9 @@ def test_the_ensemble_s_flow_ends_with_its_errors_and_each_member_s_part(workspa
     said, tables = [], []
     monkeypatch.setattr(flows, "say", lambda: said.append)
     monkeypatch.setattr(flows, "table", lambda key, rows, description: tables.append(rows))
-    result = flows.ensemble_evaluate.fn(members=models, dataset="digits", protocol="center", images=60)
+    result = flows.ensemble_evaluate.fn(
+        members=models, dataset="digits", protocol="center", images=60, contributions=True
+    )
     assert said[-1].startswith("ensemble of 2 on digits, center: top-1 error") and "paper" not in said[-1]
     assert [row["model"] for row in tables[0]] == [*models, "ensemble"]
     assert result["without"][0]["top1"] == result["members"][1]["top1"]

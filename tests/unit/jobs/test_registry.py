@@ -29,7 +29,7 @@ from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.explore import explore
 from resnet_pipeline.jobs.predict import predict_folder
 from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
-from resnet_pipeline.jobs.register import register_ensemble_of, register_run
+from resnet_pipeline.jobs.register import check_network_name, register_ensemble_of, register_run
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe
@@ -65,7 +65,7 @@ def registered(tmp_path_factory, digits):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more would wait for each other on networks as small as these
     for seed, steps in ((0, 4), (1, 50), (2, 50)):
-        config = with_overrides(get_recipe("digits/resnet8"), [f"seed={seed}", f"steps={steps}", "bn_images=256"])
+        config = with_overrides(get_recipe("digits/resnet8"), {"seed": seed, "steps": steps, "bn_images": 256})
         run = RunDirectory.create(workspace.runs, config, about)
         train(run, digits, LocalContext())
         trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=False)
@@ -365,3 +365,14 @@ def test_weights_without_class_names_take_a_dataset_s(registered, tmp_path):
             workspace, f"cifar-resnet20={tmp_path / 'w7.safetensors'}", tmp_path / "a.jpg", output,
             dataset_name="digits", quiet=True, say=quiet,
         )  # fmt: skip
+
+
+def test_a_network_is_registered_under_the_name_that_is_given(registered):
+    workspace, runs = registered
+    version = register_run(workspace, runs[0], name="mine", say=quiet)
+    assert (version.uri, version.new) == ("models:/mine/1", True)
+    assert not register_run(workspace, runs[0], name="mine", say=quiet).new
+    with pytest.raises(UserError, match="model name"):
+        check_network_name("a/b", registered=True)
+    with pytest.raises(UserError, match="--register mine and --no-register contradict each other"):
+        check_network_name("mine", registered=False)

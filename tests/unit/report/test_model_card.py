@@ -62,7 +62,9 @@ def test_an_unchanged_recipe_differs_in_nothing_it_did_not_say(name):
 
 
 def test_changes_of_a_recipe_are_named_but_for_the_seed():
-    config = with_overrides(get_recipe("imagenet/resnet50"), ["steps=2", "seed=7", "optim.lr=0.2", "model.stride=v1.5"])
+    config = with_overrides(
+        get_recipe("imagenet/resnet50"), {"steps": 2, "seed": 7, "optim.lr": 0.2, "model.stride": "v1.5"}
+    )
     first = deviations_of(config)[0]
     assert first == (
         "Changed from the recipe imagenet/resnet50: model.stride v1 → v1.5, optim.lr 0.1 → 0.2, steps 600000 → 2."

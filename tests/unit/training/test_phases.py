@@ -9,18 +9,17 @@ from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.phases import PhasedBatches, phases
 
 
-def growing(*changes: str):
+def growing(first: int = 8):
     return with_overrides(
         get_recipe("digits/resnet8"),
-        [
-            "steps=12",
-            "batch=64",
-            "growth.first=8",
-            "growth.phases=3",
-            "growth.multiple=4",
-            "growth.until=0.5",
-            *changes,
-        ],
+        {
+            "steps": 12,
+            "batch": 64,
+            "growth.first": first,
+            "growth.phases": 3,
+            "growth.multiple": 4,
+            "growth.until": 0.5,
+        },
     )
 
 
@@ -30,7 +29,7 @@ def test_crops_grow_to_the_full_size_and_depend_on_the_step_alone():
     assert config.crop_at(500) == 16  # the batches after the last step, for batch norm's statistics
     assert list(phases(config, 0, 12)) == [(0, 3), (3, 3), (6, 6)]
     assert list(phases(config, 4, 3)) == [(4, 2), (6, 1)]
-    fixed = growing("growth.first=0")
+    fixed = growing(first=0)
     assert list(phases(fixed, 4, 8)) == [(4, 8)]
 
 
@@ -43,7 +42,7 @@ def test_imagenet_fast_grows_by_multiples_of_32():
 
 def test_a_smaller_crop_sees_as_much_of_the_image():
     config = with_overrides(
-        get_recipe("imagenet/resnet50"), ["growth.first=112", "growth.phases=2", "growth.multiple=1"]
+        get_recipe("imagenet/resnet50"), {"growth.first": 112, "growth.phases": 2, "growth.multiple": 1}
     )
     small, full = config.augment_at(0), config.augment_at(config.steps - 1)
     assert (small.crop, small.shorter_side) == (112, (128, 240))

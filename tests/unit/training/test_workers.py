@@ -27,4 +27,4 @@ def test_anything_else_is_refused_with_what_was_given(value):
 
 def test_a_range_without_a_count_that_divides_the_batch_says_which_could():
     with pytest.raises(ConfigError, match="1, 2, 4, 8 could"):
-        Workers.of("5-7").counts(with_overrides(get_recipe("imagenet/resnet50"), []))
+        Workers.of("5-7").counts(with_overrides(get_recipe("imagenet/resnet50"), {}))
