@@ -1,8 +1,8 @@
 """The program's log: Python's ``logging``, silent until someone asks for it, with run, rank and step on every line.
 
-Each module has its own logger below the package's. Nothing is set up on import: a notebook stays silent, unless it sets up
-logging itself. The command line and Ray's workers call ``configured``; Prefect's flows send the same lines to the flow
-run (``flows.shell``).
+Each module has its own logger below the package's. Nothing is set up on import: a notebook stays silent, unless it sets
+up logging itself. The command line and Ray's workers call ``configured``; Prefect's flows send the same lines to the
+flow run (``flows.shell``).
 """
 
 from __future__ import annotations
