@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_ARGS ?=
-# Tests of one process run in two at a time, each with one thread of computation (tests/conftest.py); those that start
-# servers and clusters one after the other.
+# Two processes of tests, each with one thread of computation (tests/conftest.py); those that start servers and
+# clusters run one after another, beside the others (tests/scheduling.py).
 PYTEST := $(BIN)/python -m pytest
-APART := -n 2 --dist loadfile
+APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up down lint check format test soak tree clean
@@ -44,8 +44,7 @@ format: $(READY)  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 test: $(READY)  ## All tests but the minutes of `make soak`
-	$(PYTEST) $(APART) -m "not integration and not soak"
-	$(PYTEST) -m "integration and not soak"
+	$(PYTEST) $(APART) -m "not soak"
 
 soak: $(READY)  ## Training through lost drivers, workers and nodes, on Ray nodes with networks of their own
 	$(PYTEST) -m soak

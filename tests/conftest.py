@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from xdist.remote import Producer
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import parse_assignments, with_overrides
@@ -27,8 +28,19 @@ from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.run_directory import RunDirectory
 from tests.s3_server import KEYS, settings
+from tests.scheduling import OneLaneOfServers
 
 OWN = [variable(field) for field in Settings.model_fields]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneLaneOfServers:
+    """Let the servers' tests run one after another, and the others beside them."""
+    return OneLaneOfServers(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the servers' tests first, then the slow ones: what is left at the end is then shared evenly."""
+    items.sort(key=lambda item: ("integration" not in item.keywords, "slow" not in item.keywords))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,21 +10,20 @@ import numpy.typing as npt
 from resnet_pipeline.errors import UserError
 
 
-def error_interval(
-    wrong: npt.NDArray[np.bool_], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval (Efron, 1979) of an error in percent, for ``wrong`` bool [N].
+def error_interval(wrong: npt.NDArray[np.bool_], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval (1927) of an error in percent, for ``wrong`` bool [N].
 
-    Drawing N of N images again and counting the wrong ones is a binomial draw of N with their share, so no image is
-    drawn. Raises UserError where there is no image.
+    It holds for few images and for few errors, too: none wrong of 364 is 0 to 1.04 %. Raises UserError if there is no
+    image.
+
+    Example: ``error_interval(np.zeros(364, bool))``
     """
-    count = len(wrong)
-    if count == 0:
+    from scipy.stats import binomtest  # half a second that most commands need not pay
+
+    if not len(wrong):
         raise UserError("no images: an error of none has no interval")
-    draws = np.random.default_rng(seed).binomial(count, np.count_nonzero(wrong) / count, resamples)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return 100 * float(low) / count, 100 * float(high) / count
+    interval = binomtest(int(np.count_nonzero(wrong)), len(wrong)).proportion_ci(confidence, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +39,17 @@ def mcnemar(first_wrong: npt.NDArray[np.bool_], second_wrong: npt.NDArray[np.boo
     """Test whether two networks err equally often on the same images (McNemar, 1947; exact, two-sided).
 
     Only the images on which they disagree count: if both err equally often, each of those is wrong for the first with
-    probability one half. Raises UserError where the lengths differ.
+    probability one half. Raises UserError if the lengths differ.
+
+    Example: ``mcnemar(np.array([True, False]), np.array([False, False])).p_value``
     """
+    from scipy.stats import binomtest
+
     if len(first_wrong) != len(second_wrong):
         raise UserError(
             f"two networks can be tested on the same images only, not {len(first_wrong)} and {len(second_wrong)}"
         )
     first = int(np.count_nonzero(first_wrong & ~second_wrong))
     second = int(np.count_nonzero(second_wrong & ~first_wrong))
-    return McNemar(only_first=first, only_second=second, p_value=_sign_test(first, second))
-
-
-def _sign_test(first: int, second: int) -> float:
-    """Return the two-sided p-value of ``first`` successes in first + second fair trials."""
-    trials, least = first + second, min(first, second)
-    if first == second:
-        return 1.0
-    log_half = trials * math.log(0.5)
-    choose = [math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in range(least + 1)]
-    return min(1.0, 2 * math.fsum(math.exp(c + log_half) for c in choose))
+    p_value = float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    return McNemar(only_first=first, only_second=second, p_value=p_value)

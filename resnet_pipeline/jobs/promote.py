@@ -22,7 +22,7 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.config_io import from_dict
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.promotion import Comparison, compare
+from resnet_pipeline.evaluation.promotion import CHANCE, Comparison, compare
 from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path
 from resnet_pipeline.jobs.references import parse_registered
@@ -52,7 +52,7 @@ def promote(
     top: Literal[1, 5] = 1,
     say: Callable[[str], None] = print,
 ) -> Promotion:
-    """Give a registered version the alias ``champion`` if it is better than the champion by more than the interval.
+    """Give a registered version the alias ``champion`` if it is better than the champion by more than chance.
 
     Both must have scores of the whole split under the protocol, on the dataset of one fingerprint; a first champion
     needs only the scores. Scores are looked for in the workspace, then at the version itself. ``reference`` is
@@ -81,11 +81,10 @@ def promote(
     comparison = _compared(version, scores[0], scores[1], top)
     text = (
         f"{protocol} top-{top} error {comparison.candidate:.2f} % against {comparison.champion:.2f} % of version "
-        f"{champion.version} on the same {comparison.images:,} images: better by {comparison.better_by:.2f} points, "
-        f"95 % interval {comparison.low:.2f} to {comparison.high:.2f}"
+        f"{champion.version} on the same {comparison.images:,} images: {_difference(comparison)}"
     )
     if not comparison.better:
-        raise _refused(version, [f"{text}; the interval must lie above zero"])
+        raise _refused(version, [f"{text}; better by more than chance (p < {CHANCE}) is needed"])
     return _let_through(tracking, version, champion, comparison, text, say)
 
 
@@ -105,6 +104,15 @@ def _compared(version: ModelVersion, candidate: Scores, champion: Scores, top: L
         return compare(candidate, champion, top=top)
     except UserError as error:
         raise _refused(version, [str(error)]) from None
+
+
+def _difference(comparison: Comparison) -> str:
+    by, low, high = comparison.better_by, comparison.low, comparison.high
+    word = "better"
+    if by < 0:
+        word, by, low, high = "worse", -by, -high, -low
+    interval = f"95 % interval {low:.2f} to {high:.2f}"
+    return f"{word} by {by:.2f} points ({interval}; exact paired test: p = {comparison.p_value:.2g})"
 
 
 def _scores(

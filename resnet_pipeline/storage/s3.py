@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.storage.base import Stored
@@ -34,9 +34,12 @@ PART = 16 * 2**20
 _MOST_PARTS = 10_000
 _UPLOADS = 8  # parts of one file that are under way at once
 _PIECE = 2**20  # a download is read in pieces of this size
-_TRIES = 6  # connections in a row that are cut before they have brought a piece
+_TRIES = 6  # connections in a row that are cut before they have received a piece
 _EARLY = "the answer ended early"
 _WAIT = 0.1  # seconds before the first of them; doubled each time
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,27 +92,24 @@ class S3Storage:
         stop = "" if length is None else offset + length - 1
         with explained(self._url(name)):
             try:
-                response = self._get(name, f"bytes={offset}-{stop}", version)
+                answer = self._get(name, f"bytes={offset}-{stop}", version)
             except Exception as error:
                 if is_past_end(error):
                     return b""
                 raise
-            content = bytearray(response["ContentLength"])
-            got = counted = tries = 0
-            while True:
-                try:
-                    for size in _received(response["Body"], memoryview(content)[got:]):
-                        got += size
-                    if got == len(content):
-                        return bytes(content)
+            etag, content, got = answer["ETag"], bytearray(answer["ContentLength"]), 0
+
+            def receive() -> None:
+                nonlocal answer, got
+                taken, answer = answer, None  # the first answer, then one for the rest of each that was cut
+                taken = taken or self._get(name, f"bytes={offset + got}-{offset + len(content) - 1}", etag)
+                for size in _received(taken["Body"], memoryview(content)[got:]):
+                    got += size
+                if got < len(content):
                     raise ConnectionResetError(_EARLY)
-                except Exception as error:
-                    tries = tries + 1 if got - counted < _PIECE else 1
-                    counted = got if tries == 1 else counted
-                    if tries >= _TRIES or not is_cut(error):
-                        raise
-                time.sleep(_WAIT * 2**tries)
-                response = self._again(name, offset + got, offset + len(content) - 1, response)
+
+            _patiently(receive, lambda: got)
+            return bytes(content)
 
     def open(self, name: str) -> BufferedReader:
         """Open an object for reading: seekable, reading ahead; its content is that of the moment of opening."""
@@ -155,18 +155,6 @@ class S3Storage:
         same = {"IfMatch": version} if version else {}
         whole = {} if wanted == "bytes=0-" else {"Range": wanted}
         return _whole(_client().get_object, "ContentLength", Bucket=self.bucket, Key=self._key(name), **whole, **same)
-
-    def _again(self, name: str, start: int, stop: int, before: Any) -> Any:
-        """Ask for the rest of a cut answer, patiently: the server may be starting again."""
-        tries = 0
-        while True:
-            try:
-                return self._get(name, f"bytes={start}-{stop}", before["ETag"])
-            except Exception as error:
-                tries += 1
-                if tries >= _TRIES or not is_cut(error):
-                    raise
-                time.sleep(_WAIT * 2**tries)
 
     def _write_file(self, name: str, file: BinaryIO) -> None:
         size = os.fstat(file.fileno()).st_size
@@ -264,12 +252,31 @@ def _client() -> Any:
 
 def _whole(call: Callable[..., Any], field: str, **arguments: Any) -> Any:
     """Ask until the answer has a field: headers that are cut look like a success with nothing in it."""
-    for _ in range(_TRIES):
+
+    def ask() -> Any:
         answer = call(**arguments)
-        if field in answer:
-            return answer
-        time.sleep(_WAIT)
-    raise ConnectionResetError(_EARLY)
+        if field not in answer:
+            raise ConnectionResetError(_EARLY)
+        return answer
+
+    return _patiently(ask)
+
+
+def _patiently(call: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
+    """Call again, with twice the wait each time, while the connection is cut: the server may be starting again.
+
+    It gives up after _TRIES calls in a row that have not ``received`` a piece more.
+    """
+    tries = counted = 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            tries = tries + 1 if received() - counted < _PIECE else 1
+            counted = received() if tries == 1 else counted
+            if tries >= _TRIES or not is_cut(error):
+                raise
+        time.sleep(_WAIT * 2**tries)
 
 
 def _received(body: Any, target: memoryview) -> Iterator[int]:

@@ -47,7 +47,7 @@ def services(tmp_path_factory, run_program):
     assert down.returncode == 0 and down.stdout.count("stopped") in (0, 3), down.stdout
 
 
-def sample_folder(tmp_path, archive, images=24):
+def sample_folder(tmp_path, archive, images=8):
     """Write a few files of the ImageNet sample as train/<wnid>/* and val/<wnid>/*."""
     with tarfile.open(archive) as tar:
         for number, member in enumerate(m for m in tar if m.isfile()):
@@ -103,8 +103,8 @@ def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
     assert staged.returncode == 0, staged.stdout
     trained = run_program(
         "prefect", "deployment", "run", "imagenet-train/resnet152", "--watch",
-        "--param", "dataset=sample", "--param", "steps=2", "--param", "evaluation_images=6",
-        "--param", 'overrides={"batch": 8, "micro_batch": 4, "bn_images": 8}', cwd=folder, env=environment,
+        "--param", "dataset=sample", "--param", "steps=2", "--param", "evaluation_images=2",
+        "--param", 'overrides={"batch": 4, "micro_batch": 2, "bn_images": 4}', cwd=folder, env=environment,
     )  # fmt: skip
     worker = (folder / "work" / "services" / "prefect-worker.log").read_text()
     assert trained.returncode == 0, trained.stdout + worker
@@ -122,11 +122,11 @@ def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
     # the registered version is a MODEL for the command line
     evaluated = run_program(
         "resnet-pipeline", "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
-        "--protocol", "10-crop", "--images", "6", "--json", str(tmp_path / "e.json"), cwd=folder, env=environment,
+        "--protocol", "10-crop", "--images", "2", "--json", str(tmp_path / "e.json"), cwd=folder, env=environment,
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stdout
     result = json.loads((tmp_path / "e.json").read_text())["models"][0]
-    assert result["reused"] and result["images"] == 6
+    assert result["reused"] and result["images"] == 2
 
 
 def test_a_bad_parameter_is_refused_with_its_name(services, run_program):
@@ -189,7 +189,7 @@ def test_what_the_servers_kept_is_usable_without_them(services, run_program, dig
     assert done.returncode == 0 and "registered as digits-resnet8 version 1" in done.stdout, done.stdout
     listed = run_program(
         "resnet-pipeline", "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
-        "--protocol", "10-crop", "--images", "6", cwd=folder,
+        "--protocol", "10-crop", "--images", "2", cwd=folder,
     )  # fmt: skip
     # without the ImageNet sample no ResNet-152 was registered above
     assert listed.returncode == (0 if "RESNET_PIPELINE_IMAGENET_SAMPLE" in os.environ else 2), listed.stdout

@@ -55,7 +55,18 @@ def test_the_interval_is_scipy_s_paired_bootstrap(errors):
 def test_a_network_is_not_better_than_itself():
     same = scores(0.2, seed=0)
     found = compare(same, same)
-    assert (found.low, found.better_by, found.high, found.better) == (0, 0, 0, False)
+    assert (found.low, found.better_by, found.high, found.p_value, found.better) == (0, 0, 0, 1, False)
+
+
+@pytest.mark.parametrize(("mended", "better"), [(4, False), (5, False), (6, True)])
+def test_a_few_disagreements_are_chance_until_the_exact_test_says_no(mended, better):
+    champion = scores(0.3, seed=0)
+    probabilities = champion.probabilities.copy()
+    places = np.flatnonzero(probabilities.argmax(1) != champion.labels)[:mended]
+    probabilities[places, champion.labels[places]] = 1
+    found = compare(dataclasses.replace(champion, probabilities=probabilities), champion)
+    assert found.p_value == pytest.approx(2 * 0.5**mended) and found.better is better
+    assert not compare(champion, dataclasses.replace(champion, probabilities=probabilities)).better
 
 
 def test_equal_networks_are_seldom_let_through():

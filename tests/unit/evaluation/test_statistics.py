@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest, bootstrap
+from scipy.special import comb
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.statistics import error_interval, mcnemar
@@ -12,42 +14,44 @@ def wrong_of(seed, count, share):
     return np.random.default_rng(seed).random(count) < share
 
 
-@pytest.mark.parametrize(("count", "share"), [(1000, 0.25), (300, 0.05), (50, 0.5)])
-def test_the_interval_is_scipy_s_bootstrap_of_the_images_themselves(count, share):
-    wrong = wrong_of(1, count, share)
-    slow = bootstrap(
-        (wrong.astype(float),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
-    ).confidence_interval
-    low, high = error_interval(wrong, resamples=20_000)
-    assert (low, high) == pytest.approx((100 * slow.low, 100 * slow.high), abs=2 * 100 / count + 0.2)
-    assert low < 100 * wrong.mean() < high
+@pytest.mark.parametrize(("errors", "count"), [(0, 364), (1, 364), (25, 100), (500, 1000), (364, 364)])
+def test_the_interval_is_wilson_s_formula(errors, count):
+    share, z = errors / count, 1.959963984540054
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    wrong = np.arange(count) < errors
+    assert error_interval(wrong) == pytest.approx((100 * (middle - half), 100 * (middle + half)), abs=1e-9)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+@pytest.mark.parametrize("share", [0.3, 0.01])
+def test_intervals_cover_the_truth_as_often_as_they_say(share):
     inside = 0
-    for seed in range(300):
-        low, high = error_interval(wrong_of(seed, 400, 0.3), confidence=0.9, resamples=500, seed=seed)
-        inside += low <= 30 <= high
-    assert 0.84 < inside / 300 < 0.96
+    for seed in range(400):
+        low, high = error_interval(wrong_of(seed, 400, share), confidence=0.9)
+        inside += low <= 100 * share <= high
+    assert 0.85 < inside / 400 < 0.96
 
 
-def test_extremes_and_repetition():
-    assert error_interval(np.zeros(10, bool)) == (0, 0)
-    assert error_interval(np.ones(10, bool)) == (100, 100)
-    wrong = wrong_of(0, 500, 0.2)
-    assert error_interval(wrong) == error_interval(wrong)
-    assert error_interval(wrong, confidence=0.99)[0] <= error_interval(wrong)[0]
+def test_no_error_of_364_may_still_be_one_percent():
+    low, high = error_interval(np.zeros(364, bool))
+    assert low == 0 and high == pytest.approx(1.04, abs=0.01)
+    assert error_interval(np.ones(10, bool))[1] == 100
     with pytest.raises(UserError, match="no images"):
         error_interval(np.zeros(0, bool))
 
 
-@pytest.mark.parametrize(("first", "second"), [(0.3, 0.2), (0.2, 0.2), (0.9, 0.01)])
-def test_mcnemar_is_the_exact_sign_test(first, second):
-    a, b = wrong_of(3, 2000, first), wrong_of(4, 2000, second)
-    result = mcnemar(a, b)
-    assert (result.only_first, result.only_second) == ((a & ~b).sum(), (b & ~a).sum())
-    expected = binomtest(result.only_first, result.only_first + result.only_second).pvalue
-    assert result.p_value == pytest.approx(expected, rel=1e-6, abs=1e-300)
+@pytest.mark.parametrize(("first", "second"), [(4, 0), (3, 1), (7, 7), (40, 21), (0, 0)])
+def test_mcnemar_counts_all_more_extreme_cases(first, second):
+    a = np.array([True] * first + [False] * second + [True, False])
+    b = np.array([False] * first + [True] * second + [True, False])
+    result, trials = mcnemar(a, b), first + second
+    assert (result.only_first, result.only_second) == (first, second)
+    tail = sum(comb(trials, k, exact=True) for k in range(min(first, second) + 1)) / 2**trials
+    assert result.p_value == pytest.approx(min(1, 2 * tail))
+
+
+def test_mcnemar_takes_the_same_images_only():
+    a = wrong_of(3, 200, 0.3)
     assert mcnemar(a, a).p_value == 1
-    with pytest.raises(UserError, match="1999"):
-        mcnemar(a, b[1:])
+    with pytest.raises(UserError, match="199"):
+        mcnemar(a, a[1:])
