@@ -25,6 +25,7 @@ from flows.parameters import (
     Split,
 )
 from flows.shell import form, logged, say, table
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.analyse import ensemble, evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
@@ -46,10 +47,11 @@ def evaluate(
     half: Half = False,
 ) -> list[dict[str, Any]]:
     """Test networks under one protocol; networks whose scores are kept are not run again."""
-    evaluations = evaluate_models(
-        Workspace.of(), models, dataset, protocol,
-        split=split, images=images, scales=scales, average=average, workers=workers, half=half, say=say(),
+    test = TestSpec(
+        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
+        workers=workers, half=half,
     )  # fmt: skip
+    evaluations = evaluate_models(Workspace.of(), models, test, say=say())
     rows = [{"model": evaluation.reference, **evaluation.errors} for evaluation in evaluations]
     table(f"evaluation-{dataset}-{protocol}", rows, f"Errors on {dataset}, {protocol}, percent")
     return rows
@@ -75,11 +77,11 @@ def ensemble_evaluate(
 ) -> dict[str, Any]:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
     tell = say()
-    check_registrable(registered_as, members, dataset, combine=combine, average=average)
-    sources = score_sources(
-        Workspace.of(), members, dataset, protocol,
-        split=split, images=images, scales=scales, average=average, workers=workers, say=tell,
-    )  # fmt: skip
+    test = TestSpec(
+        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers
+    ) if dataset else None  # fmt: skip
+    check_registrable(registered_as, members, test, combine=combine)
+    sources = score_sources(Workspace.of(), members, test, say=tell)
     result = ensemble(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
     tested = f"{dataset or 'score files'}, {protocol}"
     rows = [

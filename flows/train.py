@@ -24,6 +24,7 @@ from flows.parameters import (
 )
 from flows.shell import form, logged, say, table
 from resnet_pipeline.config import RunConfig
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import check_network_name, register_run
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
@@ -140,9 +141,9 @@ def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun:
 
 
 @task(name="evaluate")
-def evaluate(reference: str, dataset: str, protocol: str, images: int | None) -> Evaluation:
-    """Test one network under one protocol; kept scores are reused."""
-    return evaluate_models(Workspace.of(), [reference], dataset, protocol, images=images, say=say())[0]
+def evaluate(reference: str, test: TestSpec) -> Evaluation:
+    """Test one network; kept scores are reused."""
+    return evaluate_models(Workspace.of(), [reference], test, say=say())[0]
 
 
 @task(name="register")
@@ -156,8 +157,8 @@ def _train_and_test(
 ) -> tuple[TrainedRun, dict[Protocol, Evaluation]]:
     """Return the finished run and its tests by protocol."""
     trained = train(config, dataset, launch)
-    reference = str(trained.run.path)
-    evaluations = {protocol: evaluate(reference, dataset, protocol, images) for protocol in protocols}
+    tests = {protocol: TestSpec(dataset=dataset, protocol=protocol, images=images) for protocol in protocols}
+    evaluations = {protocol: evaluate(str(trained.run.path), test) for protocol, test in tests.items()}
     rows = [{"protocol": protocol, **_errors(found)} for protocol, found in evaluations.items()]
     table(f"errors-{config.recipe}", rows, f"Errors of {config.recipe} on {dataset}, percent")
     return trained, evaluations

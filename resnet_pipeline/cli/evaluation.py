@@ -37,6 +37,7 @@ from resnet_pipeline.cli.terminal import (
     print_responses,
 )
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.workspace import Workspace
 
 
@@ -66,10 +67,12 @@ def evaluate(
     from resnet_pipeline.evaluation.ensemble import intervals_of
     from resnet_pipeline.jobs.evaluate import evaluate_models
 
-    evaluations = evaluate_models(
-        Workspace.of(root), [*(models or []), *_weights(weights, network, models)], dataset, protocol,
-        split=split, images=images, scales=scales, average=average, workers=workers, half=half, quiet=quiet,
+    test = TestSpec(
+        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
+        workers=workers, half=half,
     )  # fmt: skip
+    references = [*(models or []), *_weights(weights, network, models)]
+    evaluations = evaluate_models(Workspace.of(root), references, test, quiet=quiet)
     rows = [
         {
             "model": e.reference,
@@ -116,11 +119,11 @@ def ensemble(
     from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
     from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 
-    check_registrable(registered_as, members, dataset, combine=combine, average=average)
-    sources = score_sources(
-        Workspace.of(root), members, dataset, protocol,
-        split=split, images=images, scales=scales, average=average, workers=workers, quiet=quiet,
-    )  # fmt: skip
+    test = TestSpec(
+        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers
+    ) if dataset else None  # fmt: skip
+    check_registrable(registered_as, members, test, combine=combine)
+    sources = score_sources(Workspace.of(root), members, test, quiet=quiet)
     result = combined(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
     name = f"ensemble of {len(sources)}"
     print_errors(f"{protocol} on {dataset}" if dataset else "from score files", [
@@ -164,10 +167,10 @@ def analyse(
     from resnet_pipeline.jobs.analyse import score_sources
 
     workspace = Workspace.of(root)
-    sources = score_sources(
-        workspace, models, dataset, protocol,
-        split=split, images=images, scales=scales, average=average, quiet=quiet,
-    )  # fmt: skip
+    test = TestSpec(
+        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average
+    ) if dataset else None  # fmt: skip
+    sources = score_sources(workspace, models, test, quiet=quiet)
     classes = open_dataset(workspace, dataset).classes if dataset else None
     labels = read_real_labels(real_labels) if real_labels else None
     found = analysed(sources, classes=classes, real_labels=labels, most=most)
@@ -203,10 +206,8 @@ def submission(
     from resnet_pipeline.jobs.analyse import score_sources, submit
 
     workspace = Workspace.of(root)
-    sources = score_sources(
-        workspace, models, dataset, protocol,
-        split=split, scales=scales, average=average, workers=workers, quiet=quiet,
-    )  # fmt: skip
+    test = TestSpec(dataset=dataset, protocol=protocol, split=split, scales=scales, average=average, workers=workers)
+    sources = score_sources(workspace, models, test, quiet=quiet)
     images = submit(workspace, sources, dataset, classes, output)
     print(f"{output}: {images:,} images, five classes each")
 

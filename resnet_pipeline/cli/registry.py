@@ -12,6 +12,7 @@ import typer
 from flows.parameters import MODEL, DatasetName, Images, ProtocolName, Split
 from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.workspace import Workspace
 
 
@@ -110,19 +111,8 @@ def explore(
     """
     from resnet_pipeline.jobs.explore import explore as explore_job
 
-    print(
-        explore_job(
-            Workspace.of(root),
-            models,
-            dataset,
-            protocol,
-            split=split,
-            images=images,
-            mistakes=mistakes,
-            output=output,
-            quiet=quiet,
-        )
-    )
+    test = TestSpec(dataset=dataset, protocol=protocol, split=split, images=images)
+    print(explore_job(Workspace.of(root), models, test, mistakes=mistakes, output=output, quiet=quiet))
 
 
 COMMANDS: Sequence[Callable[..., None]] = (promote, predict, explore)

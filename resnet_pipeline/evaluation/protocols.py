@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.errors import UserError, did_you_mean
@@ -17,6 +17,33 @@ PROTOCOLS = ("center", "10-crop", "multi-scale")
 AVERAGES = ("softmax", "logits")
 ViewKind = Literal["center", "10-crop", "whole"]
 Average = Literal["softmax", "logits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSpec:
+    """How networks are tested: on which images, under which protocol, by whom.
+
+    ``split`` None is the dataset's val, or test if there is no val; ``images`` limits it to that many evenly spaced
+    ones. ``scales`` are the shorter sides instead of each network's own, ``average`` is softmax or logits, over the
+    views. ``workers`` is the number of tasks on Ray at a time; without it the cluster that RAY_ADDRESS names is used in
+    full, and if there is none, this process. ``half`` keeps the scores as float16.
+    """
+
+    __test__: ClassVar[bool] = False  # no test of pytest's
+
+    dataset: str
+    protocol: str
+    split: str | None = None
+    images: int | None = None
+    scales: Sequence[int] | None = None
+    average: str = "softmax"
+    workers: int | None = None
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a number of images that can't be tested on."""
+        if self.images is not None and self.images < 1:
+            raise UserError(f"images must be at least 1, not {self.images}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from resnet_pipeline.evaluation.ensemble import (
     rows_of,
 )
 from resnet_pipeline.evaluation.paper import ENSEMBLE_SOURCE, ENSEMBLE_TOP5
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.real_labels import RealLabels, agreement, real_error
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples, read_scores
 from resnet_pipeline.evaluation.statistics import mcnemar
@@ -56,19 +57,24 @@ class Analysis:
 
 
 def score_sources(
-    workspace: Workspace, references: Sequence[str], dataset_name: str | None, protocol: str, **testing: Any
+    workspace: Workspace,
+    references: Sequence[str],
+    test: TestSpec | None,
+    *,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
 ) -> list[Source]:
     """Return the scores of MODEL references and of score files (``….parquet``); missing ones are computed first.
 
-    ``testing`` are further parameters of `evaluate_models`. UserError where a MODEL is named without a dataset.
+    Score files alone need no ``test``; raises UserError for a MODEL without one.
     """
     references = expanded(references)
     models = [reference for reference in references if not reference.endswith(".parquet")]
-    if models and dataset_name is None:
+    if models and test is None:
         raise UserError(f"{models[0]} is a model, so --dataset must say what to test it on")
     found: dict[str, Source] = {}
-    if models and dataset_name is not None:
-        for evaluation in evaluate_models(workspace, models, dataset_name, protocol, **testing):
+    if models and test is not None:
+        for evaluation in evaluate_models(workspace, models, test, quiet=quiet, say=say):
             found[evaluation.reference] = _source(evaluation)
     for reference in references:
         if reference not in found:

@@ -14,7 +14,7 @@ from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
-from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
+from resnet_pipeline.evaluation.protocols import Protocol, TestSpec, protocol_of
 from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, plan_chunks, score_chunks
 from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
@@ -47,44 +47,30 @@ class Evaluation:
 def evaluate_models(
     workspace: Workspace,
     references: Sequence[str],
-    dataset_name: str,
-    protocol_name: str,
+    test: TestSpec,
     *,
-    split: str | None = None,
-    images: int | None = None,
-    scales: Sequence[int] | None = None,
-    average: str = "softmax",
-    workers: int | None = None,
-    half: bool = False,
     quiet: bool = False,
     say: Say = print,
 ) -> list[Evaluation]:
-    """Evaluate networks under a protocol; only those whose scores are not kept are run, sharing the decoding.
+    """Test networks; only those whose scores are not kept are run, sharing the decoding.
 
     Networks are loaded one after the other, and only those that are run stay in memory. A score file that is kept is
-    read once, a new one is written and not read.
-
-    ``scales`` are the shorter sides instead of each network's own; ``average`` is softmax or logits, over the views;
-    ``images`` limits the evaluation to that many evenly spaced images of the split; ``half`` keeps scores as float16.
-    ``workers`` is the number of tasks on Ray at a time; without it the cluster that RAY_ADDRESS names is used in full,
-    and where there is none, this process. An evaluation that was killed goes on with the chunks that are missing.
+    read once, a new one is written and not read. A test that was killed resumes with the chunks that are missing.
     """
-    dataset = open_dataset(workspace, dataset_name)
-    split = split or dataset.eval_split
+    dataset = open_dataset(workspace, test.dataset)
+    split = test.split or dataset.eval_split
     if split not in dataset.splits:
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
-    if images is not None and images < 1:
-        raise UserError(f"images must be at least 1, not {images}")
     parsed = {text: parse(workspace, text) for text in dict.fromkeys(expanded(references))}
-    indices = chosen_samples(len(dataset.splits[split]), images)
+    indices = chosen_samples(len(dataset.splits[split]), test.images)
     groups: dict[Protocol, dict[str, tuple[Member, Path]]] = {}
     known: dict[str, NetworkFacts] = {}
     paths: dict[str, Path] = {}
     for text, reference in parsed.items():
         member = load(workspace, reference)
         check_models({text: member.classifier}, dataset)
-        protocol = protocol_of(protocol_name, member.views, scales=scales, average=average)
-        subset = protocol.id if images is None else f"{protocol.id}-{len(indices)}-images"
+        protocol = protocol_of(test.protocol, member.views, scales=test.scales, average=test.average)
+        subset = protocol.id if test.images is None else f"{protocol.id}-{len(indices)}-images"
         path = score_path(
             workspace.scores,
             dataset_fingerprint=dataset.fingerprint,
@@ -98,14 +84,13 @@ def evaluate_models(
         del member  # before the next one is loaded
     scores: dict[Path, Scores] = {}
     for protocol, group in groups.items():
-        title = f"{protocol_name}: {', '.join(member.name for member, _ in group.values())}"
+        title = f"{test.protocol}: {', '.join(member.name for member, _ in group.values())}"
         with counting(title, quiet=quiet, say=say) as update:
-            scores |= _compute(
-                workspace, group, dataset, split, protocol, indices, workers=workers, half=half, update=update, say=say
-            )
+            chosen = replace(test, split=split)
+            scores |= _compute(workspace, group, dataset, chosen, protocol, indices, update=update, say=say)
     reused = [text for text, path in paths.items() if path not in scores]
     if reused:
-        say(f"{protocol_name}: scores of {', '.join(known[text].name for text in reused)} kept from before")
+        say(f"{test.protocol}: scores of {', '.join(known[text].name for text in reused)} kept from before")
     for text in reused:
         if paths[text] not in scores:
             scores[paths[text]] = read_scores(paths[text])
@@ -132,16 +117,15 @@ def _compute(
     workspace: Workspace,
     members: Mapping[str, tuple[Member, Path]],
     dataset: Dataset,
-    split: str,
+    test: TestSpec,
     protocol: Protocol,
     indices: Int64,
     *,
-    workers: int | None,
-    half: bool,
     update: Callable[[int, int], None],
     say: Say,
 ) -> dict[Path, Scores]:
     """Compute the missing chunks of each member, then write its score file; return what was written, by file."""
+    split = test.split or dataset.eval_split
     chunks = plan_chunks(dataset, split, protocol, indices)
     models = {reference: member.classifier for reference, (member, _) in members.items()}
     parts = {reference: Parts(path, [len(chunk) for chunk in chunks]) for reference, (_, path) in members.items()}
@@ -149,12 +133,12 @@ def _compute(
     total = sum(len(chunks[number]) for number in lacking)
     if len(lacking) < len(chunks):
         say(f"{protocol.name}: going on with {len(lacking)} of {len(chunks)} chunks")
-    if lacking and (workers is not None or surroundings().ray_address):
+    if lacking and (test.workers is not None or surroundings().ray_address):
         from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
         score_on_ray(
             models, workspace, dataset.storage.url, protocol, split=split, chunks=chunks, parts=parts, lacking=lacking,
-            workers=workers, progress=lambda done: update(done, total),
+            workers=test.workers, progress=lambda done: update(done, total),
         )  # fmt: skip
     else:
         _score_here(models, dataset, split, protocol, chunks, parts, lacking, lambda done: update(done, total))
@@ -162,7 +146,7 @@ def _compute(
     written = {}
     for reference, (_, path) in members.items():
         scores = parts[reference].merge(keys)
-        if half:
+        if test.half:
             scores = replace(scores, probabilities=scores.probabilities.astype(np.float16))
         write_scores(scores, path)
         written[path] = scores

@@ -12,6 +12,7 @@ from resnet_pipeline.data.dataset import Dataset, Split, open_dataset
 from resnet_pipeline.evaluation.calibration import calibrate
 from resnet_pipeline.evaluation.confusion import Int64, class_errors, confusion_pairs, top_classes
 from resnet_pipeline.evaluation.ensemble import average
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import Scores
 from resnet_pipeline.evaluation.trained_model import words_of
 from resnet_pipeline.jobs.evaluate import evaluate_models
@@ -35,11 +36,8 @@ _GUESSES, _PAIRS, _THUMBNAILS_PER_PAIR = 3, 12, 4
 def explore(
     workspace: Workspace,
     references: Sequence[str],
-    dataset_name: str,
-    protocol: str,
+    test: TestSpec,
     *,
-    split: str | None = None,
-    images: int | None = None,
     mistakes: int = 48,
     output: Path | None = None,
     quiet: bool = False,
@@ -50,18 +48,16 @@ def explore(
     Returns its path, reports/errors-<dataset>-<model>-<protocol>.html under the root by default. Raises UserError as
     ``evaluate_models`` does.
     """
-    dataset = open_dataset(workspace, dataset_name)
+    dataset = open_dataset(workspace, test.dataset)
     members = fully_expanded(workspace, references)
-    evaluations = evaluate_models(
-        workspace, members, dataset_name, protocol, split=split, images=images, quiet=quiet, say=say
-    )
+    evaluations = evaluate_models(workspace, members, test, quiet=quiet, say=say)
     scores = average([e.scores for e in evaluations])
     names = [e.member.name for e in evaluations]
     title = f"Errors of {names[0] if len(names) == 1 else f'an ensemble of {len(names)}'} on {dataset.name}"
     data = explorer_data(dataset, scores, title=title, models=names, mistakes=mistakes)
     model = "".join(c if c.isalnum() or c in "-." else "-" for c in references[0] if len(references) == 1) or "ensemble"
     return write_explorer(
-        data, output or workspace.reports / f"errors-{dataset.name}-{model.strip('-')[-80:]}-{protocol}.html"
+        data, output or workspace.reports / f"errors-{dataset.name}-{model.strip('-')[-80:]}-{test.protocol}.html"
     )
 
 

@@ -26,6 +26,7 @@ from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of, intervals_of
 from resnet_pipeline.evaluation.paper import ENSEMBLE_SOURCE, ENSEMBLE_TOP5, PUBLISHED, PublishedError
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
 from resnet_pipeline.files import write_json
 from resnet_pipeline.jobs.evaluate import Evaluation
@@ -83,17 +84,15 @@ def register_run(
     return version
 
 
-def check_registrable(
-    name: str | None, references: Sequence[str], dataset_name: str | None, *, combine: str, average: str
-) -> None:
+def check_registrable(name: str | None, references: Sequence[str], test: TestSpec | None, *, combine: str) -> None:
     """Raise UserError if the ensemble of these can't be registered under ``name``; None is not to be registered."""
     if name is None:
         return
     checked_name(name, "model name")
     files = [reference for reference in references if reference.endswith(".parquet")]
-    if dataset_name is None or files:
+    if test is None or files:
         raise UserError(f"{files[0] if files else name} can't be registered: name its models, and --dataset")
-    if (combine, average) != ("probabilities", "softmax"):
+    if (combine, test.average) != ("probabilities", "softmax"):
         raise UserError(f"{name}: a registered ensemble averages probabilities, as it is served, not logits")
 
 

@@ -12,6 +12,7 @@ from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.paper import PUBLISHED
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
@@ -45,11 +46,10 @@ def report_on_runs(
     references = list(folders)
     if not references:
         raise UserError(f"no finished run on dataset {dataset_name!r} under {workspace.runs}; train one first")
+    tests = {protocol: TestSpec(dataset=dataset_name, protocol=protocol) for protocol in protocols}
+    say = (lambda text: None) if quiet else print
     evaluations = {
-        protocol: evaluate_models(
-            workspace, references, dataset_name, protocol, quiet=quiet, say=(lambda text: None) if quiet else print
-        )
-        for protocol in protocols
+        protocol: evaluate_models(workspace, references, test, quiet=quiet, say=say) for protocol, test in tests.items()
     }
     members = [
         _member(run, {protocol: e[i] for protocol, e in evaluations.items()}) for i, run in enumerate(folders.values())

@@ -12,6 +12,7 @@ import torch
 from resnet_pipeline.adapters.ray.cluster import ray_cluster
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import scoring
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
@@ -30,7 +31,10 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
         if not Path(workspace.data).exists():
             shutil.copytree(digits.path, Path(workspace.data) / "digits")
         (found,) = evaluate_models(
-            workspace, [f"cifar-resnet8={tmp_path / '8.pth'}"], "digits", protocol, workers=workers, quiet=True
+            workspace,
+            [f"cifar-resnet8={tmp_path / '8.pth'}"],
+            TestSpec(dataset="digits", protocol=protocol, workers=workers),
+            quiet=True,
         )
         assert not list(workspace.scores.glob("*/*/*/*.parts"))
         return found.scores

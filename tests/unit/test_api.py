@@ -15,6 +15,7 @@ from PIL import Image
 import resnet_pipeline
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.predict import predict_folder
@@ -51,7 +52,8 @@ def dataset(workspace):
 
 
 def scores(workspace, reference, protocol):
-    (found,) = evaluate_models(workspace, [reference], "digits", protocol, quiet=True, say=lambda line: None)
+    test = TestSpec(dataset="digits", protocol=protocol)
+    (found,) = evaluate_models(workspace, [reference], test, quiet=True, say=lambda line: None)
     return read_scores(found.path)
 
 

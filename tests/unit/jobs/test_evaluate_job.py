@@ -15,12 +15,15 @@ import torch
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import scoring
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.references import load
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
+
+CENTER = TestSpec(dataset="digits", protocol="center", images=100)
 
 
 @pytest.fixture
@@ -41,7 +44,8 @@ def models(tmp_path):
 
 def run(workspace, models, said=None, **options):
     say = (said if said is not None else []).append
-    return evaluate_models(workspace, models, "digits", "center", quiet=True, say=say, **options)
+    test = TestSpec(dataset="digits", protocol="center", **options)
+    return evaluate_models(workspace, models, test, quiet=True, say=say)
 
 
 def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models, monkeypatch, tmp_path, digits):
@@ -84,7 +88,9 @@ def test_a_killed_test_goes_on(workspace, models):
         "import sys; from pathlib import Path; from resnet_pipeline.workspace import Workspace\n"
         "from resnet_pipeline.evaluation import scoring; scoring.CHUNK_PIXELS = 20 * 32 * 32\n"
         "from resnet_pipeline.jobs.evaluate import evaluate_models\n"
-        "evaluate_models(Workspace(Path(sys.argv[1])), sys.argv[2:], 'digits', 'center', quiet=True)\n"
+        "from resnet_pipeline.evaluation.protocols import TestSpec\n"
+        "test = TestSpec(dataset='digits', protocol='center')\n"
+        "evaluate_models(Workspace(Path(sys.argv[1])), sys.argv[2:], test, quiet=True)\n"
     )
     command = [sys.executable, "-c", code, str(workspace.root), models[0]]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -139,9 +145,9 @@ def test_scales_and_averages_have_files_of_their_own(workspace, models):
 
 def test_an_ensemble_of_models_and_of_their_score_files_is_one(workspace, models):
     evaluated = run(workspace, models, images=100)
-    by_model = ensemble(score_sources(workspace, models, "digits", "center", images=100, say=lambda text: None))
+    by_model = ensemble(score_sources(workspace, models, CENTER, say=lambda text: None))
     files = [str(e.path) for e in evaluated]
-    by_file = ensemble(score_sources(workspace, files, None, "center"), fit=True, greedy=True, contributions=True)
+    by_file = ensemble(score_sources(workspace, files, None), fit=True, greedy=True, contributions=True)
     assert by_file["ensemble"] == by_model["ensemble"]
     low, high = by_file["ensemble"]["top1_interval"]
     assert low <= by_file["ensemble"]["top1"] <= high
@@ -155,9 +161,9 @@ def test_an_ensemble_of_models_and_of_their_score_files_is_one(workspace, models
 
 def test_bad_input_is_named(workspace, models, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--dataset"):
-        score_sources(workspace, models, None, "center")
+        score_sources(workspace, models, None)
     with pytest.raises(UserError, match=r"gone\.parquet"):
-        ensemble(score_sources(workspace, [str(tmp_path / "gone.parquet")], None, "center"))
+        ensemble(score_sources(workspace, [str(tmp_path / "gone.parquet")], None))
     with pytest.raises(UserError, match="no split 'test'"):
         run(workspace, models, split="test")
     with pytest.raises(UserError, match=r"gone\.pth"):
@@ -190,7 +196,7 @@ def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monk
     model = f"cifar-resnet8={tmp_path / 'w.pth'}"
     (evaluated,) = run(workspace, [model], split="test", images=30)
     assert evaluated.errors == {"images": 30}
-    sources = score_sources(workspace, [str(evaluated.path)], None, "center")
+    sources = score_sources(workspace, [str(evaluated.path)], None)
     assert submit(workspace, sources, "digits", tmp_path / "ids.txt", tmp_path / "s.txt") == 30
     first = min(range(30), key=lambda row: evaluated.scores.keys[row].rpartition("/")[2])
     best = np.argsort(-evaluated.scores.probabilities[first], kind="stable")[:5]
