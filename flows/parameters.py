@@ -99,8 +99,20 @@ Workers = Annotated[
     ),
 ]
 DemoWorkers = Annotated[int, Parameter(help="Training processes on this machine.", least=1)]
+Launcher = Annotated[
+    Literal["ray", "local", "torchrun"],
+    Parameter(
+        help="Who starts the workers. ray: this command, on a Ray cluster; local: nobody, this process trains alone; "
+        "torchrun: torchrun or srun has, and this process is one of them."
+    ),
+]
 MaxFailures = Annotated[
-    int, Parameter(help="Resume from the newest checkpoint after this many lost workers or nodes.", least=0)
+    int,
+    Parameter(
+        help="Resume from the newest checkpoint after this many lost workers or nodes of Ray's (torchrun: its "
+        "--max-restarts).",
+        least=0,
+    ),
 ]
 Mirror = Annotated[
     str | None,

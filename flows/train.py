@@ -9,12 +9,12 @@ from prefect import flow, task
 from flows.parameters import (
     DatasetName,
     Images,
+    Launcher,
     MaxFailures,
     Mirror,
     Overrides,
     Parameter,
     Profile,
-    Protocol,
     Protocols,
     Registered,
     RegisteredAs,
@@ -57,6 +57,7 @@ def imagenet_train(
     family: ImageNetFamily = "imagenet",
     steps: Steps = None,
     workers: Workers = None,
+    launcher: Launcher = "ray",
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
@@ -72,10 +73,9 @@ def imagenet_train(
     Starting it again with the same parameters resumes where it stopped.
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
-    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
-    check_network_name(registered_as, registered=registered)
-    trained, evaluations = _train_and_test(config, dataset, launch, protocols, evaluation_images)
-    return _result(trained, evaluations, register(trained, evaluations, registered_as) if registered else None)
+    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    tests = [TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images) for protocol in protocols]
+    return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
 @flow(name="cifar10-train")
@@ -87,6 +87,7 @@ def cifar10_train(
     family: Cifar10Family = "cifar10",
     steps: Steps = None,
     workers: Workers = None,
+    launcher: Launcher = "ray",
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
@@ -102,10 +103,9 @@ def cifar10_train(
     Starting it again with the same parameters resumes where it stopped.
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
-    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
-    check_network_name(registered_as, registered=registered)
-    trained, evaluations = _train_and_test(config, dataset, launch, protocols, evaluation_images)
-    return _result(trained, evaluations, register(trained, evaluations, registered_as) if registered else None)
+    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    tests = [TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images) for protocol in protocols]
+    return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
 @flow(name="digits-train")
@@ -116,6 +116,7 @@ def digits_train(
     network: Annotated[DigitsNetwork, Parameter(help="A small network of the CIFAR-10 family.")] = "resnet20",
     steps: Steps = None,
     workers: Workers = None,
+    launcher: Launcher = "ray",
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
@@ -128,14 +129,13 @@ def digits_train(
 ) -> dict[str, Any]:
     """Train a small network on the built-in handwritten digits: minutes on a laptop, the same way as ImageNet."""
     config = run_config(f"digits/{network}", overrides, steps=steps, seed=seed)
-    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
-    check_network_name(registered_as, registered=registered)
-    trained, evaluations = _train_and_test(config, dataset, launch, protocols, evaluation_images)
-    return _result(trained, evaluations, register(trained, evaluations, registered_as) if registered else None)
+    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    tests = [TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images) for protocol in protocols]
+    return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
 @task(name="train")
-def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun:
+def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun | None:
     """Train, from the newest checkpoint if there is one."""
     return train_run(Workspace.of(), config, dataset, launch, say=say())
 
@@ -147,33 +147,29 @@ def evaluate(reference: str, test: TestSpec) -> Evaluation:
 
 
 @task(name="register")
-def register(trained: TrainedRun, evaluations: dict[Protocol, Evaluation], name: str | None) -> str:
+def register(trained: TrainedRun, evaluations: list[Evaluation], name: str | None) -> str:
     """Register the network with its errors."""
-    return str(register_run(Workspace.of(), trained, list(evaluations.values()), name=name, say=say()))
+    return str(register_run(Workspace.of(), trained, evaluations, name=name, say=say()))
 
 
-def _train_and_test(
-    config: RunConfig, dataset: str, launch: Launch, protocols: Protocols, images: int | None
-) -> tuple[TrainedRun, dict[Protocol, Evaluation]]:
-    """Return the finished run and its tests by protocol."""
+def _train_test_register(
+    config: RunConfig, dataset: str, launch: Launch, tests: list[TestSpec], *, registered: bool, name: str | None
+) -> dict[str, Any]:
+    """Return what the finished run came to; nothing in the processes that torchrun started to help rank 0."""
+    check_network_name(name, registered=registered)
     trained = train(config, dataset, launch)
-    tests = {protocol: TestSpec(dataset=dataset, protocol=protocol, images=images) for protocol in protocols}
-    evaluations = {protocol: evaluate(str(trained.run.path), test) for protocol, test in tests.items()}
-    rows = [{"protocol": protocol, **_errors(found)} for protocol, found in evaluations.items()]
-    table(f"errors-{config.recipe}", rows, f"Errors of {config.recipe} on {dataset}, percent")
-    return trained, evaluations
-
-
-def _result(trained: TrainedRun, evaluations: dict[Protocol, Evaluation], version: str | None) -> dict[str, Any]:
-    errors = {protocol: _errors(found) for protocol, found in evaluations.items()}
-    return {
-        "run": str(trained.run.path),
-        "version": version,
-        "errors": errors,
-        "reused": trained.reused,
-        **trained.result,
+    if trained is None:
+        return {}
+    evaluations = [evaluate(str(trained.run.path), test) for test in tests]
+    version = register(trained, evaluations, name) if registered else None
+    errors = {
+        test.protocol: {"top1": e.errors["top1"], "top5": e.errors["top5"], "images": int(e.errors["images"])}
+        for test, e in zip(tests, evaluations, strict=True)
     }
-
-
-def _errors(found: Evaluation) -> dict[str, float]:
-    return {"top1": found.errors["top1"], "top5": found.errors["top5"], "images": int(found.errors["images"])}
+    table(
+        f"errors-{config.recipe}",
+        [{"protocol": protocol, **values} for protocol, values in errors.items()],
+        f"Errors of {config.recipe} on {dataset}, percent",
+    )
+    run = str(trained.run.path)
+    return {"run": run, "version": version, "errors": errors, "reused": trained.reused, **trained.result}

@@ -21,6 +21,10 @@ class StoppedError(UserError):
     """The user interrupted a job; its state is saved, and the same command goes on. Exit status 130."""
 
 
+class ToldError(UserError):
+    """Another process of the same run shows this error; who shows errors shows nothing here. Exit status 2."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of the known words, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 S = TypeVar("S")
@@ -37,6 +38,23 @@ def start_thread(work: Callable[[], object], *, name: str) -> threading.Thread:
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
     thread.start()
     return thread
+
+
+@contextmanager
+def repeated(work: Callable[[], object], *, every: float) -> Iterator[None]:
+    """Inside, a thread of its own calls ``work`` every so many seconds; it has ended when this returns."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every):
+            work()
+
+    thread = start_thread(repeat, name="repeated")
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def work_alone() -> None:

@@ -31,6 +31,7 @@ TIMEOUT_VARIABLE = f"{PREFIX}TIMEOUT"
 
 _WHOLE = "{variable} must be a whole number of at least 1, not {value!r}"
 _POSITIVE = "{variable} must be a positive number, not {value!r}"
+_NUMBER = "{variable} must be a whole number of at least 0, not {value!r}"
 _MUST = {
     "cache_gb": "{variable}={value} must be a positive number of gigabytes",
     "image_mb": _POSITIVE,
@@ -43,7 +44,10 @@ _MUST = {
     "loader_prefetch": _WHOLE,
     "log_format": "{variable} must be text or json, not {value!r}",
     "world_size": _WHOLE,
-    "local_rank": "{variable} must be a whole number of at least 0, not {value!r}",
+    "local_world_size": _WHOLE,
+    "master_port": _WHOLE,
+    "rank": _NUMBER,
+    "local_rank": _NUMBER,
 }
 
 
@@ -126,11 +130,23 @@ class Torchrun(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True)
 
+    rank: int = Field(default=0, ge=0)
+    """the number of this process"""
+
     world_size: int = Field(default=1, ge=1)
     """the number of processes"""
 
     local_rank: int = Field(default=0, ge=0)
     """the number of this process on its machine"""
+
+    local_world_size: int = Field(default=1, ge=1)
+    """the number of processes on its machine"""
+
+    master_addr: str | None = None
+    """the machine of rank 0, where all meet"""
+
+    master_port: int | None = None
+    """a free port there"""
 
 
 _Read = TypeVar("_Read", bound=BaseSettings)

@@ -17,6 +17,7 @@ from flows.parameters import (
     DatasetName,
     DemoWorkers,
     Holdout,
+    Launcher,
     MaxFailures,
     MaxRefused,
     MaxShorterSide,
@@ -43,7 +44,7 @@ from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.console import shown
 from resnet_pipeline.cli.options import Json, Quiet, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
-from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.errors import StoppedError, ToldError, UserError
 from resnet_pipeline.report.terminal import print_table, render_table
 from resnet_pipeline.workspace import Workspace
 
@@ -81,6 +82,8 @@ def main() -> None:
     except StoppedError as error:
         print(f"resnet-pipeline: {error}", file=sys.stderr)
         sys.exit(130)
+    except ToldError:
+        sys.exit(2)
     except UserError as error:
         print(f"resnet-pipeline: {error}", file=sys.stderr)
         sys.exit(2)
@@ -163,6 +166,7 @@ def train(
     root: Root = None,
     steps: Steps = None,
     workers: Workers = None,
+    launcher: Launcher = "ray",
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
@@ -174,14 +178,18 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
+    if launcher == "torchrun":  # before PyTorch is imported: its warnings would come from every process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from resnet_pipeline.jobs.register import check_network_name, register_run
     from resnet_pipeline.jobs.train import Launch, run_config, train_run
 
     config = run_config(recipe, overrides, steps=steps, seed=seed)
     check_network_name(registered_as, registered=registered)
     workspace = Workspace.of(root)
-    launch = Launch(workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
     trained = train_run(workspace, config, dataset, launch, quiet=quiet)
+    if trained is None:
+        return  # rank 0 of torchrun's processes says the rest
     version = register_run(workspace, trained, name=registered_as) if registered else None
     errors = trained.result["validation"]
     print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")

@@ -1,4 +1,4 @@
-"""The training job: a recipe on a staged dataset, on Ray, to a finished run."""
+"""The training job: a recipe on a staged dataset to a finished run, on Ray, in this process or under torchrun."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
@@ -18,7 +18,9 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.jobs.crew import Crew, alone, joined
 from resnet_pipeline.jobs.provenance import environment, git_commit
+from resnet_pipeline.parallel import repeated
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.progress import TrainingProgress
 from resnet_pipeline.settings import settings
@@ -31,6 +33,7 @@ from resnet_pipeline.workspace import Workspace
 
 Say = Callable[[str], None]
 
+_SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
@@ -48,13 +51,15 @@ class TrainedRun:
 class Launch:
     """How a training is started; none of it changes what is trained.
 
-    ``workers`` is a number or a range ("1-4": as many as there is room for, now and later); None takes every GPU of
-    the cluster, or one worker where there is none, as far as the batch divides. ``max_failures`` workers or nodes may
-    die. ``mirror`` is a folder or ``s3://`` address where checkpoints are kept too, and found where this root has
-    none; None takes the environment's RESNET_PIPELINE_MIRROR. ``profile`` traces a few steps and says what they are
-    bound by (``training.profile``).
+    ``launcher``: ``ray`` starts workers on a cluster, with ``local`` this process trains alone, and with ``torchrun``
+    it is one of those that torchrun, or srun, has started. ``workers`` is a number or a range ("1-4": as many as there
+    is room for, now and later); None takes every GPU of the cluster, or one worker if it has none, as far as the batch
+    divides. ``max_failures`` workers or nodes may die on Ray. ``mirror`` is a folder or ``s3://`` address where
+    checkpoints are kept too, and found if this root has none; None takes the environment's RESNET_PIPELINE_MIRROR.
+    ``profile`` traces a few steps and says what they are bound by (``training.profile``).
     """
 
+    launcher: Literal["ray", "local", "torchrun"] = "ray"
     workers: int | str | None = None
     max_failures: int = 3
     mirror: str | None = None
@@ -69,20 +74,30 @@ def train_run(
     *,
     quiet: bool = False,
     say: Say = print,
-) -> TrainedRun:
+) -> TrainedRun | None:
     """Train a config on a staged dataset; resume where an earlier start stopped.
 
-    Raises UserError for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
+    Returns None in a process that only helped: with torchrun, rank 0 alone shows, tracks and returns. Raises UserError
+    for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
     """
-    dataset = open_dataset(workspace, dataset_name)
+    if launch.profile and config.steps < LEAST_STEPS:
+        raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
+    launch = replace(launch, mirror=launch.mirror or settings().mirror)
     tracking = Tracking(workspace)
-    run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
-    reused = run.result() is not None
-    if reused:
-        say(f"{config.recipe}: finished before ({run.name}); nothing to train")
-    else:
-        launch = replace(launch, mirror=launch.mirror or settings().mirror)
-        _train(workspace, config, dataset, launch, tracking, quiet=quiet, say=say)
+    with _processes(launch) as crew:
+        if crew is not None and not crew.leads:
+            crew.follow(workspace)
+            return None
+        dataset = open_dataset(workspace, dataset_name)
+        run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
+        reused = run.result() is not None
+        attempt = _Attempt(workspace, config, dataset, launch, tracking, quiet, say)
+        if reused:
+            say(f"{config.recipe}: finished before ({run.name}); nothing to train")
+        elif crew is None:
+            _train_on_ray(attempt)
+        else:
+            _train_with(crew, attempt)
     result = run.result()
     if result is None:
         raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there")
@@ -137,49 +152,83 @@ def delivering(
     sender.close()
 
 
-def _train(
-    workspace: Workspace,
-    config: RunConfig,
-    dataset: Dataset,
-    launch: Launch,
-    tracking: Tracking,
-    *,
-    quiet: bool,
-    say: Say,
-) -> None:
-    if launch.profile and config.steps < LEAST_STEPS:
-        raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
+@dataclass(frozen=True)
+class _Attempt:
+    """What is trained on what, how, and where it is tracked and said."""
+
+    workspace: Workspace
+    config: RunConfig
+    dataset: Dataset
+    launch: Launch
+    tracking: Tracking
+    quiet: bool
+    say: Say
+
+
+def _processes(launch: Launch) -> AbstractContextManager[Crew | None]:
+    """Return what yields this process's crew, None if Ray starts the processes."""
+    if launch.launcher == "ray":
+        return nullcontext()
+    return joined(launch.workers) if launch.launcher == "torchrun" else alone(launch.workers)
+
+
+def _train_on_ray(attempt: _Attempt) -> None:
+    config, launch = attempt.config, attempt.launch
     counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
     with ray_cluster() as resources:
         counts = counts or (most_workers(config, resources.gpus),)
         check_workers(counts[0], resources)
-        run = RunDirectory.create(workspace.runs, config, dataset.about)
-        run.stop_file.unlink(missing_ok=True)
-        run.error_file.unlink(missing_ok=True)
-        run.profile_request.unlink(missing_ok=True)
-        if launch.profile:
-            run.profile_request.touch()
-        for line in _fetched(run, launch.mirror):
-            say(line)
-        path, problems = newest_checkpoint(run.checkpoints)
-        for problem in problems:
-            say(problem)
-        if path:
-            say(f"{config.recipe}: going on from {path.name}")
-        progress = TrainingProgress(run, config, quiet=quiet, say=say)
-        named = " or ".join(map(str, counts))
-        say(f"{config.recipe}: starting {named} worker(s) for {config.steps} steps of {config.batch} images")
+        run = _prepared(attempt)
         with (
-            delivering(tracking, run, say, start_tags(run, dataset, counts)),
-            _stop_on_signal(run, say),
-            worker_group(workspace, run, counts=counts, resources=resources, max_failures=launch.max_failures) as group,
+            _attended(attempt, run, counts) as progress,
+            _stop_on_signal(run, attempt.say),
+            worker_group(
+                attempt.workspace, run, counts=counts, resources=resources, max_failures=launch.max_failures
+            ) as group,
         ):
-            group.begin(run, dataset.storage.url, launch.mirror)
-            try:
-                _wait_for(group, run, progress)
-            finally:
-                progress.poll()
-                progress.close()
+            group.begin(run, attempt.dataset.storage.url, launch.mirror)
+            _wait_for(group, run, progress)
+
+
+def _train_with(crew: Crew, attempt: _Attempt) -> None:
+    """Train in this process and the others of its crew, and show in a thread beside how far it is."""
+    attempt.config.check_workers(crew.size)
+    run = _prepared(attempt)
+    with _attended(attempt, run, (crew.size,)) as progress, repeated(progress.poll, every=_SECONDS_BETWEEN_POLLS):
+        crew.train(run, attempt.dataset, attempt.launch.mirror)
+
+
+def _prepared(attempt: _Attempt) -> RunDirectory:
+    """Return the run's directory without an earlier attempt's requests, with what the mirror has that it had not."""
+    config, launch, say = attempt.config, attempt.launch, attempt.say
+    run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.about)
+    for file in (run.stop_file, run.error_file, run.profile_request):
+        file.unlink(missing_ok=True)
+    if launch.profile:
+        run.profile_request.touch()
+    for line in _fetched(run, launch.mirror):
+        say(line)
+    path, problems = newest_checkpoint(run.checkpoints)
+    for problem in problems:
+        say(problem)
+    if path:
+        say(f"{config.recipe}: going on from {path.name}")
+    return run
+
+
+@contextmanager
+def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> Iterator[TrainingProgress]:
+    """Deliver the run's metrics while inside, and yield what shows its progress."""
+    config, say = attempt.config, attempt.say
+    progress = TrainingProgress(run, config, quiet=attempt.quiet, say=say)
+    named = " or ".join(map(str, counts))
+    say(f"{config.recipe}: starting {named} worker(s) for {config.steps} steps of {config.batch} images")
+    with delivering(attempt.tracking, run, say, start_tags(run, attempt.dataset, counts)):
+        try:
+            yield progress
+        finally:
+            progress.poll()
+            progress.close()
 
 
 def _wait_for(group: WorkerGroup, run: RunDirectory, progress: TrainingProgress) -> None:
@@ -193,7 +242,7 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, progress: TrainingProgress)
             if group.finished():
                 return
             progress.poll()
-            time.sleep(0.1)
+            time.sleep(_SECONDS_BETWEEN_POLLS)
     except UserError:
         raise
     except Exception as error:

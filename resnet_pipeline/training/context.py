@@ -6,11 +6,13 @@ The loop is the same in one plain process, under torchrun and under Ray Train; o
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Protocol
 
 import torch
@@ -19,6 +21,8 @@ import torch.distributed as dist
 from resnet_pipeline.device import local_device
 from resnet_pipeline.settings import torchrun
 from resnet_pipeline.training.distributed import collective_timeout
+
+_log = logging.getLogger(__name__)
 
 
 class Context(Protocol):
@@ -74,13 +78,14 @@ class LocalContext:
 def torchrun_context() -> Iterator[LocalContext]:
     """Join the process group that torchrun's environment describes; a single process where there is none.
 
-    SIGTERM (torchrun's, Slurm's and a spot machine's warning) asks the loop to save and stop at its next step.
+    SIGTERM (torchrun's, Slurm's and a spot machine's warning) and Ctrl-C ask the loop to save and stop at its next
+    step, however often they come: Slurm and torchrun may both send them.
     """
     world = torchrun().world_size
     device = local_device(torchrun().local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with stop_on_sigterm() as stop:
+    with stop_on_signals(loud=torchrun().rank == 0) as stop:
         if world == 1:
             yield LocalContext(device=device, stop=stop)
             return
@@ -92,14 +97,27 @@ def torchrun_context() -> Iterator[LocalContext]:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM came since; outside the main thread no signal can be caught."""
+def stop_on_signals(*, loud: bool = True, leave_at_once: bool = False) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM or SIGINT came since; outside the main thread none can be caught.
+
+    ``loud`` logs it; with ``leave_at_once`` the second one raises KeyboardInterrupt.
+    """
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield told.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        if leave_at_once and told.is_set():
+            raise KeyboardInterrupt
+        if loud and not told.is_set():
+            again = " (Ctrl-C again to leave at once)" if leave_at_once else ""
+            _log.info("stopping: saving the state at the next step%s", again)
+        told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield told.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
