@@ -68,9 +68,9 @@ class Predictor:
         )
         total = np.zeros((len(images), len(self.classes)), dtype=np.float64)
         for views, networks in self._prepared_for(protocol).items():
-            chunks = plan_chunks(dataset, IMAGES, views, np.arange(len(images), dtype=np.int64))
-            scored = score_chunks(networks, dataset, views, split=IMAGES, chunks=chunks, device=self._device)
-            for chunk, found in zip(chunks, scored, strict=True):
+            plan = plan_chunks(dataset, IMAGES, views, np.arange(len(images), dtype=np.int64))
+            scored = score_chunks(networks, plan, device=self._device)
+            for chunk, found in zip(plan.chunks, scored, strict=True):
                 for scores in found.values():
                     total[chunk] += scores.probabilities
         mean = (total / len(self.members)).astype(np.float32)

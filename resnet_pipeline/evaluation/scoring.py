@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,14 +54,28 @@ def evaluate(
     split = split or dataset.eval_split
     indices = chosen_samples(len(dataset.splits[split]), images)
     check_models(models, dataset)
-    chunks = plan_chunks(dataset, split, protocol, indices)
-    parts = list(
-        score_chunks(
-            models, dataset, protocol, split=split, chunks=chunks, device=device, backend=backend, progress=progress
-        )
-    )
-    keys = [dataset.splits[split].keys[i] for i in indices]
-    return {name: merge_scores([part[name] for part in parts], keys) for name in models}
+    plan = plan_chunks(dataset, split, protocol, indices)
+    parts = list(score_chunks(models, plan, device=device, backend=backend, progress=progress))
+    return {name: merge_scores([part[name] for part in parts], plan.keys) for name in models}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is scored: samples of a split under a protocol, cut into chunks, each of sample numbers int64 [N]."""
+
+    dataset: Dataset
+    split: str
+    protocol: Protocol
+    chunks: Sequence[Int64]
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of all samples, in the split's order."""
+        return [self.dataset.splits[self.split].keys[i] for i in np.sort(np.concatenate(self.chunks))]
+
+    def only(self, numbers: Sequence[int]) -> Plan:
+        """Return the plan of some chunks alone, by their numbers."""
+        return replace(self, chunks=[self.chunks[number] for number in numbers])
 
 
 def chosen_samples(samples: int, images: int | None) -> Int64:
@@ -73,7 +87,7 @@ def chosen_samples(samples: int, images: int | None) -> Int64:
 
 def plan_chunks(
     dataset: Dataset, split: str, protocol: Protocol, indices: Int64, *, chunk_pixels: int | None = None
-) -> list[Int64]:
+) -> Plan:
     """Cut samples into chunks of about ``chunk_pixels`` (CHUNK_PIXELS) pixels in all their views; UserError for none.
 
     For whole images they are ordered by shape first, so that those of one size stand in one chunk.
@@ -90,7 +104,8 @@ def plan_chunks(
         views = (5 if protocol.kind == "10-crop" else 1) * mirrors * len(protocol.sides)
         pixels = np.full(len(indices), views * protocol.crop**2)
     begins = np.cumsum(pixels) - pixels
-    return np.split(indices, np.flatnonzero(np.diff(begins // (chunk_pixels or CHUNK_PIXELS))) + 1)
+    chunks = np.split(indices, np.flatnonzero(np.diff(begins // (chunk_pixels or CHUNK_PIXELS))) + 1)
+    return Plan(dataset=dataset, split=split, protocol=protocol, chunks=chunks)
 
 
 def class_count(model: nn.Module) -> int:
@@ -130,28 +145,26 @@ def prepare(models: Mapping[str, Classifier], protocol: Protocol, device: torch.
 
 def score_chunks(
     models: Mapping[str, Classifier] | Prepared,
-    dataset: Dataset,
-    protocol: Protocol,
+    plan: Plan,
     *,
-    split: str,
-    chunks: Sequence[Int64],
     device: torch.device | None = None,
     backend: Backend = "auto",
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Scores]]:
     """Yield each chunk's scores by model, float32, in the chunk's order; models may be prepared for this protocol."""
+    dataset, split, protocol = plan.dataset, plan.split, plan.protocol
     device = device or torch.device("cpu")
     prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device)
     nets, digests = prepared.nets, prepared.digests
     samples = dataset.splits[split]
-    done, total = 0, sum(len(chunk) for chunk in chunks)
+    done, total = 0, sum(len(chunk) for chunk in plan.chunks)
     row = np.empty(len(samples), dtype=np.int64)
     with Passes(device) as passes:
-        for chunk in chunks:
+        for chunk in plan.chunks:
             row[chunk] = np.arange(len(chunk))
             sums = {name: torch.zeros(len(chunk), len(dataset.classes), dtype=torch.float64) for name in nets}
             seconds, shared, start, seen = dict.fromkeys(nets, 0.0), 0.0, time.perf_counter(), 0
-            for images, index in _view_images(dataset, protocol, split, chunk, device, backend):
+            for images, index in _view_images(plan, chunk, device, backend):
                 loaded = time.perf_counter()
                 shared += loaded - start
                 rows = torch.as_tensor(row[index.numpy()])
@@ -182,9 +195,10 @@ def score_chunks(
 
 
 def _view_images(
-    dataset: Dataset, protocol: Protocol, split: str, chunk: Int64, device: torch.device, backend: Backend
+    plan: Plan, chunk: Int64, device: torch.device, backend: Backend
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield views uint8 [N, V, h, w, 3] on the device and sample numbers [N]: each sample once per shorter side."""
+    dataset, split, protocol = plan.dataset, plan.split, plan.protocol
     if protocol.kind == "whole":
         with whole_batches(
             dataset,

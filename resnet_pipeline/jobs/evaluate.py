@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.data.dataset import Dataset, open_dataset
-from resnet_pipeline.data.order import Int64
+from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of
 from resnet_pipeline.evaluation.protocols import Protocol, TestSpec, protocol_of
 from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
-from resnet_pipeline.evaluation.scoring import check_models, chosen_samples, plan_chunks, score_chunks
+from resnet_pipeline.evaluation.scoring import Plan, check_models, chosen_samples, plan_chunks, score_chunks
 from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
 from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
@@ -70,12 +69,11 @@ def evaluate_models(
         member = load(workspace, reference)
         check_models({text: member.classifier}, dataset)
         protocol = protocol_of(test.protocol, member.views, scales=test.scales, average=test.average)
-        subset = protocol.id if test.images is None else f"{protocol.id}-{len(indices)}-images"
         path = score_path(
             workspace.scores,
             dataset_fingerprint=dataset.fingerprint,
             split=split,
-            protocol=subset,
+            protocol=protocol.id if test.images is None else f"{protocol.id}-{len(indices)}-images",
             weights_sha256=member.weights_sha256,
         )
         if not path.exists() and path not in paths.values():  # else the same weights under another name
@@ -86,8 +84,8 @@ def evaluate_models(
     for protocol, group in groups.items():
         title = f"{test.protocol}: {', '.join(member.name for member, _ in group.values())}"
         with counting(title, quiet=quiet, say=say) as update:
-            chosen = replace(test, split=split)
-            scores |= _compute(workspace, group, dataset, chosen, protocol, indices, update=update, say=say)
+            plan = plan_chunks(dataset, split, protocol, indices)
+            scores |= _compute(workspace, group, plan, test, update=update, say=say)
     reused = [text for text, path in paths.items() if path not in scores]
     if reused:
         say(f"{test.protocol}: scores of {', '.join(known[text].name for text in reused)} kept from before")
@@ -116,33 +114,29 @@ def ensemble_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
 def _compute(
     workspace: Workspace,
     members: Mapping[str, tuple[Member, Path]],
-    dataset: Dataset,
+    plan: Plan,
     test: TestSpec,
-    protocol: Protocol,
-    indices: Int64,
     *,
     update: Callable[[int, int], None],
     say: Say,
 ) -> dict[Path, Scores]:
     """Compute the missing chunks of each member, then write its score file; return what was written, by file."""
-    split = test.split or dataset.eval_split
-    chunks = plan_chunks(dataset, split, protocol, indices)
     models = {reference: member.classifier for reference, (member, _) in members.items()}
-    parts = {reference: Parts(path, [len(chunk) for chunk in chunks]) for reference, (_, path) in members.items()}
+    parts = {reference: Parts(path, [len(chunk) for chunk in plan.chunks]) for reference, (_, path) in members.items()}
     lacking = lacking_models(parts)
-    total = sum(len(chunks[number]) for number in lacking)
-    if len(lacking) < len(chunks):
-        say(f"{protocol.name}: going on with {len(lacking)} of {len(chunks)} chunks")
+    total = sum(len(plan.chunks[number]) for number in lacking)
+    if len(lacking) < len(plan.chunks):
+        say(f"{plan.protocol.name}: going on with {len(lacking)} of {len(plan.chunks)} chunks")
     if lacking and (test.workers is not None or surroundings().ray_address):
         from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
         score_on_ray(
-            models, workspace, dataset.storage.url, protocol, split=split, chunks=chunks, parts=parts, lacking=lacking,
-            workers=test.workers, progress=lambda done: update(done, total),
+            models, workspace, plan, parts=parts, lacking=lacking, workers=test.workers,
+            progress=lambda done: update(done, total),
         )  # fmt: skip
     else:
-        _score_here(models, dataset, split, protocol, chunks, parts, lacking, lambda done: update(done, total))
-    keys = [dataset.splits[split].keys[i] for i in indices]
+        _score_here(models, plan, parts, lacking, lambda done: update(done, total))
+    keys = plan.keys
     written = {}
     for reference, (_, path) in members.items():
         scores = parts[reference].merge(keys)
@@ -156,10 +150,7 @@ def _compute(
 
 def _score_here(
     models: Mapping[str, Classifier],
-    dataset: Dataset,
-    split: str,
-    protocol: Protocol,
-    chunks: Sequence[Int64],
+    plan: Plan,
     parts: Mapping[str, Parts],
     lacking: Mapping[int, Sequence[str]],
     progress: Callable[[int], None],
@@ -173,15 +164,12 @@ def _score_here(
         numbers = list(group)
         scored = score_chunks(
             {name: models[name] for name in names},
-            dataset,
-            protocol,
-            split=split,
-            chunks=[chunks[number] for number in numbers],
+            plan.only(numbers),
             device=local_device(),
             progress=lambda seen, _, before=done: progress(before + seen),  # type: ignore[misc]
         )
         for number, found in zip(numbers, scored, strict=True):
             for name in names:
-                keep = parts[name].write if len(chunks) > 1 else parts[name].hold
+                keep = parts[name].write if len(plan.chunks) > 1 else parts[name].hold
                 keep(number, found[name])
-            done += len(chunks[number])
+            done += len(plan.chunks[number])

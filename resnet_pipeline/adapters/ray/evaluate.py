@@ -13,9 +13,8 @@ from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.protocols import Protocol
 from resnet_pipeline.evaluation.scores import Parts
-from resnet_pipeline.evaluation.scoring import score_chunks
+from resnet_pipeline.evaluation.scoring import Plan, score_chunks
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.workspace import Workspace
 
@@ -23,11 +22,8 @@ from resnet_pipeline.workspace import Workspace
 def score_on_ray(
     models: Mapping[str, Classifier],
     workspace: Workspace,
-    dataset: str,
-    protocol: Protocol,
+    plan: Plan,
     *,
-    split: str,
-    chunks: Sequence[Int64],
     parts: Mapping[str, Parts],
     lacking: Mapping[int, Sequence[str]],
     workers: int | None,
@@ -35,7 +31,7 @@ def score_on_ray(
 ) -> None:
     """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
 
-    ``lacking`` says which models lack a chunk, by its number. The dataset, at an address, and the parts must lie where
+    ``lacking`` says which models lack a chunk of the plan, by its number. The dataset and the parts must lie where
     every node sees them. ``progress`` is called with the images done so far. Raises UserError with a task's own message
     where that is one, and where a task can't be finished.
     """
@@ -56,12 +52,12 @@ def score_on_ray(
                 own = {name: parts[name] for name in lacking[number]}
                 arguments = {
                     "root": str(workspace.root),
-                    "dataset": dataset,
-                    "protocol": protocol,
-                    "split": split,
+                    "dataset": plan.dataset.storage.url,
+                    "protocol": plan.protocol,
+                    "split": plan.split,
                     "threads": cpus,
                 }
-                running[task.remote(shared, own, number, chunks[number], arguments)] = number
+                running[task.remote(shared, own, number, plan.chunks[number], arguments)] = number
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 number = running.pop(reference)
@@ -71,7 +67,7 @@ def score_on_ray(
                     raise UserError(_message(error)) from None
                 except ray.exceptions.RayError as error:
                     raise UserError(f"evaluation failed on Ray: {str(error).strip().splitlines()[-1]}") from error
-                images += len(chunks[number])
+                images += len(plan.chunks[number])
                 progress(images)
 
 
@@ -81,14 +77,8 @@ def _work(
     torch.set_num_threads(arguments["threads"])
     # with the settings of its own node: each has its own cache
     dataset = open_dataset_at(Workspace(Path(arguments["root"])), arguments["dataset"])
-    (found,) = score_chunks(
-        {name: models[name] for name in parts},
-        dataset,
-        arguments["protocol"],
-        split=arguments["split"],
-        chunks=[chunk],
-        device=local_device(),
-    )
+    plan = Plan(dataset=dataset, split=arguments["split"], protocol=arguments["protocol"], chunks=[chunk])
+    (found,) = score_chunks({name: models[name] for name in parts}, plan, device=local_device())
     for name, scores in found.items():
         parts[name].write(number, scores)
 

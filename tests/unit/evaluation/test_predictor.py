@@ -90,5 +90,8 @@ def test_broken_files_come_back_with_the_reason():
     good = jpeg(30, 40)
     found = checked([good, b"", b"hello", good[: len(good) // 2]])
     assert isinstance(found[0], Image) and (found[0].height, found[0].width) == (30, 40)
-    assert found[1:3] == ["empty file", "no image format that is known"] and "runcated" in found[3]
+    assert (
+        found[1:3] == ["empty file", "no image format that is read here (JPEG, PNG, BMP, GIF, PPM, TIFF, WEBP)"]
+        and "runcated" in found[3]
+    )
     assert checked([]) == []

@@ -152,13 +152,15 @@ def test_chunks_in_any_order_and_grouping_give_the_same_bits(digits, name):
     models = {"a": network(1), "b": network(2)}
     protocol = protocol_of(name, VIEWS)
     indices = chosen_samples(len(digits.splits["val"]), 120)
-    chunks = plan_chunks(digits, "val", protocol, indices, chunk_pixels=40_000)
+    plan = plan_chunks(digits, "val", protocol, indices, chunk_pixels=40_000)
+    chunks = plan.chunks
     assert len(chunks) > 3 and sorted(np.concatenate(chunks)) == indices.tolist()
-    once = [part["a"] for part in score_chunks(models, digits, protocol, split="val", chunks=chunks)]
-    for chunk, part in zip(reversed(chunks), reversed(once), strict=True):
-        (alone,) = score_chunks({"a": models["a"]}, digits, protocol, split="val", chunks=[chunk])
+    assert plan.keys == [digits.splits["val"].keys[i] for i in indices]
+    once = [part["a"] for part in score_chunks(models, plan)]
+    for number, part in reversed(list(enumerate(once))):
+        (alone,) = score_chunks({"a": models["a"]}, plan.only([number]))
         np.testing.assert_array_equal(alone["a"].probabilities, part.probabilities)
-        assert alone["a"].keys == part.keys == [digits.splits["val"].keys[i] for i in chunk]
+        assert alone["a"].keys == part.keys == [digits.splits["val"].keys[i] for i in chunks[number]]
 
 
 def test_a_forward_pass_has_at_most_the_pixels_it_may(digits, monkeypatch):
