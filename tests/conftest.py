@@ -27,6 +27,7 @@ from resnet_pipeline.staging.stage import Options, stage
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
 from tests.s3_server import KEYS, settings
 from tests.scheduling import OneLaneOfServers
 
@@ -80,6 +81,15 @@ def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     write_digits(folder / "source")
     options = Options(shard_bytes=300_000)
     return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2, options=options)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, digits: Dataset) -> Workspace:
+    """Return a new workspace that has the digits."""
+    space = Workspace(tmp_path / "work")
+    Path(space.data).mkdir(parents=True)
+    (Path(space.data) / "digits").symlink_to(digits.path)
+    return space
 
 
 @pytest.fixture

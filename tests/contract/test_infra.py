@@ -288,7 +288,7 @@ def test_the_kubernetes_check_notices_a_misspelt_field() -> None:
     assert "imagePullPolice" in kubernetes_errors(broken, "1.37")
 
 
-def test_the_raycluster_has_fields_that_kuberay_knows_and_the_rays_version() -> None:
+def test_the_raycluster_has_kuberay_s_fields_and_our_ray_s_version() -> None:
     (cluster,) = of_kind("RayCluster")
     jsonschema.Draft202012Validator(RAY_CLUSTER).validate(cluster["spec"])
     assert cluster["apiVersion"] == "ray.io/v1"

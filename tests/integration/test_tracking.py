@@ -59,9 +59,7 @@ class Server:
             self._process.wait(30)
 
 
-def test_an_mlflow_server_that_is_away_for_a_while_costs_no_metric_and_holds_up_no_step(
-    make_run, digits, tmp_path, monkeypatch
-):
+def test_mlflow_away_for_a_while_costs_no_metric_and_holds_no_step(make_run, digits, tmp_path, monkeypatch):
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     run = make_run("steps=45", "log_every=3", "eval_every=15", "checkpoint_every=15")

@@ -69,7 +69,7 @@ def test_the_images_of_a_dataset_are_predicted_as_evaluate_scores_them(workspace
         assert (np.diff(found.probabilities, axis=1) <= 0).all() and found.classes.shape == (len(batch.labels), 10)
 
 
-def test_files_are_predicted_as_the_command_does_it_whatever_form_they_have(workspace, model, dataset, tmp_path):
+def test_files_of_any_form_are_predicted_as_by_the_command(workspace, model, dataset, tmp_path):
     samples = dataset.splits["val"]
     contents = [samples.encoded(number).tobytes() for number in range(6)]
     files = [tmp_path / "in" / f"{number}.jpg" for number in range(6)]

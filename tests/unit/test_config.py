@@ -68,7 +68,7 @@ def test_overrides_reach_nested_fields_and_keep_types():
     assert (config.optim.lr, config.schedule.boundaries, config.batch) == (1.0, (3, 5), 64)
 
 
-def test_assignments_are_read_as_json_and_as_words_else_and_the_last_counts():
+def test_assignments_are_read_as_json_or_as_words_and_the_last_counts():
     texts = ["optim.lr=0.05", "schedule.kind = step", "schedule.boundaries=[3, 5]", "steps=1", "steps=2", "x=a=b"]
     assert parse_assignments(texts) == {
         "optim.lr": 0.05, "schedule.kind": "step", "schedule.boundaries": [3, 5], "steps": 2, "x": "a=b",

@@ -52,7 +52,7 @@ def fresh_pages(where: str, variables: dict[str, str]) -> float:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc has these switches")
-def test_a_thread_of_a_ray_worker_keeps_its_memory_as_the_main_thread_does():
+def test_a_thread_of_a_ray_worker_keeps_its_memory():
     assert fresh_pages("main", {}) < 0.15
     assert fresh_pages("thread", WORKER_VARIABLES) < 0.15
     assert fresh_pages("thread", {}) > 0.3  # why the workers have the variable

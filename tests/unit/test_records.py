@@ -70,7 +70,7 @@ class Row:
     kept: float | None = None
 
 
-def test_results_are_written_under_their_own_names_inline_and_without_what_is_not_there():
+def test_results_are_written_under_their_own_names_without_none():
     assert plain(Row("cat", Path("a/b"))) == {"class": "cat", "path": "a/b", "kept": None}
     row = plain([Row("cat", Path("a"), Inner("n", (1,)), 2.0)])
     assert row == [{"class": "cat", "path": "a", "name": "n", "sizes": [1], "paper": 2.0, "kept": None}]

@@ -43,7 +43,7 @@ def test_a_ring_sends_twice_its_bytes_at_most_and_a_tree_is_shallower():
     assert scaling.ring(4, 1e9, 1e9, 1e-6) < scaling.tree(4, 1e9, 1e9, 1e-6)
 
 
-def test_what_the_backward_pass_hides_costs_nothing_and_the_rest_costs_all():
+def test_only_what_the_backward_pass_does_not_hide_costs_time():
     shape = {"nodes": 4, "gpus": 8, "batch": 1_600}
     open_, hidden = scaling.step_time(SLOW, **shape), scaling.step_time(replace(SLOW, overlap=1.0), **shape)
     assert open_.exposed == open_.exchange > 0 and open_.bound_by == "communication"

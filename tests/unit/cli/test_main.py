@@ -208,7 +208,7 @@ finally:
     [["--help"], ["--version"], ["train", "--help"], ["recipes"], ["recipes", "imagenet/resnet152"]],
     ids=" ".join,
 )
-def test_what_should_answer_at_once_imports_no_slow_library_and_fits_80_columns(arguments):
+def test_what_should_answer_at_once_imports_no_slow_library(arguments):
     lines = in_a_process_of_its_own(*arguments).splitlines()
     assert lines and max(map(len, lines)) <= 80
 

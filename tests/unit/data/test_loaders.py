@@ -45,7 +45,7 @@ def test_dali_and_torchvision_make_the_same_crops(photo_set, augment):
 
 
 @pytest.mark.parametrize("crop", [48, 96], ids=["DALI's resize", "PyTorch's resize"])
-def test_crops_are_pillow_s_where_they_are_shrunk_and_where_they_are_enlarged(photo_set, crop):
+def test_crops_are_pillow_s_both_shrunk_and_enlarged(photo_set, crop):
     augment = AugmentConfig(kind="scale-crop", crop=crop, shorter_side=(crop + 10, 6 * crop))
     train, shrunk, enlarged = photo_set.splits["train"], 0, 0
     for number, batch in enumerate(batches(photo_set, augment, backend="dali")):
@@ -94,7 +94,7 @@ def test_every_sample_once_per_epoch_over_uneven_batches(digits):
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
-def test_bytes_do_not_depend_on_workers_threads_prefetch_or_where_one_starts(photo_set, backend):
+def test_bytes_do_not_depend_on_workers_threads_prefetch_or_start(photo_set, backend):
     whole = batches(photo_set, SCALE, backend=backend)
     others = {
         "threads": batches(photo_set, SCALE, backend=backend, threads=2, prefetch=3),

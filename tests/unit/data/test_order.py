@@ -75,7 +75,7 @@ def shard_sizes(draw):
 
 @given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, epoch=st.integers(0, 100))
 @settings(max_examples=100, deadline=None)
-def test_blocks_of_shards_are_read_one_after_another_and_every_sample_once(shards, size, seed, epoch):
+def test_blocks_of_shards_are_read_in_turn_and_every_sample_once(shards, size, seed, epoch):
     samples, blocks = len(shards), Blocks(shards, size)
     positions = np.arange(epoch * samples, (epoch + 1) * samples)
     order = samples_at(positions, samples=samples, seed=seed, blocks=blocks)

@@ -24,7 +24,7 @@ def test_with_the_labels_themselves_the_error_is_the_usual_one(tmp_path):
     assert real_error(moved, labels) == real_error(scores, labels)
 
 
-def test_any_of_several_labels_is_right_and_images_without_one_do_not_count():
+def test_any_of_several_labels_is_right_and_unlabelled_do_not_count():
     scores = member(0, 1.0)
     rng = np.random.default_rng(4)
     labels = {key: rng.choice(12, rng.integers(0, 4), replace=False).tolist() for key in scores.keys}

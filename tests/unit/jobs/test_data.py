@@ -20,11 +20,6 @@ from resnet_pipeline.workspace import Workspace
 
 
 @pytest.fixture
-def workspace(digits):
-    return Workspace(digits.path.parent.parent)
-
-
-@pytest.fixture
 def copied(digits, tmp_path):
     return Dataset.open(shutil.copytree(digits.path, tmp_path / "work" / "datasets" / "digits"))
 
@@ -40,9 +35,7 @@ def overwrite(dataset, split, sample, data):
 
 
 @pytest.mark.parametrize("command", ["verify", "show", "stats"])
-def test_each_command_has_help_and_names_the_datasets_where_one_is_unknown(
-    command, workspace, tmp_path, monkeypatch, capsys
-):
+def test_each_command_has_help_and_names_the_datasets_there_are(command, workspace, tmp_path, monkeypatch, capsys):
     for arguments, code in ((["--help"], 0), (["nothing", "--root", str(workspace.root)], 2)):
         monkeypatch.setattr(sys, "argv", ["resnet-pipeline", "data", command, *arguments])
         with pytest.raises(SystemExit) as ended:

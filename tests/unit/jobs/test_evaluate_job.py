@@ -27,14 +27,6 @@ CENTER = TestSpec(dataset="digits", protocol="center", images=100)
 
 
 @pytest.fixture
-def workspace(tmp_path, digits):
-    space = Workspace(tmp_path / "work")
-    Path(space.data).mkdir(parents=True)
-    (Path(space.data) / "digits").symlink_to(digits.path)
-    return space
-
-
-@pytest.fixture
 def models(tmp_path):
     for depth in (8, 14):
         torch.manual_seed(depth)

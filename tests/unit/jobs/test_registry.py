@@ -143,7 +143,7 @@ def test_the_gate(registered):
     assert resolve(Tracking(workspace), f"models:/{NAME}@champion").version == "2"
 
 
-def test_the_gate_takes_the_scores_from_the_registry_where_the_workspace_has_none(registered, monkeypatch, tmp_path):
+def test_the_gate_takes_scores_from_the_registry_if_there_are_none_here(registered, monkeypatch, tmp_path):
     workspace, _ = registered
     monkeypatch.setattr(Workspace, "scores", tmp_path)
     with pytest.raises(PromotionRefusedError, match="better by more than chance"):
@@ -207,7 +207,7 @@ def test_mlflow_away_is_one_line(registered, monkeypatch):
         promote(registered[0], NAME, "center", say=quiet)
 
 
-def test_a_served_model_takes_bytes_base64_and_paths_and_gives_the_evaluation_s_answer(
+def test_a_served_model_answers_bytes_base64_and_paths_as_evaluate_does(
     registered, pyfunc, digits, tmp_path, monkeypatch
 ):
     workspace, _ = registered
@@ -287,7 +287,7 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     assert (len(set(read)), len(read), len(written)) == (2, 2, 1), "the members' are read once, the ensemble's written"
 
 
-def test_an_ensemble_needs_registered_members_with_the_weights_it_was_made_of(registered, tmp_path):
+def test_an_ensemble_needs_registered_members_of_the_same_weights(registered, tmp_path):
     from resnet_pipeline.adapters.mlflow.ensembles import load_members
 
     workspace, runs = registered

@@ -49,7 +49,7 @@ def test_it_slides_the_classifier_over_the_features(name, options, crop, height,
 
 
 @pytest.mark.parametrize("name", ["cifar-resnet14", "cifar-plain8"])
-def test_it_equals_the_classifier_on_every_crop_where_no_kernel_crosses_a_crop_s_edge(name):
+def test_it_equals_the_classifier_on_crops_without_crossed_edges(name):
     classifier = classifier_of(name)
     for module in classifier.modules():
         if isinstance(module, nn.Conv2d):  # only the middle of each 3×3 kernel: padding is never seen

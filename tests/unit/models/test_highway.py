@@ -7,7 +7,7 @@ from resnet_pipeline.models import build_model
 from resnet_pipeline.models.highway import HighwayBlock
 
 
-def test_gates_start_at_their_bias_and_decide_between_carrying_and_transforming():
+def test_gates_start_at_their_bias_and_carry_or_transform():
     network = build_model("cifar-highway20")
     gates = [m.gate for m in network.modules() if isinstance(m, HighwayBlock)]
     assert len(gates) == 9

@@ -54,7 +54,7 @@ def test_the_deeper_network_computes_what_the_shallow_one_does(name, options, bl
         assert not torch.equal(expected[0], expected[1])
 
 
-def test_in_residual_networks_it_is_exact_in_training_too_and_can_be_trained_on():
+def test_in_residual_networks_it_is_exact_in_training_too():
     shallow = trained("cifar-resnet20")
     deep = deepen(shallow, (9, 9, 9), checkpointing=3)
     images = torch.randn(4, 3, 32, 32)

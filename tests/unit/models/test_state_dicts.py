@@ -27,7 +27,7 @@ def with_statistics(network):
 @pytest.mark.parametrize(
     ("depth", "shortcut"), [(18, "A"), (18, "B"), (34, "A"), (34, "B"), (50, "A"), (50, "B"), (101, "B"), (152, "B")]
 )
-def test_the_libraries_networks_compute_the_same_with_the_exported_weights(depth, shortcut, library):
+def test_the_libraries_networks_compute_the_same_with_our_weights(depth, shortcut, library):
     torch.manual_seed(0)
     ours = with_statistics(build_model(f"resnet{depth}", shortcut=shortcut, stride="v1.5"))
     make = torchvision.models.get_model if library == "torchvision" else timm.create_model

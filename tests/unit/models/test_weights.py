@@ -113,7 +113,7 @@ def test_a_file_of_this_program_says_which_network_it_is_of(tmp_path, options):
         (("cifar-resnet8", {}), ("cifar-plain8", {}), "shortcut A, this one has none"),
     ],
 )
-def test_equal_tensors_of_a_network_that_computes_something_else_are_refused(tmp_path, saved, loaded, said):
+def test_equal_tensors_of_a_network_that_computes_otherwise_are_refused(tmp_path, saved, loaded, said):
     save_weights(build_model(saved[0], **saved[1]), tmp_path / "w.safetensors", {})
     with pytest.raises(UserError, match=said):
         load_weights(build_model(loaded[0], **loaded[1]), tmp_path / "w.safetensors")

@@ -203,7 +203,7 @@ def test_bringing_in_the_background_can_be_given_up_and_goes_on_later(make, tmp_
     assert len(storage.reads) == 10
 
 
-def test_leftovers_of_killed_processes_are_removed_after_a_day_or_for_room(make, tmp_path):
+def test_leftovers_of_killed_processes_are_removed_in_time(make, tmp_path):
     storage, wanted = make(2, fail_at=3)
     folder = CacheFolder(tmp_path / "cache", limit=SIZE)
     with pytest.raises(UserError):

@@ -79,7 +79,7 @@ def test_another_run_s_another_version_s_and_hostile_files_are_refused(tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_checkpoint_of_another_run_s_network_or_format_is_refused_with_its_name(tmp_path):
+def test_a_checkpoint_of_another_network_or_format_is_refused(tmp_path):
     payload = checkpoint(1).payload()
     path = write_checkpoint(tmp_path, {**payload, "run": "imagenet-resnet50-0a-s0-1b"})
     with pytest.raises(CheckpointError, match=r"imagenet-resnet50-0a-s0-1b.*not to cifar10-resnet20"):
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_run_s_network_or_format_is_refused_with_its_nam
         read_checkpoint(path, run="abc")
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_and_ends_training_the_third_time(tmp_path):
+def test_a_checkpoint_that_cannot_be_written_ends_training_the_third_time(tmp_path):
     said: list[str] = []
     writer = CheckpointWriter(tmp_path / "gone", say=said.append)
     (tmp_path / "gone").write_text("a file where the folder should be")
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_ends_training_the_third
     writer.close()
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on_when_there_is_room_again(tmp_path):
+def test_a_full_disk_leaves_the_last_checkpoint_until_there_is_room(tmp_path):
     said: list[str] = []
     writer = CheckpointWriter(tmp_path, say=said.append)
     writer.write(checkpoint(1))
@@ -140,7 +140,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert checkpoint_steps(tmp_path) == [3, 6, 7]
 
 
-def test_checkpoints_beyond_the_one_that_a_run_went_back_to_are_removed_and_do_not_push_it_out(tmp_path):
+def test_checkpoints_beyond_the_one_resumed_from_are_removed(tmp_path):
     writer = CheckpointWriter(tmp_path, keep=2)
     for step in (8, 12, 16):
         writer.write(checkpoint(step))
@@ -153,7 +153,7 @@ def test_checkpoints_beyond_the_one_that_a_run_went_back_to_are_removed_and_do_n
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_slow_disk_delays_nothing_and_the_newest_waiting_checkpoint_wins(tmp_path):
+def test_a_slow_disk_delays_nothing_and_the_newest_checkpoint_wins(tmp_path):
     release, started = threading.Event(), threading.Event()
 
     def slow() -> None:

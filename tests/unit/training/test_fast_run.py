@@ -24,7 +24,7 @@ TODAY = [
 ]
 
 
-def test_a_stopped_run_ends_bit_identical_with_averages_bf16_and_growing_crops(make_run, digits):
+def test_a_stopped_fast_run_ends_bit_identical(make_run, digits):
     whole, run = make_run(*TODAY, folder="whole"), make_run(*TODAY, folder="stopped")
     train(whole, digits, LocalContext())
     for polls in (2, 1):  # stopped twice: within the second size of crop and the third

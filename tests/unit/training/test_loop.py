@@ -78,7 +78,7 @@ def stopping_after(*steps: int) -> LocalContext:
     return LocalContext(stop=lambda: next(counter) in stops)
 
 
-def test_a_run_that_was_stopped_at_any_step_ends_bit_identical_with_the_same_history(make_run, digits):
+def test_a_run_stopped_at_any_step_ends_bit_identical(make_run, digits):
     # a constant warm-up that ends by the training error: the error since the last log point is state, too
     warm = [
         "schedule.warmup=0",
@@ -202,7 +202,7 @@ def test_a_worker_that_hangs_ends_the_attempt_with_a_message(make_run, digits, m
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_names_the_rank_and_the_samples_that_made_it(make_run, digits):
+def test_a_loss_that_is_not_finite_names_the_rank_and_the_samples(make_run, digits):
     run = make_run("steps=8", "batch=64", "micro_batch=16")
     keys = digits.splits["train"].keys
     step, bad = 5, 3  # micro-batch 3 of 4 is the second one of rank 1
@@ -262,7 +262,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(make_run, digits):
     assert run.result()["weights_sha256"] == whole.result()["weights_sha256"]
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples(make_run, digits):
+def test_a_loss_that_is_not_finite_stops_before_the_update(make_run, digits):
     run = make_run("optim.lr=1e9")
     with pytest.raises(NonFiniteError, match=r"step \d+ on rank 0.*train/\d/\d+\.JPEG"):
         train(run, digits, LocalContext())

@@ -20,7 +20,7 @@ def stopping_after(steps: int) -> LocalContext:
     return LocalContext(stop=lambda: next(left, None) is None)
 
 
-def test_a_run_goes_on_from_the_mirror_on_an_empty_machine_and_ends_bit_identical(make_run, digits, tmp_path):
+def test_a_run_resumes_from_the_mirror_on_an_empty_machine(make_run, digits, tmp_path):
     whole = make_run(folder="whole")
     train(whole, digits, LocalContext())
     mirror = LocalStorage(tmp_path / "mirror")

@@ -49,7 +49,7 @@ def test_step_schedule_drops_at_the_paper_s_iterations():
     assert list(rates.values()) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-def test_resnet_110_starts_low_until_the_training_error_is_below_80_percent():
+def test_resnet_110_starts_low_until_its_error_is_below_80_percent():
     schedule = Schedule(ScheduleConfig(warmup_lr=0.01, warmup_until=80), lr=0.1, steps=10)
     schedule.observe_training(85.0)
     assert schedule.lr(300) == 0.01

@@ -9,5 +9,5 @@ from resnet_pipeline.training.system import gpu_utilization
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: tests/gpu asks it")
-def test_a_machine_without_nvidia_s_library_costs_a_figure_and_not_the_run():
+def test_without_nvidia_s_library_a_figure_is_missing_not_the_run():
     assert gpu_utilization(torch.device("cuda", 0)) == {}

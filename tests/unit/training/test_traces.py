@@ -48,7 +48,7 @@ def compare_float64(name, found):
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4), f"if that is meant: {COMMAND}"
 
 
-def test_the_traces_are_of_the_configs_that_are_run_and_say_why_they_are_so():
+def test_the_traces_are_of_the_recipes_and_say_why_they_are_so():
     for name, traced in TRACES.items():
         golden = json.loads(golden_file(name).read_text())
         assert (golden["recipe"], golden["changes"]) == (traced.recipe, list(traced.changes))
