@@ -1,8 +1,9 @@
-"""The program's log: Python's ``logging``, silent until someone asks for it, with run, rank and step on every line.
+"""The program's log: Python's ``logging``, silent until someone asks for it.
 
 Each module has its own logger below the package's. Nothing is set up on import: a notebook stays silent, unless it sets
-up logging itself. The command line and Ray's workers call ``configured``; Prefect's flows send the same lines to the
-flow run (``flows.shell``).
+up logging itself. The command line calls ``configured``; Prefect's flows send the same lines to the flow run
+(``flows.shell``). Lines carry run, rank and step inside `log_context`, which training does not enter yet: most messages
+of jobs are still printed by the ``say`` that they are given.
 """
 
 from __future__ import annotations

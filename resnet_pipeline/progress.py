@@ -4,7 +4,8 @@
         bar.advance(64)
 
 By default that is a line of the log every few seconds, so nothing where nobody set up logging. The command line shows
-bars on a terminal (``cli.console``): a display is whatever `displayed_on` is given.
+bars on a terminal (``cli.console``): a display is whatever `displayed_on` is given. The jobs still show theirs by
+``report.progress``; moving them here is not done.
 """
 
 from __future__ import annotations

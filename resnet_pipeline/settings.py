@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     """batches that each worker prepares ahead"""
 
     log_format: Literal["text", "json"] = "text"
-    """`json` writes messages as JSON lines with time, level, logger, message, run, rank and step"""
+    """`json` writes what goes through the log as JSON lines; most messages of jobs are still printed"""
 
 
 class Surroundings(BaseSettings):

@@ -38,7 +38,7 @@ def errors_of(scores: Scores) -> dict[str, float]:
 
 
 def intervals_of(scores: Scores) -> dict[str, tuple[float, float]]:
-    """Return the 95 % bootstrap intervals of top-1 and top-5 error in percent; UserError as `errors_of`."""
+    """Return Wilson's 95 % intervals of top-1 and top-5 error in percent; UserError as `errors_of`."""
     places = label_places(scores.probabilities, scores.labels)
     return {"top1_interval": error_interval(places >= 1), "top5_interval": error_interval(places >= 5)}
 

@@ -84,7 +84,7 @@ def _error_lines(errors: Sequence[MeasuredErrors]) -> Iterator[str]:
             f"| {found.top5:.2f} | {low5:.2f} to {high5:.2f} |"
         )
     yield ""
-    yield "Intervals: bootstrap over the images; they say nothing of other training seeds."
+    yield "Intervals: Wilson's, over the images; they say nothing of other training seeds."
 
 
 _USE = (

@@ -37,7 +37,7 @@ def test_a_card_has_every_part_and_each_error_with_its_interval():
         "12.34 ", "12.35 "
     )
     assert "| 10-crop | 6 val of 364 |" in text
-    assert "- One.\n- Two.\n" in text and "Not tested" not in text
+    assert "- One.\n- Two.\n" in text and "Not tested" not in text and "Wilson" in text
 
 
 def test_errors_are_replaced_and_nothing_else():
