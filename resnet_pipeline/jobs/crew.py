@@ -115,11 +115,11 @@ class Crew:
 
 @contextmanager
 def alone(workers: int | str | None) -> Iterator[Crew]:
-    """Yield a crew of this process alone, with the threads that PyTorch has; UserError for more workers."""
+    """Yield a crew of this process alone, which may use all of the machine's cores; UserError for more workers."""
     if workers is not None and str(workers) != "1":
         raise UserError(f"--launcher local trains in this process alone, not with --workers {workers}; leave one out")
     with stop_on_signals(leave_at_once=True) as stop:
-        yield _crew(LocalContext(device=local_device(), stop=stop))
+        yield _crew(LocalContext(device=local_device(), stop=stop), 1)
 
 
 @contextmanager
@@ -147,9 +147,7 @@ def joined(workers: int | str | None) -> Iterator[Crew]:
             where = f"{found.master_addr}:{found.master_port}"
             reason = str(error).splitlines()[0]
             raise UserError(f"rank {found.rank} can't meet the other processes at {where}: {reason}") from error
-        # torchrun gives each one thread; the processes of this machine share its cores, as Ray's workers do
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // found.local_world_size))
-        crew = _crew(context)
+        crew = _crew(context, found.local_world_size)
         try:
             yield crew
         except BaseException as error:
@@ -162,9 +160,12 @@ def _given(name: str) -> bool:
     return name in torchrun().model_fields_set
 
 
-def _crew(context: Context) -> Crew:
+def _crew(context: Context, here: int) -> Crew:
+    """Return a crew whose ``here`` processes on this machine share its cores, as Ray's workers do."""
     # nobody could act on it, and it would come from every process: what replaces the argument does another thing
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # whatever OMP_NUM_THREADS says: on another number of threads the last bits of the weights are others
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     return Crew(context)
 
 
