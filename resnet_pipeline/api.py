@@ -51,6 +51,8 @@ def load_model(
     know no names of classes: they take those of the staged ``dataset``, else numbers. ``root`` is the folder where
     everything is kept (default: RESNET_PIPELINE_ROOT, else ./work), ``device`` by default the GPU if there is one.
     Raises UserError if there is no such model, or its classes are not as many as the dataset's.
+
+    Example: ``load_model("torchvision:resnet50", dataset="ilsvrc2012")``
     """
     members = named_members(Workspace.of(root), str(reference), dataset)
     return Model(members, torch.device(device) if device is not None else local_device())
@@ -59,7 +61,9 @@ def load_model(
 def open_dataset(name: str, *, root: Path | str | None = None) -> ImageDataset:
     """Open a staged dataset by the name that ``stage`` was given; UserError if there is none.
 
-    ``root`` as for ``load_model``. From a bucket, shards come when their images are asked for.
+    ``root`` as for ``load_model``. The shards of a bucket are fetched when their images are needed.
+
+    Example: ``open_dataset("digits").classes``
     """
     return ImageDataset(datasets.open_dataset(Workspace.of(root), name))
 
@@ -82,6 +86,8 @@ class Model:
 
         Its first module subtracts the mean. It takes the images at the size that they have: ``members[0].views.crop``
         is the side that the network was trained for. Raises UserError for an ensemble.
+
+        Example: ``load_model("digits-resnet20").classifier(batch.images).argmax(1)``
         """
         if len(self.members) > 1:
             raise UserError(f"an ensemble of {len(self.members)} networks is no single module: take those of .members")
@@ -100,6 +106,8 @@ class Model:
         images, arrays uint8 [H, W, 3]; one such image alone is a list of one. They are resized and cropped as the
         evaluation does under the protocol ``center``, ``10-crop`` or ``multi-scale``. Raises UserError, naming the
         image, for one that can't be decoded or has another shape or type, and for an unknown protocol.
+
+        Example: ``load_model("digits-resnet20").predict(["three.png"], protocol="10-crop", top=1).classes``
         """
         if top < 1:
             raise UserError(f"top must be at least 1, not {top}")
@@ -150,7 +158,9 @@ class ImageDataset:
 
         They are centre crops of ``crop`` pixels from images whose shorter side was resized to ``resize`` (default:
         ``crop``). Without both, squares of one size (CIFAR-10, the digits) come whole, others as the paper tests: 224
-        pixels of 256. Raises UserError for an unknown split and for sizes that can't be.
+        pixels of 256. Raises UserError for an unknown split, and for sizes that are not possible.
+
+        Example: ``next(open_dataset("digits").batches("val", batch=64)).images``
         """
         if split not in self.splits:
             near = did_you_mean(split, self.splits) or f"; there are: {', '.join(self.splits)}"

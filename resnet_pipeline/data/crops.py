@@ -1,4 +1,4 @@
-"""What is cut out of each image, as arrays, before anything is decoded: pure functions of (seed, position, sizes)."""
+"""Which window is cut out of each image, before anything is decoded: pure functions of (seed, position, sizes)."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def _window_of_resized(
 ) -> Int64:
     """Return the window of the original that becomes a crop of the image resized to a shorter side.
 
-    The crop's place is a whole pixel of the resized image, chosen by two numbers in [0, 1); the window is rounded to
-    whole pixels of the original, at least one, and lies inside.
+    Two numbers in [0, 1) choose the crop's place, a whole pixel of the resized image. The window is rounded to whole
+    pixels of the original, at least one, and lies inside.
     """
     factor = np.minimum(h, w) / shorter  # original pixels per resized pixel
     y = np.floor(at_y * (np.floor(h / factor + 1e-9) - crop + 1)) * factor

@@ -1,9 +1,9 @@
 """Plans carried out by NVIDIA DALI: one graph for CPU and GPU decoding.
 
 The encoded bytes are views onto the memory-mapped shards, handed over without a copy. Training decodes only each
-crop's window of the image (``decoders.image_slice``). On the CPU the graph ends there for all but small crops:
-PyTorch's kernel resizes (``resize``), and all of it runs in a thread, so that planning and feeding do not wait for the
-reader either. While one batch is computed on, the next ``prefetch`` are being decoded.
+crop's window of the image (``decoders.image_slice``). On the CPU the graph ends there, except for small crops, and
+PyTorch's kernel resizes (``resize``). All of it runs in a thread, so that planning and feeding do not wait for the
+reader. While one batch is computed on, the next ``prefetch`` are decoded.
 """
 
 from __future__ import annotations

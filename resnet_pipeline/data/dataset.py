@@ -107,7 +107,7 @@ class Dataset:
     def open(cls, place: Path | Storage, cache: CacheFolder | None = None) -> Dataset:
         """Open the dataset of a folder, or of any storage by means of a cache.
 
-        Manifest, index and mean image are read now, shards when they are needed. Raises NoDatasetError where there is
+        Manifest, index and mean image are read now, shards when they are needed. Raises NoDatasetError if there is
         none, DamagedDatasetError if its index or manifest are damaged, other UserErrors if they can't be read.
         """
         storage = LocalStorage(place) if isinstance(place, Path) else place
@@ -152,7 +152,7 @@ class Dataset:
 
     @property
     def eval_split(self) -> str:
-        """``val`` where there is one, else ``test``; UserError where there is neither."""
+        """The split that is tested on: ``val``, or else ``test``; UserError if there is neither."""
         for name in ("val", "test"):
             if name in self.splits:
                 return name
@@ -210,7 +210,7 @@ def _manifest(storage: Storage) -> dict[str, Any]:
 
 
 def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None) -> BytesIO:
-    """Return a small file's verified content; it is kept in the cache where there is one."""
+    """Return a small file's verified content; it is kept in the cache if there is one."""
     address = f"{storage.url}/{name}"
     stored = storage.stat(name)
     if stored is None:
@@ -234,7 +234,7 @@ def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:
 
 
 def open_dataset(workspace: Workspace, name: str) -> Dataset:
-    """Open a dataset of the workspace; from S3 by means of this machine's cache. UserError where it is not there."""
+    """Open a dataset of the workspace, from S3 through this machine's cache; UserError if it is not there."""
     try:
         return open_dataset_at(workspace, workspace.dataset(name))
     except NoDatasetError:

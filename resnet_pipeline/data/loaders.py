@@ -1,8 +1,9 @@
 """Batches of a staged dataset, decoded by DALI or, slow and obvious, by Pillow and torchvision.
 
-What a batch holds is planned first (``order``, ``crops``); the two executors only carry plans out. How many threads
-decode, and how many batches ahead, changes the speed alone: an argument says it, else the environment variables
-RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH, else it is one per CPU that PyTorch uses, and two.
+What a batch holds is planned first (``order``, ``crops``); the two executors only carry plans out. The number of
+decoding threads, and of batches ahead, changes the speed alone. An argument says it, else the environment variables
+RESNET_PIPELINE_LOADER_THREADS and RESNET_PIPELINE_LOADER_PREFETCH; by default it is one thread per CPU that PyTorch
+uses, and two batches.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def train_batches(
     """Return this rank's micro-batches of the steps from ``start_step`` on, in order.
 
     A step has batch / micro_batch micro-batches; micro-batch m is rank (m mod world)'s. The content of each is a
-    function of (seed, position) alone. ``block_shards`` shuffles within blocks of so many shards (``order.Blocks``),
-    None the whole epoch. Shards of a bucket are brought ahead of their use; UserError where the cache is too small.
+    function of (seed, position) alone. ``block_shards`` shuffles within blocks of so many shards (``order.Blocks``);
+    None shuffles the whole epoch. Shards of a bucket are fetched ahead of their use. Raises UserError if the cache is
+    too small.
     """
     samples = dataset.splits[split]
     if len(samples) == 0:
@@ -211,7 +213,7 @@ def executor_of(
     backend: Backend,
     fill: Any,
 ) -> Executor:
-    """Return the executor of a backend for batches of at most ``most`` samples; UserError where it is not there."""
+    """Return the executor of a backend for batches of at most ``most`` samples; UserError if its library is missing."""
     device = device or torch.device("cpu")
     threads = threads or settings().loader_threads or torch.get_num_threads()
     prefetch = prefetch or settings().loader_prefetch or 2

@@ -1,6 +1,6 @@
 """Which sample stands where, and every random draw, as pure functions of (seed, epoch, position).
 
-Nothing is carried from one batch to the next: a run goes on at any step, on any number of workers, with the same
+No state is carried from one batch to the next. So a run resumes at any step, on any number of workers, with the same
 samples and the same augmentation. All arithmetic is on unsigned 64-bit integers, so no library's generator can change
 it. Positions count the samples of an endless stream: position // n is the epoch.
 """

@@ -1,7 +1,7 @@
 """Decoded images of many sizes to one batch, by PyTorch's antialiased kernel in threads.
 
-For uint8 images whose channels lie together that kernel (the authors of Pillow-SIMD's, with AVX2) takes a fifth of the
-time of DALI's on the CPU, and its pixels are Pillow's give or take one; docs/LOG.md has the figures.
+That kernel is by the authors of Pillow-SIMD and uses AVX2. For uint8 images whose channels lie together it takes a
+fifth of the time of DALI's on the CPU. Its pixels differ from Pillow's by one at most. docs/LOG.md has the figures.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Resizer:
     def _forgo_inner_threads(self) -> None:
         """Let each of our threads work alone: a team of OpenMP threads for every copy would cost more than it gains.
 
-        PyTorch keeps the number per thread, and the last one that was set for threads to come; so that is set again.
+        PyTorch keeps the number per thread, and the last one that was set for new threads. So the old one is set again.
         """
         own, all_here = torch.get_num_threads(), threading.Barrier(self._threads)
 

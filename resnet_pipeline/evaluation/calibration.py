@@ -20,7 +20,7 @@ class Calibration:
     """Equal bins of confidence: ``edges`` float64 [B + 1], ``images`` int64 [B], means per bin float64 [B].
 
     ``confidence`` is the mean probability of the best class, ``accuracy`` the share of right answers, both in 0..1 and
-    NaN where a bin is empty. ``error`` is the expected calibration error in percent: the mean distance of the two,
+    NaN if a bin is empty. ``error`` is the expected calibration error in percent: the mean distance of the two,
     weighted by the bins' images.
     """
 
@@ -34,7 +34,7 @@ class Calibration:
 def calibrate(probabilities: npt.NDArray[np.floating], labels: Labels, *, bins: int = 15) -> Calibration:
     """Bin the samples of scores [N, C] by confidence; a bin includes its upper edge, the first one 0 as well.
 
-    Raises UserError where a label is not known.
+    Raises UserError if a label is not known.
     """
     check_labelled(labels)
     best = top_classes(probabilities, 1)[:, 0]

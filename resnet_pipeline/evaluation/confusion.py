@@ -11,7 +11,7 @@ from resnet_pipeline.errors import UserError
 
 Int64 = npt.NDArray[np.int64]
 Labels = Int64
-"""The true class of each sample int64 [N]; −1 where it is not known."""
+"""The true class of each sample int64 [N]; −1 if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Confusion:
 
 
 def check_labelled(labels: Labels) -> None:
-    """Raise UserError where a label is not known: an error can't be counted then."""
+    """Raise UserError if a label is not known: an error can't be counted then."""
     unknown = int(np.count_nonzero(labels < 0))
     if unknown:
         raise UserError(
@@ -89,7 +89,7 @@ def label_places(probabilities: npt.NDArray[np.floating], labels: Labels) -> Int
 
 
 def class_errors(probabilities: npt.NDArray[np.floating], labels: Labels) -> ClassErrors:
-    """Count each class's images and errors from scores [N, C]; UserError where a label is not known."""
+    """Count each class's images and errors from scores [N, C]; UserError if a label is not known."""
     places, classes = label_places(probabilities, labels), probabilities.shape[1]
     return ClassErrors(
         images=np.bincount(labels, minlength=classes),

@@ -1,7 +1,7 @@
 """Ensembles from kept scores; no network runs here (the paper, section 3.4 and Table 5).
 
-``probabilities`` averages the members' softmax, ``logits`` their log-probabilities: a logit is that but for a constant
-per sample, which the softmax of the mean takes out again.
+``probabilities`` averages the members' softmax, ``logits`` their log-probabilities. A logit is a log-probability plus a
+constant per sample, which the softmax of the mean takes out again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _EM_STEPS = 500
 
 
 def errors_of(scores: Scores) -> dict[str, float]:
-    """Return top-1 and top-5 error in percent and the number of images; UserError where a label is not known."""
+    """Return top-1 and top-5 error in percent and the number of images; UserError if a label is not known."""
     places = label_places(scores.probabilities, scores.labels)
     images = max(len(places), 1)
     return {
@@ -53,7 +53,7 @@ class Mean:
         self._weight = 0.0
 
     def add(self, member: Scores, weight: float = 1.0) -> None:
-        """Add a member; UserError where its dataset, split, samples or classes are not the first one's."""
+        """Add a member; UserError if its dataset, split, samples or classes are not the first one's."""
         empty = np.empty((0, member.probabilities.shape[1]), dtype=np.float32)
         described = replace(member, probabilities=empty)
         if self._members:
@@ -67,7 +67,7 @@ class Mean:
         self._weight += weight
 
     def scores(self) -> Scores:
-        """Return the mean as scores, float32; UserError where there is no member."""
+        """Return the mean as scores, float32; UserError if there is no member."""
         if self._total is None:
             raise UserError("an ensemble needs at least one member")
         mean = np.empty(self._total.shape, dtype=np.float32)
@@ -88,8 +88,10 @@ def average(
 ) -> Scores:
     """Return the mean of the members, which may be read one after the other; ``weights`` are equal by default.
 
-    Raises UserError naming the first member whose dataset, split, samples or classes are not the first one's, and
-    where weights are negative, all zero, or not one per member.
+    Raises UserError if weights are negative, all zero, or not one per member, and naming the first member whose
+    dataset, split, samples or classes are not the first one's.
+
+    Example: ``errors_of(average(read_scores(file) for file in files))["top1"]``
     """
     if weights is not None and not (all(w >= 0 for w in weights) and sum(weights) > 0):
         raise UserError(f"weights must be at least 0 and not all 0, not {list(weights)}")
@@ -137,7 +139,7 @@ def greedy_selection(
 
 
 def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilities") -> list[dict[str, float]]:
-    """Return the errors in percent of the ensemble without each member; UserError where it has only one."""
+    """Return the errors in percent of the ensemble without each member; UserError if it has only one."""
     check_same_samples(members)
     if len(members) < 2:
         raise UserError("leaving a member out needs at least two members")

@@ -1,8 +1,8 @@
-"""Forward passes of bounded size over many views, the same to the last bit whatever computes them.
+"""Forward passes of bounded size over many views, the same to the last bit on any number of threads and processes.
 
 On a CPU the order in which a convolution adds depends on the number of threads that share it. So each pass has one
-thread, and as many passes run side by side as the process has threads: the scores of one process with eight threads
-are those of eight workers with one each, and small passes, whose maps stay in the caches, lose nothing by it.
+thread, and as many passes run side by side as the process has threads. One process with eight threads computes the
+same scores as eight workers with one each. Small passes lose nothing by it: their maps stay in the caches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from resnet_pipeline.parallel import work_alone
 
 PASS_PIXELS = {"cpu": 2**18, "cuda": 2**24}
-"""The most that one pass holds, if it is more than one image: five crops of 224 pixels on a CPU, 334 on a GPU.
+"""The most pixels in one pass of more than one image: five crops of 224 pixels on a CPU, 334 on a GPU.
 
 A network needs some 300 bytes for each pixel of its input. More than ten crops are slower on a CPU (docs/LOG.md).
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedError:
-    """An error of the paper: top-1, top-5 where it is given, and where it stands."""
+    """An error of the paper: top-1, top-5 if it is given, and the table where it stands."""
 
     top1: float
     top5: float | None
@@ -53,4 +53,4 @@ ENSEMBLES: dict[str, tuple[str, ...]] = {
         "models:/imagenet-resnet152/2",
     )
 }
-"""Ensembles by name: what stands for its members wherever members are named."""
+"""Ensembles by name: a command that takes members takes such a name for all of them."""

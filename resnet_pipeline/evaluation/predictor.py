@@ -1,4 +1,4 @@
-"""Single images by trained networks: what staging would pack of a file, tested as the evaluation tests a dataset."""
+"""Single images through trained networks: audited as staging does, then tested as the evaluation tests a dataset."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Predictions:
 class Predictor:
     """One network, or several whose probabilities are averaged, with the words for its classes.
 
-    Raises UserError where the networks have different classes.
+    Raises UserError if the networks have different classes.
     """
 
     def __init__(self, members: Sequence[Member], device: torch.device | None = None) -> None:

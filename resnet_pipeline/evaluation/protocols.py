@@ -24,9 +24,9 @@ class TestSpec:
     """How networks are tested: on which images, under which protocol, by whom.
 
     ``split`` None is the dataset's val, or test if there is no val; ``images`` limits it to that many evenly spaced
-    ones. ``scales`` are the shorter sides instead of each network's own, ``average`` is softmax or logits, over the
-    views. ``workers`` is the number of tasks on Ray at a time; without it the cluster that RAY_ADDRESS names is used in
-    full, and if there is none, this process. ``half`` keeps the scores as float16.
+    ones. ``scales`` are the shorter sides instead of each network's own. ``average`` says what is averaged over the
+    views: softmax or logits. ``workers`` is the number of tasks on Ray at a time; without it all of the cluster that
+    RAY_ADDRESS names is used, and without a cluster this process. ``half`` keeps the scores as float16.
     """
 
     __test__: ClassVar[bool] = False  # no test of pytest's

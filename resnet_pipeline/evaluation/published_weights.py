@@ -38,8 +38,8 @@ class _Published:
 def load_reference(reference: str) -> Member:
     """Load ``torchvision:NAME[.WEIGHTS][=FILE]`` or ``timm:NAME[.TAG][=FILE]``.
 
-    Images are resized bilinearly whatever the library does. Raises UserError for a name that the library does not know
-    or a network that is none of the paper's, where the library is missing, and where the weights are neither in its
+    Images are resized bilinearly, whatever the library does. Raises UserError for a name that the library does not
+    know, for a network that is none of the paper's, if the library is missing, and if the weights are neither in its
     cache nor can be downloaded.
     """
     name, given, file = reference.partition("=")

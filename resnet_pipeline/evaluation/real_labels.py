@@ -13,7 +13,7 @@ from resnet_pipeline.evaluation.confusion import top_classes
 from resnet_pipeline.evaluation.scores import Scores
 
 RealLabels = dict[str, list[int]]
-"""A sample's key, or its file name, → the classes that are right for it; none where people saw no class at all."""
+"""A sample's key, or its file name → the classes that are right for it; none if people saw no class in it."""
 
 
 def read_real_labels(path: Path) -> RealLabels:

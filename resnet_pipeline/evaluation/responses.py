@@ -44,18 +44,21 @@ def responses(
 ) -> npt.NDArray[np.float64]:
     """Return the standard deviation of each 3×3 layer's response float64 [L], over images, channels and positions.
 
-    The images are centre crops of a split, or ``images`` evenly spaced ones. UserError where there is none, or no 3×3
-    layer.
+    The images are centre crops of a split, or of ``images`` evenly spaced samples of it. Raises UserError if there is
+    no image, or no 3×3 layer with batch norm.
     """
     split, device = split or dataset.eval_split, device or torch.device("cpu")
     indices = chosen_samples(len(dataset.splits[split]), images)
     layers = response_layers(member.classifier.network)
+    # refuse what has no answer
     if len(indices) == 0:
         raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images")
     if not layers:
         raise UserError(f"{member.name} has no 3×3 layer with batch norm")
-    sums = np.zeros((len(layers), 3))  # of ones, values, squares
+    # a hook on each layer adds up what passes: ones, values, squares
+    sums = np.zeros((len(layers), 3))
     handles = [norm.register_forward_hook(_adding_to(sums[row])) for row, (_, norm) in enumerate(layers)]
+    # run the images through the network; the hooks go whatever happens
     classifier = member.classifier.to(device).eval()
     try:
         with (
@@ -77,6 +80,7 @@ def responses(
     finally:
         for handle in handles:
             handle.remove()
+    # std² = E[x²] − E[x]², which rounding may bring below 0
     mean = sums[:, 1] / sums[:, 0]
     return np.sqrt(np.maximum(sums[:, 2] / sums[:, 0] - mean**2, 0))
 

@@ -1,8 +1,8 @@
 """Class probabilities of trained networks under a protocol; every sample once, the decoding shared by all networks.
 
-The samples are cut into chunks, which depend on the dataset and the protocol alone. A chunk's scores are computed in
-the same batches wherever that happens, so they can be computed by any number of processes, in any order, and kept one
-by one; put together they are the same.
+The samples are cut into chunks, which depend on the dataset and the protocol alone. Each process computes a chunk in
+the same batches. So any number of processes may compute the chunks in any order and keep them one by one: put together,
+the scores are the same.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Score every sample of a split (or ``images`` evenly spaced ones) with each model.
 
-    Raises UserError where the split is empty or a model's number of classes is not the dataset's.
+    Raises UserError if the split is empty, or if a model's number of classes is not the dataset's.
     """
     split = split or dataset.eval_split
     indices = chosen_samples(len(dataset.splits[split]), images)
@@ -114,7 +114,7 @@ def class_count(model: nn.Module) -> int:
 
 
 def check_models(models: Mapping[str, nn.Module], dataset: Dataset) -> None:
-    """Raise UserError where a model's number of classes is not the dataset's."""
+    """Raise UserError if a model's number of classes is not the dataset's."""
     for name, model in models.items():
         classes = class_count(model)
         if classes != len(dataset.classes):
@@ -128,7 +128,7 @@ def check_models(models: Mapping[str, nn.Module], dataset: Dataset) -> None:
 class Prepared:
     """Networks as they are run under a protocol on a device, and their weights' SHA-256, by name.
 
-    Preparing takes longer than one image does, so who tests one after the other keeps this.
+    Preparing takes longer than one image does, so a caller that tests images one by one keeps this.
     """
 
     nets: Mapping[str, nn.Module]
@@ -151,19 +151,24 @@ def score_chunks(
     backend: Backend = "auto",
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Scores]]:
-    """Yield each chunk's scores by model, float32, in the chunk's order; models may be prepared for this protocol."""
+    """Yield each chunk's scores by model, float32, in the chunk's order; models may be prepared for this protocol.
+
+    A model's ``seconds`` are those of its own passes and its share of the decoding.
+    """
     dataset, split, protocol = plan.dataset, plan.split, plan.protocol
     device = device or torch.device("cpu")
     prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device)
     nets, digests = prepared.nets, prepared.digests
     samples = dataset.splits[split]
-    done, total = 0, sum(len(chunk) for chunk in plan.chunks)
+    scored, total = 0, sum(len(chunk) for chunk in plan.chunks)
+    # sample number -> row of the chunk at hand
     row = np.empty(len(samples), dtype=np.int64)
     with Passes(device) as passes:
         for chunk in plan.chunks:
             row[chunk] = np.arange(len(chunk))
             sums = {name: torch.zeros(len(chunk), len(dataset.classes), dtype=torch.float64) for name in nets}
             seconds, shared, start, seen = dict.fromkeys(nets, 0.0), 0.0, time.perf_counter(), 0
+            # decode a batch once, and run all networks on it
             for images, index in _view_images(plan, chunk, device, backend):
                 loaded = time.perf_counter()
                 shared += loaded - start
@@ -175,9 +180,10 @@ def score_chunks(
                     seconds[name] += time.perf_counter() - before
                 seen += len(rows)
                 if progress:
-                    progress(done + seen // len(protocol.sides), total)
+                    progress(scored + seen // len(protocol.sides), total)
                 start = time.perf_counter()
-            done += len(chunk)
+            scored += len(chunk)
+            # the sums over sides and views become the chunk's scores
             yield {
                 name: Scores(
                     model=name,
@@ -231,7 +237,7 @@ def _view_images(
 class _Scorer(nn.Module):
     """What is averaged of a classifier: its probabilities or logits float [N, C] for images uint8 [N, H, W, 3].
 
-    Where the classifier gives a map [N, C, h, w], the mean over its positions.
+    If the classifier returns a map [N, C, h, w], it is the mean over the map's positions.
     """
 
     def __init__(self, model: nn.Module, protocol: Protocol) -> None:

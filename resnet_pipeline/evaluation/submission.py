@@ -26,7 +26,7 @@ def read_class_ids(path: Path, classes: Sequence[str]) -> Int64:
     """Return the devkit's id of each class int64 [C], 1 to C.
 
     ``path`` is the devkit's ``meta.mat``, or text with a wnid first on each line, followed by its id, or in the order
-    of the ids. Raises UserError where the file can't be read, lacks a class, or its ids are not 1 to C.
+    of the ids. Raises UserError if the file can't be read, lacks a class, or its ids are not 1 to C.
     """
     try:
         ids = _from_meta(path) if path.suffix == ".mat" else _from_text(path)
@@ -47,8 +47,8 @@ def read_class_ids(path: Path, classes: Sequence[str]) -> Int64:
 def write_submission(scores: Scores, ids: Int64, path: Path) -> None:
     """Write the five best classes of each image, atomically; the file passes `check_submission`.
 
-    ``ids`` int64 [C] are the classes' ids. Raises UserError for another number of classes than 1,000, and where the
-    file can't be written.
+    ``ids`` int64 [C] are the classes' ids. Raises UserError if there are not 1,000 of them, and if the file
+    can't be written.
     """
     if scores.probabilities.shape[1] != CLASSES or len(ids) != CLASSES:
         raise UserError(f"ILSVRC has {CLASSES} classes, the scores of {scores.model} {scores.probabilities.shape[1]}")

@@ -33,7 +33,7 @@ class NetworkFacts:
     """What is known of a network without its weights: its name, view sizes, and its weights' SHA-256.
 
     ``classes`` are its dataset's class names in the order of the labels, ``class_words`` what they mean in words (the
-    names again, where the dataset has no words); both are empty for weights that were trained elsewhere.
+    names again, if the dataset has no words); both are empty for weights that were trained elsewhere.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Member(NetworkFacts):
 
 
 def load_folder(folder: Path, *, name: str | None = None) -> Member:
-    """Load the network of a finished run's directory or of a registered model; UserError where it holds none."""
+    """Load the network of a finished run's directory or of a registered model; UserError if it holds none."""
     for file in MODEL_FILES:
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: it is no finished run")
@@ -87,9 +87,9 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
 def load_file(network: str, weights: Path) -> Member:
     """Load weights that were trained elsewhere into a network by name (``resnet50``, ``cifar-resnet20``).
 
-    Their preprocessing is the file's own if it holds one, else torchvision's, or for a ``.caffemodel`` the authors':
-    the mean image of a ``.binaryproto`` beside it, else their mean colour. Raises UserError where the file does not fit
-    the network.
+    Their preprocessing is the file's own if it holds one. Else it is torchvision's, or for a ``.caffemodel`` the
+    authors': the mean image of a ``.binaryproto`` beside it, or their mean colour. Raises UserError if the file does
+    not fit the network.
     """
     model = build_for_weights(network, weights)
     if weights.suffix == ".caffemodel":
@@ -111,7 +111,7 @@ def load_file(network: str, weights: Path) -> Member:
 
 
 def words_of(classes: Sequence[str], class_words: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the words of each class in order, its name where there are none."""
+    """Return the words of each class in order; its name if there are none."""
     return tuple(class_words.get(name) or name for name in classes)
 
 

@@ -1,8 +1,8 @@
 """Building blocks: F(x), F(x) + x, and the shortcuts that carry x (the paper, section 3).
 
 Module names follow torchvision (``conv1 bn1 … downsample``), so that its weights load as they are. Batch norm stands
-after each convolution and before the activation (section 3.4); convolutions have no bias. In training the activation
-overwrites its input, which nothing needs any more; in evaluation it does not, so that hooks may keep what they see.
+after each convolution and before the activation (section 3.4). Convolutions have no bias. In training the activation
+overwrites its input, which nothing needs any more. In evaluation it does not, so that hooks may keep what they see.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 class ZeroPadShortcut(nn.Module):
     """Option A: x subsampled by ``stride``, zeros for the ``outputs − inputs`` new channels; no parameters.
 
-    The paper does not say where the zeros stand. Half of them stand before x and half after it, as in the public
-    CIFAR-10 networks, whose weights give their published errors only so. For training it makes no difference: any
+    The paper does not say where the zeros stand. Here half of them stand before x and half after it. The weights of
+    the public CIFAR-10 networks give their published errors only this way. For training it makes no difference: any
     other place is a permutation of the channels, and the initial weights are identically distributed.
     """
 

@@ -5,9 +5,9 @@ the projection, 2a to 2c the residual function); ``bn…`` and ``scale…`` are 
 
 A file holds messages of Caffe's ``caffe.proto``, read with protobuf.
 
-Field numbers and types are those of BVLC's ``src/caffe/proto/caffe.proto``; fields that no weight file needs are left
-out, and protobuf skips them. The descriptors are built here, in a pool of their own, so that they work with any
-protobuf runtime and beside any other definition of the ``caffe`` package in the same process.
+Field numbers and types are those of BVLC's ``src/caffe/proto/caffe.proto``. Fields that no weight file needs are left
+out, and protobuf skips them. The descriptors are built here, in a pool of their own. So they work with any protobuf
+runtime, and beside any other definition of the ``caffe`` package in the same process.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ def _tensor(blob: Any, what: str) -> torch.Tensor:
 
 
 def read_caffe_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the state dict, in this program's names, of a ``.caffemodel`` in the authors' release's names.
+    """Return a ``.caffemodel`` of the authors' release as a state dict with this program's names.
 
     The first convolution's inputs are turned from BGR to RGB. A convolution's bias (ResNet-50's conv1 has one) is
     subtracted from the running mean of its batch norm, which computes the same. Caffe keeps sums of statistics with
     their scale factor (``BatchNorm`` blobs: mean, variance, factor) and the affine half in a ``Scale`` layer. Raises
-    UserError where the file is unreadable or a layer of it is unknown.
+    UserError if the file is unreadable or a layer of it is unknown.
     """
     state: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}

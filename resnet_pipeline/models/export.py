@@ -1,7 +1,7 @@
 """Networks for other programs: torchvision's names, ONNX, ``torch.export``; each carries its preprocessing.
 
-The last two take images uint8 [N, size, size, 3], RGB, for any N, and return logits float32 [N, classes]. Before a file
-gets its name it is read again and must compute what the network does.
+The last two take images uint8 [N, size, size, 3], RGB, for any N, and return logits float32 [N, classes]. A file gets
+its name only after it was read again and computed what the network does.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def export_torchvision(classifier: Classifier, path: Path, metadata: Mapping[str
 def export_onnx(classifier: Classifier, path: Path, *, size: int, metadata: Mapping[str, str]) -> None:
     """Write an ONNX file with input ``images``, output ``logits`` and the metadata, checked in ONNX Runtime.
 
-    Raises UserError where the packages onnx, onnxscript and onnxruntime are missing, where the file's outputs are not
-    the network's, and for another suffix than ``.onnx``.
+    Raises UserError if onnx, onnxscript or onnxruntime is missing, if the file's outputs are not the network's, and for
+    another suffix than ``.onnx``.
     """
     _check_suffix(path, ".onnx")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -82,7 +82,7 @@ def export_onnx(classifier: Classifier, path: Path, *, size: int, metadata: Mapp
 def export_program(classifier: Classifier, path: Path, *, size: int, metadata: Mapping[str, str]) -> None:
     """Write a ``.pt2`` file for ``torch.export.load``, checked by loading it; the metadata is in METADATA_FILE.
 
-    Raises UserError where its outputs are not the network's, and for another suffix than ``.pt2``.
+    Raises UserError if its outputs are not the network's, and for another suffix than ``.pt2``.
     """
     _check_suffix(path, ".pt2")
     model = _for_export(classifier)

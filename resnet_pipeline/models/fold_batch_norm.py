@@ -1,8 +1,8 @@
 """A trained network in the form that computes fastest: batch norm folded into the convolutions, activations fused.
 
 In evaluation batch norm is a scale and a shift per channel, which the convolution before it can carry. On a CPU each
-convolution then adds the shortcut and applies the nonlinearity in one pass over its output (oneDNN's fused
-convolution, the one that PyTorch's compiler emits); elsewhere these remain passes of their own.
+convolution then adds the shortcut and applies the nonlinearity in one pass over its output: oneDNN's fused
+convolution, the one that PyTorch's compiler emits. On other devices these remain passes of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from resnet_pipeline.models.resnet import ResNet
 
 
 class FoldedResNet(nn.Module):
-    """The network with its batch norms folded: the same features and logits but for the rounding.
+    """The network with its batch norms folded: the same features and logits, except for rounding.
 
     Relative to the largest logit they differ by some 1e-6 (tests/unit/models/test_fold_batch_norm.py). Later
     changes of the convolutions and batch norms that it was made from do not reach it.
@@ -50,7 +50,7 @@ class FoldedResNet(nn.Module):
 def fold_batch_norm(classifier: Classifier) -> Classifier:
     """Return a classifier in evaluation mode whose network is folded.
 
-    Highway networks and those that are no ``ResNet`` stay as they are.
+    Highway networks, and networks that are no ``ResNet``, stay as they are.
     """
     network = classifier.network
     if not isinstance(network, ResNet) or network.architecture.block is HighwayBlock:
@@ -74,7 +74,7 @@ class _Convolution(nn.Module):
         self.stride, self.padding = cast("tuple[int, int]", fused.stride), cast("tuple[int, int]", fused.padding)
 
     def forward(self, x: torch.Tensor, *, relu: bool, shortcut: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve; ``shortcut`` is overwritten where it is given."""
+        """Convolve; ``shortcut`` is overwritten if it is given."""
         if x.device.type == "cpu" and _FUSED:
             return self._fused(x, relu, shortcut)
         out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
@@ -94,7 +94,7 @@ class _Convolution(nn.Module):
         return out
 
 
-# not a public operator: where a build of PyTorch lacks it, the plain convolution serves
+# not a public operator: if a build of PyTorch lacks it, the plain convolution serves
 _FUSED = hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
 
 

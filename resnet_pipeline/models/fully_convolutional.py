@@ -29,7 +29,7 @@ class FullyConvolutional(nn.Module):
         self.window = _feature_size(self.network, crop)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the map of logits for images uint8 [N, H, W, 3]; UserError where H or W is less than the crop's."""
+        """Return the map of logits for images uint8 [N, H, W, 3]; UserError if H or W is less than the crop's."""
         height, width = images.shape[1:3]
         if min(height, width) < self.crop:
             raise UserError(f"images of {height} × {width} pixels are smaller than the crops of training, {self.crop}")

@@ -22,11 +22,11 @@ def deepen(shallow: ResNet, blocks: Sequence[int], *, checkpointing: int = 0) ->
     """Return a network with ``blocks[i]`` blocks in stage i, whose outputs in evaluation equal the shallow one's.
 
     The shallow network's blocks come first in each stage, copies of their own; the added ones compute the identity. In
-    residual networks with options A and B that is the last batch norm's zero scale, exact in training too. Where a
-    path of layers must itself carry x (plain and highway networks, option C), each 3×3 kernel is one in the middle and
-    its batch norm does nothing with its running statistics; in training it would normalise by the batch's.
+    residual networks with options A and B that is the last batch norm's zero scale, exact in training too. In plain
+    and highway networks, and with option C, a path of layers must itself carry x: each 3×3 kernel is one in the middle,
+    and its batch norm does nothing with its running statistics. In training it would normalise by the batch's.
 
-    Raises UserError where a stage would lose blocks or where the block can't carry x, as a plain bottleneck.
+    Raises UserError if a stage would lose blocks, or if the block can't carry x, as a plain bottleneck.
     """
     counts = [count for count, _ in shallow.architecture.stages]
     if len(blocks) != len(counts) or any(new < old for new, old in zip(blocks, counts, strict=True)):

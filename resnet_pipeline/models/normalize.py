@@ -9,9 +9,9 @@ from torch import nn
 class Normalize(nn.Module):
     """Images uint8 [N, H, W, 3] to (image + colour offset − mean) / std, float32 [N, 3, H, W]; all in 0..255 units.
 
-    ``mean`` is a colour [3] or a mean image [H, W, 3], RGB. For images of another size than the mean image its mean
-    colour is subtracted. Without ``std`` nothing is divided, as in the paper: the first convolution is followed by
-    batch norm, which takes any scale of the input out again. The result is channels-last in memory, as the input is.
+    ``mean`` is a colour [3] or a mean image [H, W, 3], RGB. If the images have another size than the mean image, its
+    mean colour is subtracted. Without ``std`` nothing is divided, as in the paper: batch norm after the first
+    convolution removes any scale of the input. The result is channels-last in memory, as the input is.
     Raises ValueError for other shapes and for a std that is not positive.
     """
 

@@ -1,7 +1,7 @@
 """Activation checkpointing: keep the input of every few blocks and compute the rest again in the backward pass.
 
-Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016. Computing a block again must not
-count its batch a second time in the running statistics of batch norm; nor does it here.
+Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016. A block that is computed again does
+not count its batch a second time in the running statistics of batch norm.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _run_checkpointed(blocks: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
 def _without_counting(blocks: list[nn.Module]) -> Iterator[None]:
     """Inside, batch norm normalises by the batch's statistics as before, and leaves its running ones as they are.
 
-    They are still passed to the operator, with the weight 0 for the batch's: without them it would save fewer tensors
-    for the backward pass than the first computation did, which ``checkpoint`` takes for an error.
+    The operator still gets them, with weight 0 for the batch's. Without them it would save fewer tensors for the
+    backward pass than the first computation did, and ``checkpoint`` takes that for an error.
     """
     layers = [m for block in blocks for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     saved = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]

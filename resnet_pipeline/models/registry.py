@@ -29,7 +29,7 @@ _NAMED = (
 
 
 def model_names() -> list[str]:
-    """Return the named networks; CIFAR networks of other depths 6n+2 can be built too."""
+    """Return the names of the paper's networks; CIFAR networks of other depths 6n+2 can be built too."""
     return list(_NAMED)
 
 
@@ -78,9 +78,15 @@ def build_model(
     """Build a network by name: ``resnet152``, ``plain34``, ``cifar-resnet20``, ``cifar-plain56``, ``cifar-highway20``.
 
     ``num_classes`` defaults to 1000, or 10 for CIFAR networks. ``shortcut`` defaults to the paper's: option A for
-    ResNet-18, ResNet-34 and CIFAR networks (Tables 2 and 6), B from 50 layers on (Table 3). ``checkpointing`` keeps the
-    activations of every so many blocks only and computes the others again; 0 keeps all. Weights are drawn from
-    PyTorch's global generator. Raises UserError for an unknown name or an option that the network can't have.
+    ResNet-18, ResNet-34 and CIFAR networks (Tables 2 and 6), B from 50 layers on (Table 3). ``stride`` says which
+    convolution of a bottleneck halves the map: v1 its first (the paper), v1.5 its 3×3 (torchvision). With
+    ``checkpointing=n`` training keeps the activations of every n-th block only and computes the others again; 0 keeps
+    all. Weights are drawn from PyTorch's global generator. Raises UserError for an unknown name, or an option that the
+    network can't have.
+
+    >>> network = build_model("resnet34", num_classes=10, shortcut="B")
+    >>> network(torch.zeros(2, 3, 224, 224)).shape
+    torch.Size([2, 10])
     """
     if stride not in get_args(Stride):
         raise UserError(f"stride must be one of {', '.join(get_args(Stride))}, not {stride!r}")

@@ -20,8 +20,8 @@ StateDict = dict[str, torch.Tensor]
 def plain_names(state: Mapping[str, torch.Tensor]) -> StateDict:
     """Return the tensors under torchvision's names.
 
-    Known others: a ``module.`` prefix (a network saved inside DataParallel), ``linear`` for the classifier and
-    ``shortcut`` for the projections (the public CIFAR-10 networks).
+    Other names that are known: a ``module.`` prefix (a network saved inside DataParallel), and ``linear`` for the
+    classifier and ``shortcut`` for the projections (the public CIFAR-10 networks).
     """
     plain = {}
     for name, tensor in state.items():

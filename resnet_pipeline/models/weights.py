@@ -58,7 +58,7 @@ def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: M
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return a safetensors file's metadata; UserError where the file is unreadable."""
+    """Return a safetensors file's metadata; UserError if the file is unreadable."""
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -69,12 +69,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 def load_weights(model: nn.Module, path: Path | str) -> None:
     """Load a ``.safetensors``, ``.pth``, ``.pt``, ``.th`` or ``.caffemodel`` file into a network or a Classifier.
 
-    Names are torchvision's and timm's or the public CIFAR-10 ResNets' (``linear`` for the classifier), with or without
-    a ``module.`` prefix, alone or under ``state_dict`` or ``model``; in a ``.caffemodel`` those of the authors'
-    release, whose networks have ``stride="v1"`` and ``pooling="caffe"``. A Classifier's file fills a bare network too,
-    with a warning: the network was trained on images less the mean that is left out then.
-    Raises UserError where the file is unreadable, holds anything but tensors, its tensors are not the network's (the
-    first ones are named), or it was saved from a network that computes something else with the same tensors.
+    Names are torchvision's and timm's, or the public CIFAR-10 ResNets' (``linear`` for the classifier), with or without
+    a ``module.`` prefix, alone or under ``state_dict`` or ``model``. In a ``.caffemodel`` they are those of the
+    authors' release, whose networks have ``stride="v1"`` and ``pooling="caffe"``. A Classifier's file fills a bare
+    network too, with a warning: the network was trained on images less a mean, and that is left out.
+
+    Raises UserError if the file is unreadable, holds anything but tensors, or was saved from a network that computes
+    something else with the same tensors. If its tensors are not the network's, the first ones are named.
+
+    Example: ``load_weights(build_model("cifar-resnet20"), "resnet20.th")``
     """
     path = Path(path)
     state, saved = _read(path)
@@ -91,9 +94,9 @@ def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = 
     """Build the network ``name`` with the options that a file's weights were trained with, and load them.
 
     A file of this program says them itself. The authors' ``.caffemodel`` has stride v1 and Caffe's pooling; others are
-    taken for torchvision's or timm's, whose stride is v1.5. Projections in the file mean option B, none option A.
-    ``num_classes`` defaults to the file's. A preprocessing in the file is left to `stored_preprocessing`. Raises
-    UserError as `load_weights` and `build_model` do.
+    taken for torchvision's or timm's, whose stride is v1.5. With projections in the file it is option B, without them
+    option A. ``num_classes`` defaults to the file's. A preprocessing in the file is what `stored_preprocessing`
+    returns. Raises UserError as `load_weights` and `build_model` do.
     """
     path = Path(path)
     state, saved = _read(path)
@@ -114,7 +117,7 @@ def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = 
 
 
 def stored_preprocessing(path: Path | str) -> Normalize | None:
-    """Return the preprocessing that a file of this program holds beside its network, None for a file without one."""
+    """Return the preprocessing that a file of this program holds beside its network; None if it has none."""
     state, _ = _read(Path(path))
     return Normalize(state[_MEAN], state.get(_STD)) if _MEAN in state else None
 
@@ -137,7 +140,7 @@ def _load(model: nn.Module, path: Path, state: StateDict, saved: Mapping[str, An
 
 
 def _check_architecture(path: Path, saved: Mapping[str, Any], architecture: Architecture) -> None:
-    """Raise UserError where equal tensors would compute something else."""
+    """Raise UserError if equal tensors would compute something else."""
     options = ["shortcut", "pooling"] + (["stride"] if architecture.block is Bottleneck else [])
     for option in options:
         own = getattr(architecture, option)
@@ -151,7 +154,7 @@ def _check_architecture(path: Path, saved: Mapping[str, Any], architecture: Arch
 
 
 def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
-    """Return a file's tensors under torchvision's names, and its metadata's architecture, empty where it has none."""
+    """Return a file's tensors under torchvision's names, and its metadata's architecture, empty if it has none."""
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     if path.suffix not in _SUFFIXES:

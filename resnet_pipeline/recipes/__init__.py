@@ -25,7 +25,11 @@ def recipe_names() -> list[str]:
 
 
 def get_recipe(name: str) -> RunConfig:
-    """Return the recipe of this name; UserError with the nearest known name where there is none."""
+    """Return the recipe of this name; UserError with the nearest known name if there is none.
+
+    >>> get_recipe("imagenet/resnet152").batch
+    256
+    """
     family, _, network = name.partition("/")
     networks, build = _FAMILIES.get(family, ((), None))
     if build is None or network not in networks:

@@ -46,9 +46,9 @@ def faithful(network: str) -> RunConfig:
 def fast(network: str) -> RunConfig:
     """Return a recipe for a short budget for one of FAST_NETWORKS: 30 epochs, 512 images a step, not the paper's.
 
-    Command: ``resnet-pipeline train cifar10-fast/resnet20 --dataset cifar10``. A fifth of the paper's epochs. Linear
-    scaling of the rate with three epochs of warm-up, no decay of batch norm (Goyal et al., 2017), cosine, averaged
-    weights, bf16 if the hardware has it, torch.compile on a GPU.
+    Command: ``resnet-pipeline train cifar10-fast/resnet20 --dataset cifar10``. A fifth of the paper's epochs. It has
+    linear scaling of the rate with three epochs of warm-up, no decay of batch norm (Goyal et al., 2017), a cosine,
+    averaged weights, bf16 if the hardware has it, and torch.compile on a GPU.
     """
     batch = 512
     return RunConfig(

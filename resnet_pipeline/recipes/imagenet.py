@@ -62,9 +62,9 @@ def fast(network: str) -> RunConfig:
     """Return a recipe for today's GPUs for one of FAST_NETWORKS: 90 epochs, 1024 images a step, not the paper's.
 
     Command: ``resnet-pipeline train imagenet-fast/resnet50 --dataset ilsvrc2012 --workers 8``. Not yet run on ImageNet.
-    Linear scaling of the rate with five epochs of warm-up, no decay of batch norm (Goyal et al., 2017), cosine
+    It has linear scaling of the rate with five epochs of warm-up, no decay of batch norm (Goyal et al., 2017), a cosine
     (Loshchilov and Hutter, 2016), label smoothing and RandomResizedCrop (Szegedy et al., 2015, 2014), crops that grow
-    from 128 pixels, averaged weights, stride v1.5, bf16, torch.compile.
+    from 128 pixels, averaged weights, stride v1.5, bf16, and torch.compile.
     """
     return _today("imagenet-fast", network, epochs=90, warmup=5, lr=0.1, crop=224, first=128)
 
@@ -73,7 +73,8 @@ def short(network: str) -> RunConfig:
     """Return a recipe for a short budget for one of FAST_NETWORKS: 18 epochs of crops from 96 to 192 pixels.
 
     Command: ``resnet-pipeline train imagenet-short/resnet50 --dataset ilsvrc2012 --workers 8``. Not yet run there.
-    As `fast`, with twice the rate; tested on larger crops than trained on, which is better (Touvron et al., 2019).
+    It is `fast` with twice the rate. It is tested on larger crops than it is trained on, which is better (Touvron et
+    al., 2019).
     """
     return _today("imagenet-short", network, epochs=18, warmup=2, lr=0.2, crop=192, first=96)
 

@@ -1,4 +1,4 @@
-"""Where a run differs from the paper, as sentences for its model card; docs/DEVIATIONS.md has the reasons and costs."""
+"""How a run differs from the paper, as sentences for its model card; docs/DEVIATIONS.md has the reasons and costs."""
 
 from __future__ import annotations
 

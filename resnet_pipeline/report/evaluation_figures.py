@@ -59,7 +59,7 @@ def responses_figure(responses: Mapping[str, npt.NDArray[np.float64]]) -> Figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, atomically; its kind is the file's ending. UserError for another ending, or where it can't be."""
+    """Write a figure, atomically; its kind is the file's ending. UserError for another ending, or if it fails."""
     if path.suffix not in FIGURE_SUFFIXES:
         raise UserError(f"figure {path} must end in {', '.join(FIGURE_SUFFIXES)}")
     try:

@@ -36,7 +36,7 @@ class ClassName:
 
     @property
     def full(self) -> str:
-        """Its words and, where that is another, its name."""
+        """Its words, and its name if that is another."""
         return self.words if self.words == self.name else f"{self.words} ({self.name})"
 
 
@@ -101,7 +101,7 @@ class ExplorerData:
 
 
 def write_explorer(data: ExplorerData, path: Path) -> Path:
-    """Write the page, atomically, and return its path; UserError where it can't be written."""
+    """Write the page, atomically, and return its path; UserError if it can't be written."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("resnet_pipeline.report", "."),
         autoescape=True,
