@@ -78,7 +78,7 @@ class DaliExecutor:
             graph = partial(self._view_graph, count=first.corners.shape[1])
             yield from self._run(plans, _view_arrays, graph, self._copy)
 
-    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+    def whole_images(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
         """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
         first = next(plans, None)
         if first is None:
@@ -86,7 +86,7 @@ class DaliExecutor:
         plans = _chain(first, plans)
         if self._decodes_only(int(first.resized.min())):
             with closing(Resizer(self._threads)) as resizer:
-                yield from self._run_ahead(plans, lambda _: [], self._image_graph, resizer.whole)
+                yield from self._run_ahead(plans, lambda _: [], self._image_graph, resizer.whole_images)
         else:
             graph = partial(self._whole_graph, count=first.resized.shape[1])
             yield from self._run(plans, _whole_arrays, graph, self._copy_each)

@@ -56,7 +56,7 @@ class Executor(Protocol):
     def views(self, plans: Iterator[ViewPlan]) -> Iterator[tuple[ViewPlan, torch.Tensor]]:
         """Yield each plan with its images."""
 
-    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+    def whole_images(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
         """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
 
 

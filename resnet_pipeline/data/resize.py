@@ -44,14 +44,14 @@ class Resizer:
         images = torch.empty((len(plan.index), count, height, width, 3), dtype=torch.uint8)
 
         def one(i: int) -> None:
-            whole = _resized(decoded[i], (int(plan.resized[i, 0]), int(plan.resized[i, 1])))[0].permute(1, 2, 0)
+            resized = _resized(decoded[i], (int(plan.resized[i, 0]), int(plan.resized[i, 1])))[0].permute(1, 2, 0)
             for view, (y, x) in zip(images[i], plan.corners[i].tolist(), strict=True):
-                view.copy_(whole[y : y + height, x : x + width])
+                view.copy_(resized[y : y + height, x : x + width])
 
         self._each(len(images), one)
         return images
 
-    def whole(self, plan: WholePlan, decoded: Any) -> list[list[torch.Tensor]]:
+    def whole_images(self, plan: WholePlan, decoded: Any) -> list[list[torch.Tensor]]:
         """Return images uint8 [h, w, 3], a list per size, of decoded images, N arrays uint8 [h, w, 3]."""
         images: list[list[torch.Tensor]] = [[torch.empty(0)] * len(plan.index) for _ in range(plan.resized.shape[1])]
 

@@ -41,7 +41,7 @@ class TorchExecutor:
                 images.append(torch.stack([image[:, y : y + height, x : x + width] for y, x in corners]))
             yield plan, torch.stack(images).permute(0, 1, 3, 4, 2).contiguous().to(self._device)
 
-    def whole(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
+    def whole_images(self, plans: Iterator[WholePlan]) -> Iterator[tuple[WholePlan, list[list[torch.Tensor]]]]:
         """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
         for plan in plans:
             decoded = [self._decode(int(index)) for index in plan.index]

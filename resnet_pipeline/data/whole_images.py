@@ -67,7 +67,7 @@ def whole_batches(
     def run(executor: Executor) -> Iterator[WholeBatch]:
         waiting = [_Waiting(number) for number in range(len(sides))]
         with samples.files.following(ahead) as reached:
-            for plan, images in executor.whole(plans(reached)):
+            for plan, images in executor.whole_images(plans(reached)):
                 for row, sample in enumerate(plan.index):
                     for place, group in zip(waiting, images, strict=True):
                         if place.closes_before(group[row], batch_pixels):

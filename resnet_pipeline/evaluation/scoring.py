@@ -215,8 +215,8 @@ def _view_images(
             device=device,
             backend=backend,
         ) as found:
-            for whole in found:
-                yield whole.images[:, None].to(device), whole.index
+            for group in found:
+                yield group.images[:, None].to(device), group.index
         return
     for side in protocol.sides:
         with view_batches(
