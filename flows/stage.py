@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from prefect import flow
@@ -17,11 +18,13 @@ from flows.parameters import (
     Source,
     StagingWorkers,
 )
-from flows.shell import form, logged, say, table
+from flows.shell import form, logged, table
+from resnet_pipeline.jobs.stage import describe, summary
 from resnet_pipeline.jobs.stage import stage_dataset as stage_job
-from resnet_pipeline.jobs.stage import summary
 from resnet_pipeline.staging.stage import Options
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 
 @flow(name="stage-dataset")
@@ -47,8 +50,8 @@ def stage_dataset(
         workers=workers,
         max_refused=max_refused,
         replace=replace,
-        say=say(),
     )
+    _log.info("%s", describe(staged))
     result = summary(staged)
     table(
         f"dataset-{name}",

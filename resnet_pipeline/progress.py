@@ -59,6 +59,11 @@ class Bar:
         self._start = time.monotonic()
         self._rate: float | None = None
 
+    def expect(self, total: int, *, before: int = 0) -> None:
+        """Say how many units there are in all, and how many of them had been done before: known only now."""
+        self.total, self.before = total, before
+        self.reach(before)
+
     def advance(self, count: int = 1, *, detail: str | None = None) -> None:
         """Say that ``count`` more units are done; ``detail`` is shown beside."""
         self.reach(self.done + count, detail=detail)
@@ -74,11 +79,14 @@ class Bar:
             self._display.update(self)
 
     @property
+    def seconds(self) -> float:
+        """How long the work has taken, without its preparation."""
+        return max(time.monotonic() - self._start, 1e-9)
+
+    @property
     def rate(self) -> float:
-        """Units per second, 0 where that is not known yet."""
-        if self._rate is not None:
-            return self._rate
-        return (self.done - self.before) / max(time.monotonic() - self._start, 1e-9)
+        """Units per second, 0 if that is not known yet."""
+        return (self.done - self.before) / self.seconds if self._rate is None else self._rate
 
     @property
     def finished(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from resnet_pipeline.cli.options import Json, Quiet, Root, command, complete_dataset, complete_recipe, write_result
+from resnet_pipeline.cli.options import Json, Root, command, complete_dataset, complete_recipe, write_result
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
@@ -32,12 +32,11 @@ def verify(
     root: Root = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one per CPU core.")] = None,
     json_file: Json = None,
-    quiet: Quiet = False,
 ) -> None:
     """Compare every shard with its checksum and decode every image; names what is bad, then with exit status 2."""
     from resnet_pipeline.jobs.data import verify_dataset
 
-    found = verify_dataset(Workspace.of(root), name, threads=threads, quiet=quiet)
+    found = verify_dataset(Workspace.of(root), name, threads=threads)
     write_result(
         json_file,
         {

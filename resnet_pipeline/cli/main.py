@@ -41,7 +41,6 @@ from resnet_pipeline.cli import evaluation as cli_evaluation
 from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
 from resnet_pipeline.cli import services as cli_services
-from resnet_pipeline.cli.console import shown
 from resnet_pipeline.cli.options import Json, Quiet, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
@@ -77,8 +76,7 @@ def _program(
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit status 2, never a traceback."""
     try:
-        with shown():
-            app()
+        app()
     except StoppedError as error:
         print(f"resnet-pipeline: {error}", file=sys.stderr)
         sys.exit(130)
@@ -134,10 +132,9 @@ def stage(
     check_md5: CheckMd5 = True,
     replace: Replace = False,
     json_file: Json = None,
-    quiet: Quiet = False,
 ) -> None:
     """Audit every image of a source and pack the good ones into shards; broken off, the same command goes on."""
-    from resnet_pipeline.jobs.stage import stage_dataset, summary
+    from resnet_pipeline.jobs.stage import describe, stage_dataset, summary
     from resnet_pipeline.staging.stage import Options
 
     staged = stage_dataset(
@@ -148,8 +145,8 @@ def stage(
         workers=workers,
         max_refused=max_refused,
         replace=replace,
-        quiet=quiet,
     )
+    print(describe(staged))
     _write(json_file, summary(staged))
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from flows.parameters import Parameter
+from resnet_pipeline.cli.console import shown
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.files import write_json
 
@@ -42,25 +43,30 @@ Root = Annotated[
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars or lines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress, only results and warnings.")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Return the function as typer takes it: its shared parameters as options, what was typed read and checked.
 
-    The function itself stays as it is, and takes values of its own types.
+    What the work says and how far it is appears on stderr (``cli.console``), unless ``--quiet``, which every command
+    gets here. The function itself stays as it is, and takes values of its own types.
     """
     hints = get_type_hints(function, include_extras=True)
     shared = {name: hint for name, hint in hints.items() if _said_of(hint) is not None}
 
-    @functools.wraps(function)
-    def run(**typed: Any) -> None:
-        read = {name: _read(name, hint, typed[name]) for name, hint in shared.items()}
-        function(**(typed | read))
-
-    typer_s = hints | {name: _option(name, hint) for name, hint in shared.items()}
     signature = inspect.signature(function)
-    parameters = [p.replace(annotation=typer_s[name]) for name, p in signature.parameters.items()]
+    own_quiet = "quiet" in signature.parameters
+
+    @functools.wraps(function)
+    def run(*, quiet: bool, **typed: Any) -> None:
+        with shown(quiet=quiet):
+            read = {name: _read(name, hint, typed[name]) for name, hint in shared.items()}
+            function(**(typed | read), **({"quiet": quiet} if own_quiet else {}))
+
+    typer_s = hints | {name: _option(name, hint) for name, hint in shared.items()} | {"quiet": Quiet}
+    parameters = [p.replace(annotation=typer_s[name]) for name, p in signature.parameters.items() if name != "quiet"]
+    parameters.append(inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet))
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = typer_s
     return run

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from resnet_pipeline.data.image_files import ImageError, open_image
 from resnet_pipeline.data.loaders import crops_at, train_batches
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
+from resnet_pipeline.progress import progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.contact_sheet import Example, contact_sheet
-from resnet_pipeline.report.progress import counting
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.workspace import Workspace
 
@@ -47,21 +47,14 @@ class Verification:
         return not self.bad_shards and not self.bad_samples
 
 
-def verify_dataset(
-    workspace: Workspace,
-    name: str,
-    *,
-    threads: int | None = None,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
-) -> Verification:
+def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = None) -> Verification:
     """Compare every shard with its checksum in the manifest and decode every sample completely, in threads.
 
     Raises UserError where the dataset can't be opened: missing, or its manifest, index or mean image damaged.
     """
     dataset = open_dataset(workspace, name)
     shards = {s["file"]: s["sha256"] for split in dataset.manifest["splits"].values() for s in split["shards"]}
-    total, done = sum(len(split) for split in dataset.splits.values()), 0
+    total = sum(len(split) for split in dataset.splits.values())
     bad_shards: list[dict[str, str]] = []
     bad_samples: list[dict[str, str]] = []
 
@@ -70,7 +63,7 @@ def verify_dataset(
         return len(chunk.samples), fault, list(_sample_faults(dataset.storage, dataset.splits[chunk.split], chunk))
 
     with (
-        counting(f"verifying {name}", quiet=quiet, say=say) as update,
+        progress(f"verifying {name}", total=total) as bar,
         warnings.catch_warnings(),
         ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,  # decoding and hashing let go of Python's lock
     ):
@@ -80,8 +73,7 @@ def verify_dataset(
             if fault:
                 bad_shards.append({"file": chunk.shard, "reason": fault})
             bad_samples += found
-            done += images
-            update(done, total, f"{len(bad_samples)} bad")
+            bar.advance(images, detail=f"{len(bad_samples)} bad")
     return Verification(
         dataset=dataset, shards=len(shards), samples=total, bad_shards=bad_shards, bad_samples=bad_samples
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from typing import Any
 from resnet_pipeline.data.dataset import MANIFEST, SOURCE, DamagedDatasetError, whole_manifest
 from resnet_pipeline.data.image_files import Limits
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.report.progress import SECONDS_BETWEEN_LINES, counting
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import ARCHIVES
 from resnet_pipeline.sources.digits import write_digits
-from resnet_pipeline.sources.file_views import Heard
 from resnet_pipeline.staging.shard_pool import Workers
-from resnet_pipeline.staging.stage import Options, Progress, Source, pack, source_fingerprint
+from resnet_pipeline.staging.stage import Options, Source, pack, source_fingerprint
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 DIGITS = "builtin:digits"
 """The source that needs no files: scikit-learn's handwritten digits."""
@@ -47,8 +47,6 @@ def stage_dataset(
     workers: int | None = None,
     max_refused: float = 0.01,
     replace: bool = False,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
 ) -> StagedDataset:
     """Audit and pack a source (or ``builtin:digits``) as dataset ``name`` of the workspace.
 
@@ -64,21 +62,17 @@ def stage_dataset(
             try:
                 manifest = whole_manifest(destination)
             except DamagedDatasetError as error:
-                say(f"dataset {name}: {str(error).partition(';')[0]}; staging it again from the same files")
+                fault = str(error).partition(";")[0]
+                _log.warning("dataset %s: %s; staging it again from the same files", name, fault)
                 replace = True
             else:
-                say(f"dataset {name}: staged before from the same files ({manifest['fingerprint'][:12]})")
                 return StagedDataset(address=destination.url, manifest=manifest, reused=True)
         elif not replace:
             raise UserError(
                 f"dataset {name!r} exists and was staged from other files or with other options; choose another "
                 "--name, or --replace it"
             )
-    with (
-        counting(f"staging {name}", quiet=quiet, say=say) as update,
-        _makers(workers) as makers,
-        _interruptible(),
-    ):
+    with _makers(workers) as makers, _interruptible():
         pack(
             place,
             destination,
@@ -87,17 +81,15 @@ def stage_dataset(
             workers=makers,
             max_refused=max_refused,
             replace=replace,
-            progress=_showing(update),
-            heard=None if quiet else _hearing(say),
         )
-    staged = StagedDataset(address=destination.url, manifest=whole_manifest(destination), reused=False)
-    say(describe(staged))
-    return staged
+    return StagedDataset(address=destination.url, manifest=whole_manifest(destination), reused=False)
 
 
 def describe(staged: StagedDataset) -> str:
     """Return one line on a dataset: samples per split, classes, what was converted and refused, fingerprint."""
     manifest = staged.manifest
+    if staged.reused:
+        return f"dataset {manifest['name']}: staged before from the same files ({manifest['fingerprint'][:12]})"
     samples = ", ".join(f"{split['samples']:,} {name}" for name, split in manifest["splits"].items())
     resized = manifest["resized"]["images"]
     return (
@@ -144,31 +136,6 @@ def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]
 
     with ray_cluster() as resources:
         yield lambda: RayTasks(resources, workers)
-
-
-def _showing(update: Callable[..., None]) -> Callable[[Progress], None]:
-    start = time.monotonic()
-
-    def show(at: Progress) -> None:
-        nonlocal start
-        if at.images == at.before:  # still preparing
-            start = time.monotonic()
-        rate = at.bytes / 1e6 / max(time.monotonic() - start, 1e-9)
-        update(at.images, at.total, f"{rate:,.0f} MB/s  {at.refused} refused", at.before)
-
-    return show
-
-
-def _hearing(say: Callable[[str], None]) -> Heard:
-    last = time.monotonic()
-
-    def hear(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            say(f"{what}  {done / 1e9:,.1f} of {total / 1e9:,.1f} GB")
-
-    return hear
 
 
 def _origin(storage: Storage) -> str | None:

@@ -12,15 +12,15 @@ from resnet_pipeline.errors import RefusedError
 _BLOCK = 4 * 2**20
 _KEPT = 64 * 2**10  # of the block before: how far back a reader may seek
 
-Heard = Callable[[str, int, int], None]
-"""Called while an archive is read, with what is done to it, the bytes done and the bytes in all."""
-
 
 class HashingReader(io.RawIOBase):
-    """Reads a file forwards in large blocks and hashes all of it, also what is skipped; seeks forwards."""
+    """Reads a file forwards in large blocks and hashes all of it, also what is skipped; seeks forwards.
 
-    def __init__(self, file: BinaryIO, heard: Callable[[int], None] | None = None) -> None:
-        self._file, self._heard = file, heard
+    ``on_bytes`` is called after each block with the number of bytes that have been read.
+    """
+
+    def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None] = lambda size: None) -> None:
+        self._file, self._on_bytes = file, on_bytes
         self._digest = hashlib.md5(usedforsecurity=False)
         self._buffer, self._start, self._at = b"", 0, 0
 
@@ -69,8 +69,7 @@ class HashingReader(io.RawIOBase):
         kept = self._buffer[-_KEPT:]
         self._start += len(self._buffer) - len(kept)
         self._buffer = kept + block
-        if self._heard:
-            self._heard(self._start + len(self._buffer))
+        self._on_bytes(self._start + len(self._buffer))
         return bool(block)
 
 

@@ -19,9 +19,10 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.progress import BYTES, progress
 from resnet_pipeline.sources.archives import Tar, address_of, list_tar, walk_tar
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
-from resnet_pipeline.sources.file_views import HashingReader, Heard, Window, check_md5
+from resnet_pipeline.sources.file_views import HashingReader, Window, check_md5
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
@@ -40,7 +41,7 @@ MD5 = {
 _META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 
 
-def ilsvrc(storage: Storage, *, check: bool = True, heard: Heard | None = None) -> Catalogue | None:
+def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
     """Return the catalogue, None where the training archive is not there.
 
     ``check`` compares MD5s, for which every archive is read completely. Raises RefusedError for an archive that is
@@ -54,7 +55,7 @@ def ilsvrc(storage: Storage, *, check: bool = True, heard: Heard | None = None) 
     md5: dict[str, str] = {}
 
     def reading(name: str) -> AbstractContextManager[BinaryIO]:
-        return _reading(storage, name, md5 if check else None, heard)
+        return _reading(storage, name, md5 if check else None)
 
     with reading(DEVKIT):  # the small archives first: a wrong one is found before 138 GB are read
         pass
@@ -80,7 +81,7 @@ def ilsvrc(storage: Storage, *, check: bool = True, heard: Heard | None = None) 
 
 
 @contextmanager
-def _reading(storage: Storage, name: str, md5: dict[str, str] | None, heard: Heard | None) -> Iterator[BinaryIO]:
+def _reading(storage: Storage, name: str, md5: dict[str, str] | None) -> Iterator[BinaryIO]:
     """Yield an archive as a file; with ``md5``, all of it is hashed, and its MD5 noted there if it is right."""
     stored = storage.stat(name)
     size = stored.size if stored else 0
@@ -88,11 +89,13 @@ def _reading(storage: Storage, name: str, md5: dict[str, str] | None, heard: Hea
         if md5 is None and isinstance(storage, LocalStorage):
             yield raw
             return
-        file = HashingReader(raw, (lambda done: heard(f"comparing the MD5 of {name}", done, size)) if heard else None)
-        yield cast(BinaryIO, file)
-        if md5 is not None:
-            check_md5(address_of(storage, name), file.hexdigest(), MD5[name])
-            md5[name] = MD5[name]
+        title = f"listing {name}" if md5 is None else f"comparing the MD5 of {name}"
+        with progress(title, total=size, unit=BYTES) as bar:
+            file = HashingReader(raw, on_bytes=bar.reach)
+            yield cast(BinaryIO, file)
+            if md5 is not None:
+                check_md5(address_of(storage, name), file.hexdigest(), MD5[name])
+                md5[name] = MD5[name]
 
 
 def _training(file: BinaryIO, address: str) -> list[Entry]:

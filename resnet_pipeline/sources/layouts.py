@@ -6,15 +6,12 @@ from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.sources import cifar10, ilsvrc, image_folder, kaggle
 from resnet_pipeline.sources.archives import address_of, open_container
 from resnet_pipeline.sources.catalogue import Catalogue, checked
-from resnet_pipeline.sources.file_views import Heard
 from resnet_pipeline.storage.base import Storage
 
 LAYOUTS = (ilsvrc.WANTED, kaggle.WANTED, cifar10.WANTED, image_folder.WANTED)
 
 
-def read_catalogue(
-    storage: Storage, name: str = "", *, check_md5: bool = True, heard: Heard | None = None
-) -> Catalogue:
+def read_catalogue(storage: Storage, name: str = "", *, check_md5: bool = True) -> Catalogue:
     """Return what a source holds: the archive ``name`` of a storage, or all of the storage where the name is empty.
 
     ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s. Raises UserError where nothing
@@ -25,11 +22,11 @@ def read_catalogue(
     if name in (ilsvrc.TRAIN, ilsvrc.VAL):
         raise UserError(f"source {address_of(storage, name)} is one of several; name the folder that holds them all")
     if not name:
-        if (found := ilsvrc.ilsvrc(storage, check=check_md5, heard=heard)) is not None:
+        if (found := ilsvrc.ilsvrc(storage, check=check_md5)) is not None:
             return checked(found)
         for archive in (cifar10.PYTHON, cifar10.BINARY):
             if storage.stat(archive) is not None:
-                return read_catalogue(storage, archive, check_md5=check_md5, heard=heard)
+                return read_catalogue(storage, archive, check_md5=check_md5)
     container = open_container(storage, name)
     members = container.members()
     if not members:

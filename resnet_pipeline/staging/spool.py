@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.progress import BYTES, progress
 from resnet_pipeline.sources.archives import Member
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
-from resnet_pipeline.sources.file_views import Heard
 from resnet_pipeline.staging.shard_plan import Shard
 
 _BUFFER = 256 * 2**10
 
 
-def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path, heard: Heard | None = None) -> list[Shard]:
+def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path) -> list[Shard]:
     """Read a catalogue once and return its shards with their members in ``folder``, a file for each shard.
 
     Raises UserError where the folder can't be written.
@@ -28,20 +28,19 @@ def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path, heard: 
     moved: list[list[Entry]] = [[] for _ in shards]
     buffers: dict[int, bytearray] = defaultdict(bytearray)
     sizes: dict[int, int] = defaultdict(int)
-    done, total = 0, sum(entry.member.size for entry in wanted)
+    total = sum(entry.member.size for entry in wanted)
     try:
         folder.mkdir(parents=True)
-        for entry, data in zip(wanted, catalogue.read(wanted), strict=True):
-            number = place[id(entry)]
-            member = Member(entry.member.name, spool_file(shards[number]), sizes[number], len(data))
-            moved[number].append(replace(entry, member=member))
-            sizes[number] += len(data)
-            buffers[number] += data
-            done += len(data)
-            if heard:
-                heard(f"laying out {catalogue.address}", done, total)
-            if len(buffers[number]) >= _BUFFER:
-                _append(folder / member.file, buffers.pop(number))
+        with progress(f"laying out {catalogue.address}", total=total, unit=BYTES) as bar:
+            for entry, data in zip(wanted, catalogue.read(wanted), strict=True):
+                number = place[id(entry)]
+                member = Member(entry.member.name, spool_file(shards[number]), sizes[number], len(data))
+                moved[number].append(replace(entry, member=member))
+                sizes[number] += len(data)
+                buffers[number] += data
+                bar.advance(len(data))
+                if len(buffers[number]) >= _BUFFER:
+                    _append(folder / member.file, buffers.pop(number))
         for number, buffer in buffers.items():
             _append(folder / spool_file(shards[number]), buffer)
     except OSError as error:

@@ -21,8 +21,8 @@ from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
 from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
 from resnet_pipeline.errors import RefusedError, UserError
+from resnet_pipeline.progress import Bar, progress
 from resnet_pipeline.sources.catalogue import Catalogue, with_holdout
-from resnet_pipeline.sources.file_views import Heard
 from resnet_pipeline.sources.layouts import read_catalogue, source_files
 from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, listing_of, staging_area
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
@@ -73,17 +73,6 @@ class Source:
         return cls(LocalStorage(path)) if path.is_dir() else cls(LocalStorage(path.parent), path.name)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far packing is: images and bytes done, images in all, refused ones; how many had been done before."""
-
-    images: int
-    total: int
-    bytes: int
-    refused: int
-    before: int
-
-
 def stage(source: Path, destination: Path, **arguments: Any) -> Dataset:
     """Pack a folder or archive of this machine into a folder, with the arguments of ``pack``, and open the dataset."""
     pack(Source.at(source), LocalStorage(destination), **arguments)
@@ -99,8 +88,6 @@ def pack(
     workers: int | Callable[[], Workers] | None = None,
     max_refused: float = 0.01,
     replace: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-    heard: Heard | None = None,
 ) -> None:
     """Audit and pack a source as a dataset; it appears when it is complete.
 
@@ -115,8 +102,8 @@ def pack(
         raise UserError(f"{destination.url} exists; choose another name or replace it")
     looks = source_fingerprint(source, options)
     about = json.dumps({"source": looks, "format": FORMAT, "md5": options.check_md5}).encode()
-    with staging_area(destination) as area:
-        catalogue = _catalogue(area, about, source, options, heard)
+    with staging_area(destination) as area, progress(f"staging {name}") as bar:
+        catalogue = _catalogue(area, about, source, options)
         shards = plan_shards(catalogue.entries, options.shard_bytes)
         try:
             finished = _finished(area.storage, shards)
@@ -124,11 +111,12 @@ def pack(
             _check_disk(area, catalogue, todo)
             limit = _Limit(catalogue, max_refused, [remark for refused in finished.values() for remark in refused])
             before = sum(len(shard.entries) for shard in shards if shard.file in finished)
-            tasks = _tasks(area, catalogue, todo, options, limit, heard)
+            tasks = _tasks(area, catalogue, todo, options, limit)
             # what was laid out for a bucket lies on this machine alone
             here = catalogue.stream is not None and not isinstance(destination, LocalStorage)
             with _workers(None if here and callable(workers) else workers) as pool:
-                _run(tasks, pool, limit, _reporting(progress, before))
+                bar.expect(limit.total, before=before)
+                _run(tasks, pool, limit, bar)
             records = ((shard, _record(area.storage, shard)) for shard in shards)
             origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
             area.storage.write(SOURCE, origin.encode())
@@ -155,7 +143,7 @@ def source_fingerprint(source: Source, options: Options = Options()) -> str:
     return hashlib.sha256(f"{looks}\n{options.identity()}".encode()).hexdigest()
 
 
-def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options, heard: Heard | None) -> Catalogue:
+def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options) -> Catalogue:
     """Return what the source holds: as an earlier staging found it, else (or if that is damaged) by reading it now."""
     listed = None
     if area.keeps(about) and area.storage.stat(LISTING) is not None:
@@ -164,7 +152,7 @@ def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options
     if listed is not None:
         area.begin(about)
         return listed
-    catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5, heard=heard)
+    catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5)
     catalogue = with_holdout(catalogue, options.holdout)
     area.begin(about)
     if catalogue.stream is None:
@@ -190,22 +178,12 @@ class _Limit:
             )
 
 
-def _reporting(progress: Callable[[Progress], None] | None, before: int) -> Callable[[int, int, int, int], None]:
-    def report(images: int, total: int, size: int, refused: int) -> None:
-        if progress:
-            progress(Progress(images, total, size, refused, before))
-
-    return report
-
-
-def _tasks(
-    area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit, heard: Heard | None
-) -> list[Task]:
+def _tasks(area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit) -> list[Task]:
     """Return a task for each shard; what can only be read in sequence is laid out before."""
     side = _side(catalogue, options)
     storage = catalogue.storage
     if catalogue.stream is not None:
-        todo, storage = spooled(catalogue, todo, area.scratch, heard), LocalStorage(area.scratch)
+        todo, storage = spooled(catalogue, todo, area.scratch), LocalStorage(area.scratch)
     label_of = labels_of(catalogue)
     return [
         Task(
@@ -223,14 +201,13 @@ def _tasks(
     ]
 
 
-def _run(tasks: list[Task], pool: Workers, limit: _Limit, progress: Callable[[int, int, int, int], object]) -> None:
-    """Have all tasks done; RefusedError as soon as too many images are refused."""
+def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar) -> None:
+    """Have all tasks done, and show on the bar how far they are; RefusedError as soon as too many are refused."""
     limit.check()
     before = len(limit.refused)
     waiting = deque(tasks)
     pending: set[Future[Outcome]] = set()
     images = size = 0
-    done_before = limit.total - sum(len(task.shard.entries) for task in tasks)
     while waiting or pending:
         while waiting and len(pending) < 2 * pool.count:
             pending.add(pool.submit(waiting.popleft()))
@@ -241,7 +218,8 @@ def _run(tasks: list[Task], pool: Workers, limit: _Limit, progress: Callable[[in
             images, size = images + outcome.images, size + outcome.bytes
         limit.check()
         running = pool.running() or (images, size, len(limit.refused) - before)
-        progress(done_before + running[0], limit.total, running[1], before + running[2])
+        speed = f"{running[1] / 1e6 / bar.seconds:,.0f} MB/s"
+        bar.reach(bar.before + running[0], detail=f"{speed}  {before + running[2]} refused")
         if before + running[2] > limit.allowed:  # several workers together: their lists come when they have stopped
             pool.close()
             limit.refused += [r for future in pending if not future.cancelled() for r in _outcome(future).refused]

@@ -40,14 +40,13 @@ def test_a_cluster_makes_the_same_dataset_and_says_what_is_wrong(tmp_path, two_n
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(jpeg(int(height), int(width), seed=i))
     options = Options(shard_bytes=60_000)
-    said: list[str] = []
-    on_ray = stage_dataset(Workspace(tmp_path / "ray"), str(source), "x", options=options, say=said.append)
+    on_ray = stage_dataset(Workspace(tmp_path / "ray"), str(source), "x", options=options)
     (source / "train/cat/broken.JPEG").write_bytes(b"rubbish")
     with pytest.raises(UserError, match=r"1 of 33 files of .*broken.JPEG: no image format") as error:
-        stage_dataset(Workspace(tmp_path / "ray"), str(source), "y", options=options, say=said.append)
+        stage_dataset(Workspace(tmp_path / "ray"), str(source), "y", options=options)
     assert "\n" not in str(error.value)
     assert [p.name for p in (tmp_path / "ray/datasets").iterdir()] == ["x"]
     (source / "train/cat/broken.JPEG").unlink()
     monkeypatch.delenv("RAY_ADDRESS")
-    here = stage_dataset(Workspace(tmp_path / "here"), str(source), "x", options=options, say=said.append)
+    here = stage_dataset(Workspace(tmp_path / "here"), str(source), "x", options=options)
     assert on_ray.manifest == here.manifest

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -102,3 +104,15 @@ def test_a_handler_keeps_its_level_beside_one_that_hears_more(capsys, lines):
     with configured(level=logging.WARNING):  # as --quiet does, while a flow's log takes all
         _log.info("for the flow alone")
     assert capsys.readouterr().err == "" and [v["message"] for v in lines()] == ["for the flow alone"]
+
+
+def test_the_library_is_silent_until_logging_is_set_up(workspace):
+    script = (
+        "import sys\n"
+        "from resnet_pipeline.jobs.data import verify_dataset\n"
+        "from resnet_pipeline.workspace import Workspace\n"
+        "assert verify_dataset(Workspace.of(sys.argv[1]), 'digits').good\n"
+    )
+    command = [sys.executable, "-c", script, str(workspace.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -15,8 +15,10 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.data import _examples, dataset_stats, show_dataset, verify_dataset
+from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.workspace import Workspace
+from tests.recording import Recording
 
 
 @pytest.fixture
@@ -46,9 +48,12 @@ def test_each_command_has_help_and_names_the_datasets_there_are(command, workspa
 
 
 def test_a_good_dataset_is_good(workspace, digits):
-    lines = []
-    found = verify_dataset(workspace, "digits", threads=2, say=lines.append)
-    assert found.good and found.samples == sum(map(len, digits.splits.values())) and found.shards == 2
+    display = Recording()
+    with displayed_on(display):
+        found = verify_dataset(workspace, "digits", threads=2)
+    samples = sum(map(len, digits.splits.values()))
+    assert found.good and found.samples == samples and found.shards == 2
+    assert display.shown[-1] == ("verifying digits", samples, samples, "images", "0 bad")
 
 
 def test_verify_names_each_bad_shard_and_sample_and_ends_with_status_2(copied, tmp_path, monkeypatch, capsys):
@@ -80,7 +85,7 @@ def test_verify_sees_one_changed_byte_that_every_decoder_overlooks(copied, tmp_p
     with shard.open("r+b") as file:
         file.seek(-1, io.SEEK_END)
         file.write(b"\1")
-    found = verify_dataset(Workspace(tmp_path / "work"), "digits", quiet=True)
+    found = verify_dataset(Workspace(tmp_path / "work"), "digits")
     assert [s["file"] for s in found.bad_shards] == [shard.name] and not found.bad_samples
 
 
@@ -90,7 +95,7 @@ def test_verify_sees_a_good_image_of_another_size(copied, tmp_path):
     room = len(copied.splits["train"].encoded(9))
     assert len(other.getvalue()) <= room
     overwrite(copied, "train", 9, other.getvalue())
-    (bad,) = verify_dataset(Workspace(tmp_path / "work"), "digits", quiet=True).bad_samples
+    (bad,) = verify_dataset(Workspace(tmp_path / "work"), "digits").bad_samples
     assert "8×4" in bad["reason"] and bad["file"] == copied.splits["train"].keys[9]
 
 

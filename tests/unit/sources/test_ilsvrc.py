@@ -11,6 +11,7 @@ import pytest
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.progress import BYTES, displayed_on
 from resnet_pipeline.sources import file_views, ilsvrc
 from resnet_pipeline.sources.layouts import read_catalogue
 from resnet_pipeline.staging import stage as staging
@@ -18,6 +19,7 @@ from resnet_pipeline.staging.area import catalogue_of, listing_of
 from resnet_pipeline.staging.stage import Options, Source, stage
 from resnet_pipeline.storage.local import LocalStorage
 from tests.images import jpeg
+from tests.recording import Recording
 from tests.unit.sources.archives_made import kaggle_files, tar_bytes, tar_of, write_ilsvrc, zip_of
 
 WORDS = {"n01491361": "tiger shark, Galeocerdo cuvieri", "n01440764": "tench, Tinca tinca", "n01443537": "goldfish"}
@@ -85,10 +87,12 @@ def test_archives_are_compared_with_their_published_md5s(archives, tmp_path, mon
         with pytest.raises(UserError, match=name):
             read_catalogue(LocalStorage(archives))
     monkeypatch.setattr(ilsvrc, "MD5", right)
-    heard = []
-    checked = read_catalogue(LocalStorage(archives), heard=lambda *at: heard.append(at))
+    display = Recording()
+    with displayed_on(display):
+        checked = read_catalogue(LocalStorage(archives))
     assert checked.md5 == right
-    assert heard[-1] == (f"comparing the MD5 of {ilsvrc.TRAIN}", *[(archives / ilsvrc.TRAIN).stat().st_size] * 2)
+    size = (archives / ilsvrc.TRAIN).stat().st_size
+    assert display.shown[-1] == (f"comparing the MD5 of {ilsvrc.TRAIN}", size, size, BYTES, "")
     assert checked.entries == read_catalogue(LocalStorage(archives), check_md5=False).entries
 
 
@@ -227,11 +231,12 @@ def test_a_stopped_staging_neither_lists_nor_hashes_again(images, archives, tmp_
     monkeypatch.setattr(ilsvrc, "MD5", {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in archives.iterdir()})
     target = tmp_path / "datasets" / "x"
 
-    def stop(at):
-        raise KeyboardInterrupt
+    def stop(shown):
+        if shown.title == "staging x":
+            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        stage(archives, target, name="x", workers=1, progress=stop)
+    with pytest.raises(KeyboardInterrupt), displayed_on(Recording(on_update=stop)):
+        stage(archives, target, name="x", workers=1)
     assert not target.exists()
     with monkeypatch.context() as patched:
         patched.setattr(staging, "read_catalogue", None)

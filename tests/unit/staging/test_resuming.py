@@ -274,27 +274,27 @@ DAMAGED = {
     ("name", "kind"),
     [*(("manifest.json", kind) for kind in DAMAGED), ("index.parquet", "cut"), ("shards/val-00000.tar", "cut")],
 )
-def test_a_dataset_whose_files_are_damaged_is_staged_again(photos, tmp_path, name, kind):
-    whole = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True)
+def test_a_dataset_whose_files_are_damaged_is_staged_again(photos, tmp_path, name, kind, caplog):
+    whole = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1)
     path = tmp_path / "datasets/x" / name
     before = path.read_bytes()
     path.write_bytes(DAMAGED[kind](before))
-    lines: list[str] = []
-    again = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True, say=lines.append)
+    again = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1)
     assert not again.reused and again.manifest == whole.manifest and path.read_bytes() == before
-    assert name in lines[0] and "staging it again" in lines[0] and "\n" not in lines[0]
-    assert stage_dataset(Workspace(tmp_path), str(photos), "x", quiet=True, say=lines.append).reused
+    (line,) = caplog.messages
+    assert name in line and "staging it again" in line and "\n" not in line
+    assert stage_dataset(Workspace(tmp_path), str(photos), "x").reused
 
 
 def test_a_damaged_note_of_the_source_is_one_line(photos, tmp_path):
-    whole = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True)
+    whole = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1)
     note = tmp_path / "datasets/x/source.json"
     for damage in DAMAGED.values():
         note.write_bytes(damage(b""))
         assert Dataset.open(note.parent).source_fingerprint is None
         with pytest.raises(UserError, match=r"^dataset 'x' exists and was staged from other .*--replace it$"):
-            stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, quiet=True)
-    again = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, replace=True, quiet=True)
+            stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1)
+    again = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, replace=True)
     assert again.manifest == whole.manifest
 
 

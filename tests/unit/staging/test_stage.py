@@ -12,8 +12,10 @@ from PIL import Image
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.image_files import Limits
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.staging import shard_writer
 from resnet_pipeline.staging.stage import Options, Source, source_fingerprint, stage
+from tests.recording import Recording
 
 
 def pixels(split, index):
@@ -135,10 +137,11 @@ def test_staging_stops_as_soon_as_too_many_are_refused(make_folder, tmp_path):
     """Of 2,000 files the first hundreds are enough to know."""
     rubbish = {f"train/{label}/{i:04d}.JPEG": b"rubbish" for label in "ab" for i in range(1000)}
     folder = make_folder(rubbish)
-    seen = []
-    with pytest.raises(UserError, match=r"of 2000 files of .* can't be used, more than the allowed 1.0%"):
-        stage(folder, tmp_path / "x", name="x", workers=2, progress=seen.append, options=Options(shard_bytes=10**6))
-    assert all(at.images < 1000 for at in seen)
+    display = Recording()
+    refused = pytest.raises(UserError, match=r"of 2000 files of .* can't be used, more than the allowed 1.0%")
+    with refused, displayed_on(display):
+        stage(folder, tmp_path / "x", name="x", workers=2, options=Options(shard_bytes=10**6))
+    assert all(at.done < 1000 for at in display.shown) and display.ended == ["staging x"]
     assert list(tmp_path.iterdir()) == [folder]
 
 
@@ -165,11 +168,12 @@ def test_larger_images_are_made_smaller_where_asked(photos, tmp_path):
 
 
 def test_progress_ends_with_all_and_counts_what_was_done_before(photos, tmp_path):
-    seen = []
-    stage(photos, tmp_path / "x", name="x", workers=2, progress=seen.append)
-    total = sum(p.stat().st_size for p in photos.rglob("*.JPEG"))
-    assert (seen[-1].images, seen[-1].total, seen[-1].bytes, seen[-1].before) == (34, 34, total, 0)
-    assert [at.images for at in seen] == sorted(at.images for at in seen)
+    display = Recording()
+    with displayed_on(display):
+        stage(photos, tmp_path / "x", name="x", workers=2)
+    last, seen = display.shown[-1], [at.done for at in display.shown]
+    assert last[:4] == ("staging x", 34, 34, "images") and last.detail.endswith("MB/s  0 refused")
+    assert seen == sorted(seen) and display.ended == ["staging x"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 130_000, 8 * 2**30 - 1])
