@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,9 +24,11 @@ from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
 from resnet_pipeline.jobs.train import is_finished
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.report.terminal import print_table, render_table
+from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.services.local import TemporaryPrefect
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 DATASET = "digits"
 PROTOCOLS: list[Protocol] = ["center", "10-crop"]
@@ -37,21 +41,37 @@ _NETWORKS: tuple[DigitsNetwork, ...] = get_args(DigitsNetwork)
 @form
 def demo_flow(workers: DemoWorkers = 2) -> list[dict[str, Any]]:
     """Stage the digits, train and register three networks, test each alone and all together, register that too."""
-    print("\n1/3  Staging the built-in digits", flush=True)
+    _log.info("1/3  Staging the built-in digits")
     stage_dataset(source=DIGITS, name=DATASET)
-    print(f"\n2/3  Training {len(_NETWORKS)} networks with {workers} workers", flush=True)
+    _log.info("2/3  Training %d networks with %d workers", len(_NETWORKS), workers)
     results = [
         digits_train(network=network, dataset=DATASET, workers=workers, protocols=PROTOCOLS) for network in _NETWORKS
     ]
-    print("\n3/3  The ensemble, from the kept scores", flush=True)
+    _log.info("3/3  The ensemble, from the kept scores")
     runs = [result["run"] for result in results]
     for protocol in PROTOCOLS:
         ensemble_evaluate(members=runs, dataset=DATASET, protocol=protocol, registered_as=ENSEMBLE)
     return results
 
 
-def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -> Path:
-    """Run the demo flow, print the table and where to look; return the report's path."""
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What the demo came to: its report, the networks that were trained and reused, and where to look at them.
+
+    ``mlflow`` and ``prefect`` are the commands that open their pages, or the pages' addresses if servers are set.
+    """
+
+    report: ReportData
+    path: Path
+    networks: int
+    reused: int
+    seconds: float
+    mlflow: str
+    prefect: str
+
+
+def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -> Demo:
+    """Run the demo flow and write the report; return what it came to."""
     start = time.monotonic()
     # The workers start beside Prefect and the staging, where there is anything to train.
     trained = all(is_finished(workspace, get_recipe(f"digits/{network}"), DATASET) for network in _NETWORKS)
@@ -62,17 +82,16 @@ def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -
         prefect.wait()
         results = demo_flow(workers=workers)
     runs = [result["run"] for result in results]
-    path, report = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS, quiet=True)
-    print()
-    print_table(render_table(report))
-    reused = sum(result["reused"] for result in results)
-    if reused:
-        print(f"{reused} of {len(results)} networks were finished before and reused.")
-    print(f"Took {time.monotonic() - start:.0f} s.\n")
-    print("MLflow's page on these runs and models:   " + mlflow_command(workspace))
-    print("Prefect's page on these flow runs:        " + prefect.page)
-    print(f"Report: {path}")
-    return path
+    path, report = report_on_runs(workspace, DATASET, runs=runs, protocols=PROTOCOLS)
+    return Demo(
+        report=report,
+        path=path,
+        networks=len(results),
+        reused=sum(result["reused"] for result in results),
+        seconds=time.monotonic() - start,
+        mlflow=mlflow_command(workspace),
+        prefect=prefect.page,
+    )
 
 
 def mlflow_command(workspace: Workspace) -> str:

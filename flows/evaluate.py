@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from prefect import flow
@@ -24,12 +25,14 @@ from flows.parameters import (
     ScoringWorkers,
     Split,
 )
-from flows.shell import form, logged, say, table
+from flows.shell import form, logged, table
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.analyse import ensemble, evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 
 @flow(name="evaluate")
@@ -51,7 +54,7 @@ def evaluate(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
         workers=workers, half=half,
     )  # fmt: skip
-    evaluations = evaluate_models(Workspace.of(), models, test, say=say())
+    evaluations = evaluate_models(Workspace.of(), models, test)
     rows = [{"model": evaluation.reference, **evaluation.errors} for evaluation in evaluations]
     table(f"evaluation-{dataset}-{protocol}", rows, f"Errors on {dataset}, {protocol}, percent")
     return rows
@@ -76,12 +79,11 @@ def ensemble_evaluate(
     registered_as: RegisteredAs = None,
 ) -> dict[str, Any]:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
-    tell = say()
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers
     ) if dataset else None  # fmt: skip
     check_registrable(registered_as, members, test, combine=combine)
-    sources = score_sources(Workspace.of(), members, test, say=tell)
+    sources = score_sources(Workspace.of(), members, test)
     result = ensemble(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
     tested = f"{dataset or 'score files'}, {protocol}"
     rows = [
@@ -89,15 +91,15 @@ def ensemble_evaluate(
         for row in [*result["members"], {"model": "ensemble", **result["ensemble"]}]
     ]
     table(f"ensemble-{tested}", rows, f"Errors on {tested}, percent")
-    errors = result["ensemble"]
-    paper = result.get("paper")
-    tell(
-        f"ensemble of {len(sources)} on {tested}: top-1 error {errors['top1']:.2f} %, "
-        f"top-5 error {errors['top5']:.2f} %"
-        + (f" (the paper: top-5 {paper['top5']} %; {paper['source']}, not these images)" if paper else "")
+    name, errors, paper = f"ensemble of {len(sources)}", result["ensemble"], result.get("paper")
+    also = f" (the paper: top-5 {paper['top5']} %; {paper['source']}, not these images)" if paper else ""
+    _log.info(
+        "%s on %s: top-1 error %.2f %%, top-5 error %.2f %%%s", name, tested, errors["top1"], errors["top5"], also
     )
     version = None
     if registered_as and dataset:
-        version = register_ensemble_of(Workspace.of(), registered_as, evaluations_of(sources), dataset, say=tell).uri
+        registered = register_ensemble_of(Workspace.of(), registered_as, evaluations_of(sources), dataset)
+        _log.info("%s: %s", name, registered.describe())
+        version = registered.uri
     more: dict[str, Any] = {key: result[key] for key in ("fitted", "greedy", "without") if key in result}
     return {"version": version, "members": rows[:-1], "ensemble": rows[-1], **more}

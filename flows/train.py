@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any, Literal
 
 from prefect import flow, task
@@ -29,6 +30,8 @@ from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import check_network_name, register_run
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 ImageNetNetwork = Literal[
     "plain18", "plain34", "resnet18", "resnet34", "resnet34-b", "resnet34-c", "resnet50", "resnet101", "resnet152"
@@ -143,13 +146,15 @@ def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun | None:
 @task(name="evaluate")
 def evaluate(reference: str, test: TestSpec) -> Evaluation:
     """Test one network; kept scores are reused."""
-    return evaluate_models(Workspace.of(), [reference], test, say=say())[0]
+    return evaluate_models(Workspace.of(), [reference], test)[0]
 
 
 @task(name="register")
 def register(trained: TrainedRun, evaluations: list[Evaluation], name: str | None) -> str:
     """Register the network with its errors."""
-    return str(register_run(Workspace.of(), trained, evaluations, name=name, say=say()))
+    version = register_run(Workspace.of(), trained, evaluations, name=name)
+    _log.info("%s: %s", trained.run.config().recipe, version.describe())
+    return str(version)
 
 
 def _train_test_register(

@@ -27,7 +27,7 @@ from flows.parameters import (
     ScoringWorkers,
     Split,
 )  # fmt: skip
-from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
+from resnet_pipeline.cli.options import Json, Root, write_result
 from resnet_pipeline.cli.terminal import (
     print_errors,
     print_fitted,
@@ -58,7 +58,6 @@ def evaluate(
     workers: ScoringWorkers = None,
     half: Half = False,
     json_file: Json = None,
-    quiet: Quiet = False,
 ) -> None:
     """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
 
@@ -72,7 +71,7 @@ def evaluate(
         workers=workers, half=half,
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models)]
-    evaluations = evaluate_models(Workspace.of(root), references, test, quiet=quiet)
+    evaluations = evaluate_models(Workspace.of(root), references, test)
     rows = [
         {
             "model": e.reference,
@@ -109,7 +108,6 @@ def ensemble(
     workers: ScoringWorkers = None,
     registered_as: RegisteredAs = None,
     json_file: Json = None,
-    quiet: Quiet = False,
 ) -> None:
     """Average the scores of several networks and print the ensemble's error.
 
@@ -123,7 +121,7 @@ def ensemble(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers
     ) if dataset else None  # fmt: skip
     check_registrable(registered_as, members, test, combine=combine)
-    sources = score_sources(Workspace.of(root), members, test, quiet=quiet)
+    sources = score_sources(Workspace.of(root), members, test)
     result = combined(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
     name = f"ensemble of {len(sources)}"
     print_errors(f"{protocol} on {dataset}" if dataset else "from score files", [
@@ -139,6 +137,7 @@ def ensemble(
     models = result.pop("members")
     if registered_as and dataset:
         version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), dataset)
+        print(f"{name}: {version.describe()}")
         result["version"] = version.uri
     write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": models, **result})
 
@@ -158,7 +157,6 @@ def analyse(
     figure: Annotated[Path | None, typer.Option(help="Also draw the reliability diagram: .svg, .png or .pdf.")] = None,
     most: Annotated[int, typer.Option(min=1, help="How many classes and confusions to show.")] = 5,
     json_file: Json = None,
-    quiet: Quiet = False,
 ) -> None:
     """Say more of networks from their scores: intervals, calibration, worst classes, confusions, how far they agree."""
     from resnet_pipeline.data.dataset import open_dataset
@@ -170,7 +168,7 @@ def analyse(
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average
     ) if dataset else None  # fmt: skip
-    sources = score_sources(workspace, models, test, quiet=quiet)
+    sources = score_sources(workspace, models, test)
     classes = open_dataset(workspace, dataset).classes if dataset else None
     labels = read_real_labels(real_labels) if real_labels else None
     found = analysed(sources, classes=classes, real_labels=labels, most=most)
@@ -200,14 +198,13 @@ def submission(
     scales: Scales = None,
     average: Average = "softmax",
     workers: ScoringWorkers = None,
-    quiet: Quiet = False,
 ) -> None:
     """Write the file that the ILSVRC classification test server takes, from one network or the mean of several."""
     from resnet_pipeline.jobs.analyse import score_sources, submit
 
     workspace = Workspace.of(root)
     test = TestSpec(dataset=dataset, protocol=protocol, split=split, scales=scales, average=average, workers=workers)
-    sources = score_sources(workspace, models, test, quiet=quiet)
+    sources = score_sources(workspace, models, test)
     images = submit(workspace, sources, dataset, classes, output)
     print(f"{output}: {images:,} images, five classes each")
 

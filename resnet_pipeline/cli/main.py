@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
 from resnet_pipeline.report.terminal import print_table, render_table
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="resnet-pipeline",
@@ -107,11 +110,18 @@ def demo(
 
     workspace = Workspace.of(root)
     os.environ[ROOT_VARIABLE] = str(workspace.root)
-    print(f"Everything is kept under {workspace.root}. Starting Prefect's temporary API.", flush=True)
+    _log.info("Everything is kept under %s. Starting Prefect's temporary API.", workspace.root)
     prefect = TemporaryPrefect(workspace)
     from flows.demo import run_demo  # some seconds, in which Prefect starts
 
-    run_demo(workspace, prefect, workers=workers)
+    done = run_demo(workspace, prefect, workers=workers)
+    print_table(render_table(done.report))
+    if done.reused:
+        print(f"{done.reused} of {done.networks} networks were finished before and reused.")
+    print(f"Took {done.seconds:.0f} s.\n")
+    print(f"MLflow's page on these runs and models:   {done.mlflow}")
+    print(f"Prefect's page on these flow runs:        {done.prefect}")
+    print(f"Report: {done.path}")
 
 
 for function in cli_services.COMMANDS:
@@ -188,6 +198,8 @@ def train(
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest
     version = register_run(workspace, trained, name=registered_as) if registered else None
+    if version:
+        print(f"{recipe}: {version.describe()}")
     errors = trained.result["validation"]
     print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
     _write(

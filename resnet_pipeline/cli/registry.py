@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.parameters import MODEL, DatasetName, Images, ProtocolName, Split
-from resnet_pipeline.cli.options import Json, Quiet, Root, write_result
+from resnet_pipeline.cli.options import Json, Root, write_result
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.workspace import Workspace
@@ -40,6 +40,12 @@ def promote(
     if top not in (1, 5):
         raise UserError(f"--top must be 1 or 5, not {top}")
     done = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
+    version = f"{done.version.name} version {done.version.version}"
+    if done.before and done.before.uri == done.version.uri:
+        print(f"{version} is the champion already")
+    else:
+        print(f"{version} is the champion now: {done.reason}")
+        print(f"serve it:  {done.serve}")
     write_result(
         json_file,
         {
@@ -64,7 +70,6 @@ def predict(
     ] = None,
     root: Root = None,
     json_file: Json = None,
-    quiet: Quiet = False,
 ) -> None:
     """Name the best classes of every image in a folder, with their probabilities.
 
@@ -73,9 +78,7 @@ def predict(
     """
     from resnet_pipeline.jobs.predict import predict_folder
 
-    done = predict_folder(
-        Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset, quiet=quiet
-    )
+    done = predict_folder(Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset)
     print(
         f"{done.path}: {done.images:,} images" + (f", {len(done.broken):,} files can't be used:" if done.broken else "")
     )
@@ -103,7 +106,6 @@ def explore(
     output: Annotated[
         Path | None, typer.Option(help="The page. Default: reports/errors-….html under the root.")
     ] = None,
-    quiet: Quiet = False,
 ) -> None:
     """Write an HTML page on a network's mistakes: the worst ones, confusions, errors per class, reliability.
 
@@ -112,7 +114,7 @@ def explore(
     from resnet_pipeline.jobs.explore import explore as explore_job
 
     test = TestSpec(dataset=dataset, protocol=protocol, split=split, images=images)
-    print(explore_job(Workspace.of(root), models, test, mistakes=mistakes, output=output, quiet=quiet))
+    print(explore_job(Workspace.of(root), models, test, mistakes=mistakes, output=output))
 
 
 COMMANDS: Sequence[Callable[..., None]] = (promote, predict, explore)

@@ -25,7 +25,8 @@ def up(
     """
     from resnet_pipeline.services import local
 
-    local.up(Workspace.of(root), prefect_port=prefect_port, mlflow_port=mlflow_port, detach=detach)
+    with local.up(Workspace.of(root), prefect_port=prefect_port, mlflow_port=mlflow_port, detach=detach) as text:
+        print(text, flush=True)
 
 
 def down(root: Root = None) -> None:

@@ -27,9 +27,6 @@ from resnet_pipeline.evaluation.scores import Scores, merge_scores
 from resnet_pipeline.models import Classifier, fold_batch_norm, fully_convolutional
 from resnet_pipeline.models.weights import weights_sha256
 
-Progress = Callable[[int, int], None]
-"""Called with the images done and the images in all."""
-
 CHUNK_PIXELS = 2**27
 """What one chunk's views have in all: 2,675 centre crops of 224 pixels, or 267 images at 10 crops each."""
 # What is decoded together, before it is cut into passes: enough for a few threads, and 12 MB
@@ -45,7 +42,6 @@ def evaluate(
     images: int | None = None,
     device: torch.device | None = None,
     backend: Backend = "auto",
-    progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Score every sample of a split (or ``images`` evenly spaced ones) with each model.
 
@@ -55,7 +51,7 @@ def evaluate(
     indices = chosen_samples(len(dataset.splits[split]), images)
     check_models(models, dataset)
     plan = plan_chunks(dataset, split, protocol, indices)
-    parts = list(score_chunks(models, plan, device=device, backend=backend, progress=progress))
+    parts = list(score_chunks(models, plan, device=device, backend=backend))
     return {name: merge_scores([part[name] for part in parts], plan.keys) for name in models}
 
 
@@ -149,18 +145,19 @@ def score_chunks(
     *,
     device: torch.device | None = None,
     backend: Backend = "auto",
-    progress: Progress | None = None,
+    on_images: Callable[[int], None] = lambda images: None,
 ) -> Iterator[dict[str, Scores]]:
     """Yield each chunk's scores by model, float32, in the chunk's order; models may be prepared for this protocol.
 
-    A model's ``seconds`` are those of its own passes and its share of the decoding.
+    A model's ``seconds`` are those of its own passes and its share of the decoding. ``on_images`` is called after each
+    batch with the number of images done so far.
     """
     dataset, split, protocol = plan.dataset, plan.split, plan.protocol
     device = device or torch.device("cpu")
     prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device)
     nets, digests = prepared.nets, prepared.digests
     samples = dataset.splits[split]
-    scored, total = 0, sum(len(chunk) for chunk in plan.chunks)
+    scored = 0
     # sample number -> row of the chunk at hand
     row = np.empty(len(samples), dtype=np.int64)
     with Passes(device) as passes:
@@ -179,8 +176,7 @@ def score_chunks(
                     sums[name].index_add_(0, rows, passes.average(net, images, mirror=protocol.mirror).double())
                     seconds[name] += time.perf_counter() - before
                 seen += len(rows)
-                if progress:
-                    progress(scored + seen // len(protocol.sides), total)
+                on_images(scored + seen // len(protocol.sides))
                 start = time.perf_counter()
             scored += len(chunk)
             # the sums over sides and views become the chunk's scores

@@ -56,14 +56,7 @@ class Analysis:
     calibrations: dict[str, Calibration]
 
 
-def score_sources(
-    workspace: Workspace,
-    references: Sequence[str],
-    test: TestSpec | None,
-    *,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
-) -> list[Source]:
+def score_sources(workspace: Workspace, references: Sequence[str], test: TestSpec | None) -> list[Source]:
     """Return the scores of MODEL references and of score files (``….parquet``); missing ones are computed first.
 
     Score files alone need no ``test``; raises UserError for a MODEL without one.
@@ -74,7 +67,7 @@ def score_sources(
         raise UserError(f"{models[0]} is a model, so --dataset must say what to test it on")
     found: dict[str, Source] = {}
     if models and test is not None:
-        for evaluation in evaluate_models(workspace, models, test, quiet=quiet, say=say):
+        for evaluation in evaluate_models(workspace, models, test):
             found[evaluation.reference] = _source(evaluation)
     for reference in references:
         if reference not in found:

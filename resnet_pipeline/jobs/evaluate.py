@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from resnet_pipeline.evaluation.scoring import Plan, check_models, chosen_sample
 from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
 from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
-from resnet_pipeline.report.progress import counting
+from resnet_pipeline.progress import Bar, progress
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.workspace import Workspace
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,7 @@ class Evaluation:
     reused: bool
 
 
-def evaluate_models(
-    workspace: Workspace,
-    references: Sequence[str],
-    test: TestSpec,
-    *,
-    quiet: bool = False,
-    say: Say = print,
-) -> list[Evaluation]:
+def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestSpec) -> list[Evaluation]:
     """Test networks; only those whose scores are not kept are run, sharing the decoding.
 
     Networks are loaded one after the other, and only those that are run stay in memory. A score file that is kept is
@@ -82,13 +76,12 @@ def evaluate_models(
         del member  # before the next one is loaded
     scores: dict[Path, Scores] = {}
     for protocol, group in groups.items():
-        title = f"{test.protocol}: {', '.join(member.name for member, _ in group.values())}"
-        with counting(title, quiet=quiet, say=say) as update:
-            plan = plan_chunks(dataset, split, protocol, indices)
-            scores |= _compute(workspace, group, plan, test, update=update, say=say)
+        plan = plan_chunks(dataset, split, protocol, indices)
+        scores |= _compute(workspace, group, plan, test)
     reused = [text for text, path in paths.items() if path not in scores]
     if reused:
-        say(f"{test.protocol}: scores of {', '.join(known[text].name for text in reused)} kept from before")
+        names = ", ".join(known[text].name for text in reused)
+        _log.info("%s: scores of %s kept from before", test.protocol, names)
     for text in reused:
         if paths[text] not in scores:
             scores[paths[text]] = read_scores(paths[text])
@@ -112,13 +105,7 @@ def ensemble_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
 
 
 def _compute(
-    workspace: Workspace,
-    members: Mapping[str, tuple[Member, Path]],
-    plan: Plan,
-    test: TestSpec,
-    *,
-    update: Callable[[int, int], None],
-    say: Say,
+    workspace: Workspace, members: Mapping[str, tuple[Member, Path]], plan: Plan, test: TestSpec
 ) -> dict[Path, Scores]:
     """Compute the missing chunks of each member, then write its score file; return what was written, by file."""
     models = {reference: member.classifier for reference, (member, _) in members.items()}
@@ -126,16 +113,14 @@ def _compute(
     lacking = lacking_models(parts)
     total = sum(len(plan.chunks[number]) for number in lacking)
     if len(lacking) < len(plan.chunks):
-        say(f"{plan.protocol.name}: going on with {len(lacking)} of {len(plan.chunks)} chunks")
-    if lacking and (test.workers is not None or surroundings().ray_address):
-        from resnet_pipeline.adapters.ray.evaluate import score_on_ray
+        _log.info("%s: going on with %d of %d chunks", plan.protocol.name, len(lacking), len(plan.chunks))
+    with progress(f"{test.protocol}: {', '.join(member.name for member, _ in members.values())}", total=total) as bar:
+        if lacking and (test.workers is not None or surroundings().ray_address):
+            from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
-        score_on_ray(
-            models, workspace, plan, parts=parts, lacking=lacking, workers=test.workers,
-            progress=lambda done: update(done, total),
-        )  # fmt: skip
-    else:
-        _score_here(models, plan, parts, lacking, lambda done: update(done, total))
+            score_on_ray(models, workspace, plan, parts=parts, lacking=lacking, workers=test.workers, bar=bar)
+        else:
+            _score_here(models, plan, parts, lacking, bar)
     keys = plan.keys
     written = {}
     for reference, (_, path) in members.items():
@@ -153,23 +138,21 @@ def _score_here(
     plan: Plan,
     parts: Mapping[str, Parts],
     lacking: Mapping[int, Sequence[str]],
-    progress: Callable[[int], None],
+    bar: Bar,
 ) -> None:
     """Compute chunks in this process; those that the same models lack, one after the other in one go.
 
     The only chunk is not written: it would be all that its score file holds.
     """
-    done = 0
     for names, group in itertools.groupby(lacking, key=lambda number: tuple(lacking[number])):
         numbers = list(group)
         scored = score_chunks(
             {name: models[name] for name in names},
             plan.only(numbers),
             device=local_device(),
-            progress=lambda seen, _, before=done: progress(before + seen),  # type: ignore[misc]
+            on_images=lambda images, before=bar.done: bar.reach(before + images),  # type: ignore[misc]
         )
         for number, found in zip(numbers, scored, strict=True):
             for name in names:
                 keep = parts[name].write if len(plan.chunks) > 1 else parts[name].hold
                 keep(number, found[name])
-            done += len(plan.chunks[number])

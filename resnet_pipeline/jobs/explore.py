@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,6 @@ def explore(
     *,
     mistakes: int = 48,
     output: Path | None = None,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Path:
     """Write the page on a network, or on the average of several; scores that are missing are computed first.
 
@@ -50,7 +48,7 @@ def explore(
     """
     dataset = open_dataset(workspace, test.dataset)
     members = fully_expanded(workspace, references)
-    evaluations = evaluate_models(workspace, members, test, quiet=quiet, say=say)
+    evaluations = evaluate_models(workspace, members, test)
     scores = average([e.scores for e in evaluations])
     names = [e.member.name for e in evaluations]
     title = f"Errors of {names[0] if len(names) == 1 else f'an ensemble of {len(names)}'} on {dataset.name}"

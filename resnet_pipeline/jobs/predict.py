@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from resnet_pipeline.evaluation.scoring import class_count
 from resnet_pipeline.evaluation.trained_model import Member, words_of
 from resnet_pipeline.files import replacing
 from resnet_pipeline.jobs.references import expanded, load_all, parse
-from resnet_pipeline.report.progress import counting
+from resnet_pipeline.progress import progress
 from resnet_pipeline.workspace import Workspace
 
 ENDINGS = (".csv", ".parquet", ".json")
@@ -50,8 +50,6 @@ def predict_folder(
     protocol: str = "center",
     top: int = 5,
     dataset_name: str | None = None,
-    quiet: bool = False,
-    say: Callable[[str], None] = print,
 ) -> FolderPredictions:
     """Write the ``top`` best classes of every image below a folder (or of one file) to a CSV, Parquet or JSON file.
 
@@ -66,8 +64,7 @@ def predict_folder(
     for member in predictor.members:
         protocol_of(protocol, member.views)  # a wrong name is known before anything is decoded
     names, best, broken = [], [], []
-    done = 0
-    with counting(f"predicting {folder.name}", quiet=quiet, say=say) as update:
+    with progress(f"predicting {folder.name}", total=len(files)) as bar:
         for batch, found in _checked(files):
             good = [image for image in found if isinstance(image, Image)]
             if good:
@@ -79,8 +76,7 @@ def predict_folder(
                     broken.append((name, image))
                 else:
                     names.append(name)
-            done += len(batch)
-            update(done, len(files), f"{len(broken)} broken")
+            bar.advance(len(batch), detail=f"{len(broken)} broken")
     if not names:
         raise UserError(f"none of the {len(files):,} files of {folder} is an image; {broken[0][0]}: {broken[0][1]}")
     classes, probabilities = (np.concatenate(parts) for parts in zip(*best, strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,12 +35,16 @@ class PromotionRefusedError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What came of it: the version, the champion before it and how they compare, None for a first champion."""
+    """What came of it: the version, the champion before it and how they compare, None for a first champion.
+
+    ``serve`` is the command that serves the champion.
+    """
 
     version: ModelVersion
     before: ModelVersion | None
     comparison: Comparison | None
     reason: str
+    serve: str
 
 
 def promote(
@@ -50,7 +53,6 @@ def promote(
     protocol: str,
     *,
     top: Literal[1, 5] = 1,
-    say: Callable[[str], None] = print,
 ) -> Promotion:
     """Give a registered version the alias ``champion`` if it is better than the champion by more than chance.
 
@@ -64,8 +66,7 @@ def promote(
     version = resolve(tracking, parse_registered(workspace, reference).uri)
     champion = alias_of(tracking, version.name, CHAMPION)
     if champion and champion.version == version.version:
-        say(f"{version.name} version {version.version} is the champion already")
-        return Promotion(version=version, before=champion, comparison=None, reason="champion already")
+        return _promotion(tracking, version, champion, None, "champion already")
     tested = [_tested(workspace, tracking, one, protocol) for one in (version, champion) if one]
     reasons = [one for one in tested if isinstance(one, str)]
     if champion and version.tags.get("dataset_fingerprint") != champion.tags.get("dataset_fingerprint"):
@@ -77,7 +78,7 @@ def promote(
     if reasons:
         raise _refused(version, reasons)
     if champion is None:
-        return _let_through(tracking, version, None, None, f"first champion, {protocol} scores complete", say)
+        return _let_through(tracking, version, None, None, f"first champion, {protocol} scores complete")
     comparison = _compared(version, scores[0], scores[1], top)
     text = (
         f"{protocol} top-{top} error {comparison.candidate:.2f} % against {comparison.champion:.2f} % of version "
@@ -85,7 +86,7 @@ def promote(
     )
     if not comparison.better:
         raise _refused(version, [f"{text}; better by more than chance (p < {CHANCE}) is needed"])
-    return _let_through(tracking, version, champion, comparison, text, say)
+    return _let_through(tracking, version, champion, comparison, text)
 
 
 def _tested(workspace: Workspace, tracking: Tracking, version: ModelVersion, protocol: str) -> Scores | str:
@@ -158,16 +159,27 @@ def _let_through(
     before: ModelVersion | None,
     comparison: Comparison | None,
     reason: str,
-    say: Callable[[str], None],
 ) -> Promotion:
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     set_alias(tracking, version, CHAMPION, {"promoted": f"{today}: {reason}"})
-    say(f"{version.name} version {version.version} is the champion now: {reason}")
-    say(
-        f"serve it:  MLFLOW_TRACKING_URI={tracking.uri} mlflow models serve -m models:/{version.name}@{CHAMPION} "
-        "--env-manager local"
+    return _promotion(tracking, version, before, comparison, reason)
+
+
+def _promotion(
+    tracking: Tracking,
+    version: ModelVersion,
+    before: ModelVersion | None,
+    comparison: Comparison | None,
+    reason: str,
+) -> Promotion:
+    serve = f"mlflow models serve -m models:/{version.name}@{CHAMPION} --env-manager local"
+    return Promotion(
+        version=version,
+        before=before,
+        comparison=comparison,
+        reason=reason,
+        serve=f"MLFLOW_TRACKING_URI={tracking.uri} {serve}",
     )
-    return Promotion(version=version, before=before, comparison=comparison, reason=reason)
 
 
 def _refused(version: ModelVersion, reasons: list[str]) -> PromotionRefusedError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -39,8 +39,6 @@ from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_er
 from resnet_pipeline.report.terminal import duration, human
 from resnet_pipeline.workspace import Workspace, checked_name
 
-Say = Callable[[str], None]
-
 
 def check_network_name(name: str | None, *, registered: bool) -> None:
     """Raise UserError if a network can't be registered under ``name``, or is not to be; None is its recipe's name."""
@@ -57,7 +55,6 @@ def register_run(
     evaluations: Sequence[Evaluation] = (),
     *,
     name: str | None = None,
-    say: Say = print,
 ) -> ModelVersion:
     """Register a finished run as a model version that carries its errors per protocol; its MLflow run gets them too.
 
@@ -80,7 +77,6 @@ def register_run(
         errors = {f"val_{k}_error": result["validation"][k] for k in ("top1", "top5")}
         tracking.log_values(run, errors, step=result["steps"])
     write_json(run.path / "version.json", {"version": str(version), "uri": version.uri})
-    say(f"{config.recipe}: {'registered' if version.new else 'already registered'} as {version}")
     return version
 
 
@@ -97,12 +93,7 @@ def check_registrable(name: str | None, references: Sequence[str], test: TestSpe
 
 
 def register_ensemble_of(
-    workspace: Workspace,
-    name: str,
-    evaluations: Sequence[Evaluation],
-    dataset_name: str,
-    *,
-    say: Say = print,
+    workspace: Workspace, name: str, evaluations: Sequence[Evaluation], dataset_name: str
 ) -> ModelVersion:
     """Register the ensemble of registered networks under ``name``, with its error from their evaluations' scores.
 
@@ -129,7 +120,6 @@ def register_ensemble_of(
     version = register_ensemble(tracking, name, members, dataset.about, tags=tags, example=example_image(views))
     card = _ensemble_card(name, members, dataset).markdown()
     record_tests(tracking, version, {path: scores}, card=card)
-    say(f"ensemble of {len(members)}: {'registered' if version.new else 'already registered'} as {version}")
     return version
 
 

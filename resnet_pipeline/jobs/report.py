@@ -32,7 +32,6 @@ def report_on_runs(
     runs: Sequence[str] | None,
     protocols: Sequence[str],
     output: Path | None = None,
-    quiet: bool = False,
 ) -> tuple[Path, ReportData]:
     """Write the HTML report on finished runs (None: all on this dataset); return its path and what it shows.
 
@@ -47,10 +46,7 @@ def report_on_runs(
     if not references:
         raise UserError(f"no finished run on dataset {dataset_name!r} under {workspace.runs}; train one first")
     tests = {protocol: TestSpec(dataset=dataset_name, protocol=protocol) for protocol in protocols}
-    say = (lambda text: None) if quiet else print
-    evaluations = {
-        protocol: evaluate_models(workspace, references, test, quiet=quiet, say=say) for protocol, test in tests.items()
-    }
+    evaluations = {protocol: evaluate_models(workspace, references, test) for protocol, test in tests.items()}
     members = [
         _member(run, {protocol: e[i] for protocol, e in evaluations.items()}) for i, run in enumerate(folders.values())
     ]

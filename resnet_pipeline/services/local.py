@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,8 @@ from resnet_pipeline.files import write_json
 from resnet_pipeline.services.deployments import POOL, deploy
 from resnet_pipeline.settings import ROOT_VARIABLE, for_children, surroundings
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 _START_SECONDS = 120
 
@@ -90,12 +93,12 @@ class TemporaryPrefect:
                 self._process.wait()
 
 
-def up(
-    workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: bool, say: Callable[[str], None] = print
-) -> None:
-    """Start the servers and the worker, wait until each answers, register the deployments, and stay until Ctrl-C.
+@contextlib.contextmanager
+def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: bool) -> Iterator[str]:
+    """Start the servers and the worker, wait until each answers, and register the deployments.
 
-    Raises UserError where a port is in use, a process ends or does not answer; what was started is then stopped.
+    Yields a text on what is there and how to use it; then stays until Ctrl-C, unless it is to ``detach``. Raises
+    UserError if a port is in use, a process ends or does not answer; what was started is then stopped.
     """
     if _alive(workspace):
         raise UserError(f"already up, from {workspace.services}; stop it first with: resnet-pipeline down")
@@ -110,7 +113,7 @@ def up(
         signal.signal(number, _interrupt)
     _stopping(workspace).unlink(missing_ok=True)  # of a `down` that was killed
     try:
-        say(f"starting Prefect and MLflow (logs in {workspace.services})")
+        _log.info("starting Prefect and MLflow (logs in %s)", workspace.services)
         _start(workspace, "prefect-server", environment, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
                "--port", str(prefect_port))  # fmt: skip
         _start(workspace, "mlflow-server", environment, "-m", "mlflow", "server", "--host", "127.0.0.1",
@@ -120,40 +123,36 @@ def up(
                "--no-serve-artifacts", "--default-artifact-root",
                (workspace.mlflow / "artifacts").as_uri())  # fmt: skip
         _wait(workspace, "mlflow-server", f"{mlflow}/health")
-        say(f"MLflow answers at {mlflow}")
+        _log.info("MLflow answers at %s", mlflow)
         _wait(workspace, "prefect-server", f"{api}/health")
-        say(f"Prefect answers at {api.removesuffix('/api')}; registering deployments")
+        _log.info("Prefect answers at %s; registering deployments", api.removesuffix("/api"))
         with _environ(environment):
             count = deploy(POOL)
         _start(workspace, "prefect-worker", environment, "-m", "prefect", "worker", "start", "--pool", POOL,
                "--type", "process", "--name", "this-machine")  # fmt: skip
         _wait_for_worker(workspace, api)
-        say(_what_next(workspace, api, mlflow, count))
+        yield _what_next(workspace, api, mlflow, count)
         if not detach:
             up_and_running = True
-            say("Ctrl-C stops all three.")
+            _log.info("Ctrl-C stops all three.")
             _stay(workspace)
-    except KeyboardInterrupt:
-        say("")
-        down(workspace, say=say)
-        if not up_and_running:
+    except BaseException as error:
+        down(workspace)
+        if not (up_and_running and isinstance(error, KeyboardInterrupt)):
             raise
-    except BaseException:
-        down(workspace, say=lambda text: None)
-        raise
 
 
-def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
+def down(workspace: Workspace) -> None:
     """Stop the processes that `up` started, with their children, and no others."""
     alive = _alive(workspace)
     if not alive:
-        say("nothing is up")
+        _log.info("nothing is up")
         return
     _stopping(workspace).touch()
     # the worker first, and before it the flow runs: the worker would end them at once, without a checkpoint
     for name, process in reversed(alive):
         if name == "prefect-worker" and (flows := process.children()):
-            say(f"{len(flows)} flow run(s) saving and stopping")
+            _log.info("%d flow run(s) saving and stopping", len(flows))
             for flow in flows:
                 _signal(flow, signal.SIGINT)
             psutil.wait_procs(flows, timeout=60)
@@ -163,7 +162,7 @@ def down(workspace: Workspace, *, say: Callable[[str], None] = print) -> None:
         for survivor in left:
             _signal(survivor, signal.SIGKILL)
         psutil.wait_procs(left, timeout=5)
-        say(f"stopped {name}")
+        _log.info("stopped %s", name)
     _pid_file(workspace).unlink(missing_ok=True)
     _stopping(workspace).unlink(missing_ok=True)
 

@@ -34,7 +34,6 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
             workspace,
             [f"cifar-resnet8={tmp_path / '8.pth'}"],
             TestSpec(dataset="digits", protocol=protocol, workers=workers),
-            quiet=True,
         )
         assert not list(workspace.scores.glob("*/*/*/*.parts"))
         return found.scores

@@ -53,7 +53,7 @@ def dataset(workspace):
 
 def scores(workspace, reference, protocol):
     test = TestSpec(dataset="digits", protocol=protocol)
-    (found,) = evaluate_models(workspace, [reference], test, quiet=True, say=lambda line: None)
+    (found,) = evaluate_models(workspace, [reference], test)
     return read_scores(found.path)
 
 
@@ -76,7 +76,7 @@ def test_files_of_any_form_are_predicted_as_by_the_command(workspace, model, dat
     files[0].parent.mkdir()
     for file, content in zip(files, contents, strict=True):
         file.write_bytes(content)
-    predict_folder(workspace, "short", tmp_path / "in", tmp_path / "out.json", quiet=True, say=lambda line: None)
+    predict_folder(workspace, "short", tmp_path / "in", tmp_path / "out.json")
     expected = json.loads((tmp_path / "out.json").read_text())
     pictures = [Image.open(io.BytesIO(content)) for content in contents]
     arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])

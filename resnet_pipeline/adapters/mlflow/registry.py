@@ -53,6 +53,10 @@ class ModelVersion:
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" + (f" @{CANDIDATE}" if self.new else "")
 
+    def describe(self) -> str:
+        """Return how it came to be there: registered as NAME version 1 @candidate."""
+        return f"{'registered' if self.new else 'already registered'} as {self}"
+
 
 def register(
     tracking: Tracking, run: RunDirectory, name: str | None = None, *, tags: Mapping[str, str], example: bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.scores import Parts
 from resnet_pipeline.evaluation.scoring import Plan, score_chunks
 from resnet_pipeline.models import Classifier
+from resnet_pipeline.progress import Bar
 from resnet_pipeline.workspace import Workspace
 
 
@@ -27,13 +28,13 @@ def score_on_ray(
     parts: Mapping[str, Parts],
     lacking: Mapping[int, Sequence[str]],
     workers: int | None,
-    progress: Callable[[int], None],
+    bar: Bar,
 ) -> None:
     """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
 
     ``lacking`` says which models lack a chunk of the plan, by its number. The dataset and the parts must lie where
-    every node sees them. ``progress`` is called with the images done so far. Raises UserError with a task's own message
-    where that is one, and where a task can't be finished.
+    every node sees them. The bar shows how many images are done. Raises UserError with a task's own message if that is
+    one, and if a task can't be finished.
     """
     import ray
 
@@ -45,7 +46,6 @@ def score_on_ray(
         shared = ray.put(dict(models))
         waiting = list(lacking)
         running: dict[Any, int] = {}
-        images = 0
         while waiting or running:
             while waiting and len(running) < count:
                 number = waiting.pop(0)
@@ -67,8 +67,7 @@ def score_on_ray(
                     raise UserError(_message(error)) from None
                 except ray.exceptions.RayError as error:
                     raise UserError(f"evaluation failed on Ray: {str(error).strip().splitlines()[-1]}") from error
-                images += len(plan.chunks[number])
-                progress(images)
+                bar.advance(len(plan.chunks[number]))
 
 
 def _work(

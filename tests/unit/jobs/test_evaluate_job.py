@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submi
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.references import load
 from resnet_pipeline.models import build_model
+from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.workspace import Workspace
+from tests.recording import Recording
 
 CENTER = TestSpec(dataset="digits", protocol="center", images=100)
 
@@ -34,13 +37,11 @@ def models(tmp_path):
     return [f"cifar-resnet{depth}={tmp_path / f'{depth}.pth'}" for depth in (8, 14)]
 
 
-def run(workspace, models, said=None, **options):
-    say = (said if said is not None else []).append
-    test = TestSpec(dataset="digits", protocol="center", **options)
-    return evaluate_models(workspace, models, test, quiet=True, say=say)
+def run(workspace, models, **options):
+    return evaluate_models(workspace, models, TestSpec(dataset="digits", protocol="center", **options))
 
 
-def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models, monkeypatch, tmp_path, digits):
+def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models, monkeypatch, tmp_path, digits, caplog):
     monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)
     whole = run(workspace, models)[0].scores
     again = Workspace(tmp_path / "again")
@@ -63,9 +64,13 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
     lost = sorted(again.scores.glob("*/*/*/*.parts/00001-*"))[0]
     lost.write_bytes(lost.read_bytes()[:100])
     monkeypatch.setattr(scoring, "view_batches", lambda *a, **o: calls.append(o["indices"]) or real(*a, **o))
-    said: list[str] = []
-    found = run(again, models, said)
-    assert "going on with 5 of 7 chunks" in said[0] and len(calls) == 5
+    caplog.set_level(logging.INFO, "resnet_pipeline.jobs")
+    display = Recording()
+    with displayed_on(display):
+        found = run(again, models)
+    assert "going on with 5 of 7 chunks" in caplog.messages[0] and len(calls) == 5
+    assert [at.done for at in display.shown] == sorted(at.done for at in display.shown)
+    assert display.shown[-1][:3] == ("center: cifar-resnet8, cifar-resnet14", 364 - 2 * 60, 364 - 2 * 60)
     assert sum(map(len, calls)) == 364 - 2 * 60
     for one in found:
         np.testing.assert_array_equal(one.scores.keys, whole.keys)
@@ -82,7 +87,9 @@ def test_a_killed_test_goes_on(workspace, models):
         "from resnet_pipeline.jobs.evaluate import evaluate_models\n"
         "from resnet_pipeline.evaluation.protocols import TestSpec\n"
         "test = TestSpec(dataset='digits', protocol='center')\n"
-        "evaluate_models(Workspace(Path(sys.argv[1])), sys.argv[2:], test, quiet=True)\n"
+        "from resnet_pipeline.logs import configured\n"
+        "with configured():\n"
+        "    evaluate_models(Workspace(Path(sys.argv[1])), sys.argv[2:], test)\n"
     )
     command = [sys.executable, "-c", code, str(workspace.root), models[0]]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -94,8 +101,8 @@ def test_a_killed_test_goes_on(workspace, models):
     assert not list(workspace.scores.glob("*/*/*/*.parquet"))
     kept = len(list(workspace.scores.glob("*/*/*/*.parts/0*.parquet")))
     assert 0 < kept < 19
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    assert f"going on with {19 - kept} of 19 chunks" in done.stdout
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    assert f"going on with {19 - kept} of 19 chunks" in done.stderr
     (file,) = workspace.scores.glob("*/*/*/*.parquet")
     assert len(read_scores(file).keys) == 364
 
@@ -137,7 +144,7 @@ def test_scales_and_averages_have_files_of_their_own(workspace, models):
 
 def test_an_ensemble_of_models_and_of_their_score_files_is_one(workspace, models):
     evaluated = run(workspace, models, images=100)
-    by_model = ensemble(score_sources(workspace, models, CENTER, say=lambda text: None))
+    by_model = ensemble(score_sources(workspace, models, CENTER))
     files = [str(e.path) for e in evaluated]
     by_file = ensemble(score_sources(workspace, files, None), fit=True, greedy=True, contributions=True)
     assert by_file["ensemble"] == by_model["ensemble"]

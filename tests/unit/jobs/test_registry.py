@@ -44,14 +44,8 @@ pytestmark = pytest.mark.slow
 NAME = "digits-resnet8"
 
 
-def quiet(text: str) -> None:
-    pass
-
-
 def evaluations(workspace, *references, protocol="center", **options):
-    return evaluate_models(
-        workspace, references, TestSpec(dataset="digits", protocol=protocol, **options), quiet=True, say=quiet
-    )
+    return evaluate_models(workspace, references, TestSpec(dataset="digits", protocol=protocol, **options))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +66,7 @@ def registered(tmp_path_factory, digits):
         run = RunDirectory.create(workspace.runs, config, about)
         train(run, digits, LocalContext())
         trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=False)
-        version = register_run(workspace, trained, evaluations(workspace, str(run.path)), say=quiet)
+        version = register_run(workspace, trained, evaluations(workspace, str(run.path)))
         assert version.new and version.version == str(seed + 1)
         runs.append(trained)
     torch.set_num_threads(threads)
@@ -112,34 +106,31 @@ def test_a_version_carries_its_lineage(registered, digits):
 
 def test_registering_again_adds_what_is_new_and_no_version(registered):
     workspace, runs = registered
-    again = register_run(
-        workspace, runs[2], evaluations(workspace, str(runs[2].run.path), protocol="10-crop"), say=quiet
-    )
+    again = register_run(workspace, runs[2], evaluations(workspace, str(runs[2].run.path), protocol="10-crop"))
     assert (again.new, again.version) == (False, "3")
     tags = resolve(Tracking(workspace), again.uri).tags
     card = fetch_card(Tracking(workspace), again)
     for protocol in ("center-16-of-18", "10-crop-16-of-18"):
         assert f"{protocol}_top5_interval" in tags and f"{protocol}_scores" in tags and f"| {protocol} |" in card
     # a test on fewer images does not take the place of one on all
-    register_run(workspace, runs[2], evaluations(workspace, str(runs[2].run.path), images=20), say=quiet)
+    register_run(workspace, runs[2], evaluations(workspace, str(runs[2].run.path), images=20))
     assert resolve(Tracking(workspace), again.uri).tags["center-16-of-18_images"] == "364"
 
 
 def test_the_gate(registered):
     workspace, _ = registered
-    said: list[str] = []
     with pytest.raises(PromotionRefusedError, match=r"no 10-crop scores; make them: resnet-pipeline evaluate models:/"):
-        promote(workspace, f"models:/{NAME}/1", "10-crop", say=said.append)
-    first = promote(workspace, f"models:/{NAME}/1", "center", say=said.append)
-    assert first.before is None and "mlflow models serve -m models:/digits-resnet8@champion" in said[-1]
-    better = promote(workspace, f"models:/{NAME}/2", "center", say=said.append)
+        promote(workspace, f"models:/{NAME}/1", "10-crop")
+    first = promote(workspace, f"models:/{NAME}/1", "center")
+    assert first.before is None and "mlflow models serve -m models:/digits-resnet8@champion" in first.serve
+    better = promote(workspace, f"models:/{NAME}/2", "center")
     assert better.before.version == "1" and better.comparison.low > 0
     champion = resolve(Tracking(workspace), f"models:/{NAME}@champion")
     assert champion.version == "2" and "better by" in champion.tags["promoted"]
     with pytest.raises(PromotionRefusedError, match=r"worse by .* better by more than chance") as refused:
-        promote(workspace, f"models:/{NAME}/1", "center", say=said.append)
+        promote(workspace, f"models:/{NAME}/1", "center")
     assert re.search(r"worse by \d", str(refused.value)) and "\n" not in str(refused.value)
-    assert promote(workspace, f"models:/{NAME}/2", "center", say=said.append).reason == "champion already"
+    assert promote(workspace, f"models:/{NAME}/2", "center").reason == "champion already"
     assert resolve(Tracking(workspace), f"models:/{NAME}@champion").version == "2"
 
 
@@ -147,7 +138,7 @@ def test_the_gate_takes_scores_from_the_registry_if_there_are_none_here(register
     workspace, _ = registered
     monkeypatch.setattr(Workspace, "scores", tmp_path)
     with pytest.raises(PromotionRefusedError, match="better by more than chance"):
-        promote(workspace, f"models:/{NAME}/1", "center", say=quiet)
+        promote(workspace, f"models:/{NAME}/1", "center")
 
 
 def test_the_gate_refuses_half_a_split_and_other_data(registered, monkeypatch, tmp_path):
@@ -165,11 +156,11 @@ def test_the_gate_refuses_half_a_split_and_other_data(registered, monkeypatch, t
     client.set_model_version_tag(NAME, "3", "dataset_fingerprint", "e" * 64)
     try:
         with pytest.raises(PromotionRefusedError, match=r"version 3 is of dataset digits \(eeeeeeeeeeee\)"):
-            promote(workspace, NAME, "center", say=quiet)
+            promote(workspace, NAME, "center")
     finally:
         client.set_model_version_tag(NAME, "3", "dataset_fingerprint", kept.scores.dataset_fingerprint)
     with pytest.raises(PromotionRefusedError, match="are of 9 of the split's 364 images"):
-        promote(workspace, NAME, "center", say=quiet)
+        promote(workspace, NAME, "center")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +195,7 @@ def test_mlflow_away_is_one_line(registered, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"^MLflow at http://127.0.0.1:9 does not answer; [^\n]*$"):
-        promote(registered[0], NAME, "center", say=quiet)
+        promote(registered[0], NAME, "center")
 
 
 def test_a_served_model_answers_bytes_base64_and_paths_as_evaluate_does(
@@ -252,9 +243,9 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     workspace, runs = registered
     members = [f"models:/{NAME}/2", str(runs[2].run.path)]
     tested = evaluations(workspace, *members)
-    version = register_ensemble_of(workspace, "digits-two", tested, "digits", say=quiet)
+    version = register_ensemble_of(workspace, "digits-two", tested, "digits")
     ten = evaluations(workspace, *members, protocol="10-crop")
-    again = register_ensemble_of(workspace, "digits-two", ten, "digits", say=quiet)
+    again = register_ensemble_of(workspace, "digits-two", ten, "digits")
     assert version.new and (again.new, again.uri) == (False, version.uri)
     tags = resolve(Tracking(workspace), version.uri).tags
     assert tags["members"] == f"models:/{NAME}/2, models:/{NAME}/3"
@@ -276,13 +267,13 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     with pytest.raises(UserError, match=f"is an ensemble; name its members instead: models:/{NAME}/2 models:/{NAME}/3"):
         evaluations(workspace, version.uri)
     # it passes the gate like any network
-    assert promote(workspace, "digits-two", "center", say=quiet).before is None
+    assert promote(workspace, "digits-two", "center").before is None
     test = TestSpec(dataset="digits", protocol="center")
-    page = explore(workspace, [version.uri], test, output=tmp_path / "e.html", quiet=True, say=quiet)
+    page = explore(workspace, [version.uri], test, output=tmp_path / "e.html")
     assert "an ensemble of 2" in page.read_text()
     for kept in score_files:
         kept.clear()
-    ensemble(members, "digits", "center", workspace.root, registered_as="digits-two", quiet=True)
+    ensemble(members, "digits", "center", workspace.root, registered_as="digits-two")
     read, written = score_files
     assert (len(set(read)), len(read), len(written)) == (2, 2, 1), "the members' are read once, the ensemble's written"
 
@@ -297,7 +288,7 @@ def test_an_ensemble_needs_registered_members_of_the_same_weights(registered, tm
         ("a/b", str(runs[0].run.path), "model name"),
     ):
         with pytest.raises(UserError, match=said):
-            register_ensemble_of(workspace, name, evaluations(workspace, member), "digits", say=quiet)
+            register_ensemble_of(workspace, name, evaluations(workspace, member), "digits")
     (tmp_path / ENSEMBLE_FILE).write_text(
         json.dumps({"members": [{"uri": "models:/a/1", "recipe": "r", "weights_sha256": "0" * 64}]})
     )
@@ -319,7 +310,7 @@ def test_a_folder_is_predicted_and_what_is_broken_is_listed(registered, digits, 
     (folder / ".hidden").write_text("not looked at")
     for ending in ("csv", "parquet", "json"):
         output = tmp_path / f"out.{ending}"
-        done = predict_folder(workspace, str(runs[1].run.path), folder, output, top=2, quiet=True, say=quiet)
+        done = predict_folder(workspace, str(runs[1].run.path), folder, output, top=2)
         assert done.images == 5 and [name for name, _ in done.broken] == ["a.txt", "b.jpg"]
         if ending == "json":
             rows = json.loads(output.read_text())
@@ -349,7 +340,7 @@ def test_what_can_t_be_predicted_is_one_line_and_leaves_nothing(registered, tmp_
     (tmp_path / "text" / "a.txt").write_text("x")
     (tmp_path / "good" / "a.jpg").write_bytes(jpeg(30, 30))
     with pytest.raises(UserError, match=said) as error:
-        predict_folder(workspace, str(runs[0].run.path), tmp_path / folder, tmp_path / output, quiet=True, say=quiet)
+        predict_folder(workspace, str(runs[0].run.path), tmp_path / folder, tmp_path / output)
     assert "\n" not in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "good", "text"]
 
@@ -361,21 +352,21 @@ def test_weights_without_class_names_take_a_dataset_s(registered, tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(60, 60))
     model, output = f"cifar-resnet20={tmp_path / 'w10.safetensors'}", tmp_path / "o.json"
     for name, label in ((None, r"\d"), ("digits", r"\d")):
-        predict_folder(workspace, model, tmp_path / "a.jpg", output, dataset_name=name, quiet=True, say=quiet)
+        predict_folder(workspace, model, tmp_path / "a.jpg", output, dataset_name=name)
         (row,) = json.loads(output.read_text())
         assert row["file"] == "a.jpg" and re.fullmatch(label, row["label_1"])
     with pytest.raises(UserError, match="has 7 classes, dataset 'digits' has 10"):
         predict_folder(
             workspace, f"cifar-resnet20={tmp_path / 'w7.safetensors'}", tmp_path / "a.jpg", output,
-            dataset_name="digits", quiet=True, say=quiet,
+            dataset_name="digits",
         )  # fmt: skip
 
 
 def test_a_network_is_registered_under_the_name_that_is_given(registered):
     workspace, runs = registered
-    version = register_run(workspace, runs[0], name="mine", say=quiet)
+    version = register_run(workspace, runs[0], name="mine")
     assert (version.uri, version.new) == ("models:/mine/1", True)
-    assert not register_run(workspace, runs[0], name="mine", say=quiet).new
+    assert not register_run(workspace, runs[0], name="mine").new
     with pytest.raises(UserError, match="model name"):
         check_network_name("a/b", registered=True)
     with pytest.raises(UserError, match="--register mine and --no-register contradict each other"):
