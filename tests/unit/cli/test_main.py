@@ -144,7 +144,7 @@ def test_staging_evaluation_and_ensemble_write_json(run, tmp_path):
     staged = json.loads((tmp_path / "s.json").read_text())
     assert staged["samples"] == {"train": 1433, "val": 364} and staged["refused"] == []
     code, out, _ = run("stage", "--source", "builtin:digits", "--name", "digits")
-    assert code == 0 and "staged before" in out
+    assert code == 0 and out.startswith("dataset digits: staged before") and out.count("\n") == 1
     code, _, err = run("stage", "--source", "builtin:digits", "--name", "digits", "--max-shorter-side", "20")
     assert code == 2 and "other options" in err and "--replace" in err
     for depth in (8, 14):
@@ -158,7 +158,11 @@ def test_staging_evaluation_and_ensemble_write_json(run, tmp_path):
     result = json.loads((tmp_path / "e.json").read_text())
     assert [m["images"] for m in result["models"]] == [364, 364] and result["ensemble"]["images"] == 364
     assert not any(m["reused"] for m in result["models"])
-    code, out, _ = run("evaluate", models[0], "--dataset", "digits", "--json", str(tmp_path / "v.json"))
+    assert "top-5 error %" in out and "center: cifar-resnet8, cifar-resnet14  364/364 images" in err
+    command = ("evaluate", models[0], "--dataset", "digits")
+    code, out, err = run(*command, "--json", str(tmp_path / "v.json"))
+    assert err == "center: scores of cifar-resnet8 kept from before\n"
+    assert run(*command, "--quiet") == (0, out, "")
     again = json.loads((tmp_path / "v.json").read_text())["models"][0]
     assert again["reused"] and again["top1"] == result["models"][0]["top1"]
 
