@@ -158,10 +158,10 @@ def test_staging_evaluation_and_ensemble_write_json(run, tmp_path):
     result = json.loads((tmp_path / "e.json").read_text())
     assert [m["images"] for m in result["models"]] == [364, 364] and result["ensemble"]["images"] == 364
     assert not any(m["reused"] for m in result["models"])
-    assert "top-5 error %" in out and "center: cifar-resnet8, cifar-resnet14  364/364 images" in err
+    assert "top-5 error %" in out and "center: cifar-resnet8=8.pth, cifar-resnet14=14.pth  364/364 images" in err
     command = ("evaluate", models[0], "--dataset", "digits")
     code, out, err = run(*command, "--json", str(tmp_path / "v.json"))
-    assert err == "center: scores of cifar-resnet8 kept from before\n"
+    assert err == "center: scores of cifar-resnet8=8.pth kept from before\n"
     assert run(*command, "--quiet") == (0, out, "")
     again = json.loads((tmp_path / "v.json").read_text())["models"][0]
     assert again["reused"] and again["top1"] == result["models"][0]["top1"]

@@ -77,7 +77,9 @@ def test_verify_names_each_bad_shard_and_sample_and_ends_with_status_2(copied, t
     assert "checksum" in reasons[train.shards[0]] and "No such file" in reasons[val.shards[0]]
     for name in (*bad, train.shards[0], val.shards[0]):
         assert name in out.out
-    assert out.err.count("\n") == 1 and f"{2 + len(val)} of" in out.err
+    counted, fault = out.err.splitlines()
+    assert counted.startswith("verifying digits  ") and f"  {2 + len(val)} bad  " in counted
+    assert fault.startswith("resnet-pipeline: ") and f"{2 + len(val)} of" in fault
 
 
 def test_verify_sees_one_changed_byte_that_every_decoder_overlooks(copied, tmp_path):

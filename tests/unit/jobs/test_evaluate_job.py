@@ -21,6 +21,7 @@ from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.references import load
+from resnet_pipeline.logs import handled
 from resnet_pipeline.models import build_model
 from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.workspace import Workspace
@@ -70,7 +71,7 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
         found = run(again, models)
     assert "going on with 5 of 7 chunks" in caplog.messages[0] and len(calls) == 5
     assert [at.done for at in display.shown] == sorted(at.done for at in display.shown)
-    assert display.shown[-1][:3] == ("center: cifar-resnet8, cifar-resnet14", 364 - 2 * 60, 364 - 2 * 60)
+    assert display.shown[-1][:3] == ("center: cifar-resnet8=8.pth, cifar-resnet14=14.pth", 364 - 2 * 60, 364 - 2 * 60)
     assert sum(map(len, calls)) == 364 - 2 * 60
     for one in found:
         np.testing.assert_array_equal(one.scores.keys, whole.keys)
@@ -205,17 +206,18 @@ def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monk
     assert ensemble(sources)["ensemble"] == {"images": 30}
 
 
-def test_the_ensemble_s_flow_ends_with_its_errors_and_each_member_s_part(workspace, models, monkeypatch):
+def test_the_ensemble_s_flow_ends_with_its_errors_and_each_member_s_part(workspace, models, monkeypatch, caplog):
     from flows import evaluate as flows
 
     monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(workspace.root))
-    said, tables = [], []
-    monkeypatch.setattr(flows, "say", lambda: said.append)
+    tables = []
     monkeypatch.setattr(flows, "table", lambda key, rows, description: tables.append(rows))
-    result = flows.ensemble_evaluate.fn(
-        members=models, dataset="digits", protocol="center", images=60, contributions=True
-    )
-    assert said[-1].startswith("ensemble of 2 on digits, center: top-1 error") and "paper" not in said[-1]
+    with handled(caplog.handler, level=logging.INFO):  # Prefect has set up the root logger anew
+        result = flows.ensemble_evaluate.fn(
+            members=models, dataset="digits", protocol="center", images=60, contributions=True
+        )
+    said = caplog.messages[-1]
+    assert said.startswith("ensemble of 2 on digits, center: top-1 error") and "paper" not in said
     assert [row["model"] for row in tables[0]] == [*models, "ensemble"]
     assert result["without"][0]["top1"] == result["members"][1]["top1"]
     assert flows.evaluate.fn(models=models, dataset="digits", protocol="center", images=60)[0]["images"] == 60
