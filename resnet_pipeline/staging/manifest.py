@@ -130,10 +130,12 @@ def _statistics(sums: PixelSums | None) -> tuple[dict[str, Any], Any]:
         mean_image = (sums.image / sums.images).astype(np.float32)
     else:
         mean_image = np.broadcast_to(mean.astype(np.float32), (*sums.side, 3)).copy()
+    # + 0: of grey images two values are 0 but for rounding, whose sign, and so that of a written -0.0, differs between
+    # processors; one dataset has one fingerprint everywhere
     statistics = {
         "images": sums.images,
         "mean_rgb": [round(float(m), 6) for m in mean],
-        "eigenvalues": [round(float(v), 10) for v in values],
-        "color_basis": np.round(vectors * values * 255, 8).tolist(),
+        "eigenvalues": (np.round(values, 10) + 0).tolist(),
+        "color_basis": (np.round(vectors * values * 255, 8) + 0).tolist(),
     }
     return statistics, mean_image
