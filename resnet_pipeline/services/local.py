@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from resnet_pipeline.adapters.mlflow.client import make_database
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.services.deployments import POOL, deploy
@@ -116,6 +117,7 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
         _log.info("starting Prefect and MLflow (logs in %s)", workspace.services)
         _start(workspace, "prefect-server", environment, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
                "--port", str(prefect_port))  # fmt: skip
+        make_database(workspace.mlflow / "mlflow.db")
         _start(workspace, "mlflow-server", environment, "-m", "mlflow", "server", "--host", "127.0.0.1",
                "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri",
                f"sqlite:///{workspace.mlflow / 'mlflow.db'}",

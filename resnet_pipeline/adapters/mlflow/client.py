@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,46 @@ def tracking_uri(workspace: Workspace) -> str:
 
 def connect(uri: str) -> Any:
     """Return an MlflowClient of an address, with MLflow set up to be quiet and impatient."""
+    _set_up()
+    import mlflow
+
+    if uri.startswith("sqlite:///"):
+        make_database(Path(uri.removeprefix("sqlite:///")))
+    set_before = surroundings().mlflow_tracking_uri
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    # MLflow puts the address into the environment too, where the next workspace of this process would take it for
+    # the user's own setting
+    if set_before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def make_database(file: Path) -> None:
+    """Make MLflow's SQLite database, whole or not at all, unless it is there.
+
+    MLflow makes it in some fifty steps, and a process killed between two of them leaves a file that neither it nor a
+    later one can use. So it is made beside, and appears under its name when all is in it.
+    """
+    if file.exists():
+        return
+    _set_up()
+    import mlflow
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        new = Path(folder) / file.name
+        mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        try:
+            file.hardlink_to(new)  # unlike a renaming it never replaces what another process has made meanwhile
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            new.rename(file)
+
+
+def _set_up() -> None:
+    """Let MLflow be quiet and impatient; before it is imported."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,18 +76,6 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     # that MLflow is away is said once by the sender; urllib3 would say it at every try
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    import mlflow
-
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    set_before = surroundings().mlflow_tracking_uri
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    # MLflow puts the address into the environment too, where the next workspace of this process would take it for
-    # the user's own setting
-    if set_before is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return mlflow.MlflowClient(uri, uri)
 
 
 def guarded(call: Callable[[], Any]) -> Any:
