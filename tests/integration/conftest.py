@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.workspace import Workspace
 
 BINARIES = Path(sys.executable).parent
 
@@ -22,11 +26,42 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a new MLflow database, which takes seconds to make: for workspaces to start with."""
+    from resnet_pipeline.adapters.mlflow.client import make_database
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    make_database(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def new_workspace(digits: Dataset, mlflow_database: Path) -> Callable[[Path], Workspace]:
+    """Return a function that makes a workspace in a folder, with the digits and an empty MLflow database."""
+
+    def make(root: Path) -> Workspace:
+        space = Workspace(root)
+        Path(space.data).mkdir(parents=True)
+        (Path(space.data) / "digits").symlink_to(digits.path)
+        space.mlflow.mkdir(parents=True)
+        shutil.copy(mlflow_database, space.mlflow / "mlflow.db")
+        return space
+
+    return make
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, new_workspace: Callable[[Path], Workspace]) -> Workspace:
+    """Return a new workspace that has the digits and an MLflow database."""
+    return new_workspace(tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
 def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a program of this environment and returns what it printed."""
 
     def run(
-        *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300
+        *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 500
     ) -> subprocess.CompletedProcess[str]:
         own = ("RESNET_PIPELINE_ROOT", "PREFECT_HOME")
         base = {k: v for k, v in os.environ.items() if k not in own}

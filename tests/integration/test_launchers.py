@@ -9,19 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
 import mlflow
 import psutil
 import pytest
 
-from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.workspace import Workspace
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]
 
-SMALL = {"steps": 100, "batch": 64, "eval_every": 20, "checkpoint_every": 4, "log_every": 10, "bn_images": 128}
+SMALL = {"steps": 60, "batch": 64, "eval_every": 30, "checkpoint_every": 4, "log_every": 10, "bn_images": 128}
 
 
 def command(workspace: Workspace, launcher: str, workers: int, *more: str) -> list[str]:
@@ -45,35 +44,51 @@ def weights(workspace: Workspace) -> str:
     return json.loads(result.read_text())["weights_sha256"]
 
 
-def train_to_end(folder: Path, digits, launcher: str, workers: int, *more: str) -> str:
-    space = Workspace(folder / f"{launcher}-{workers}")
-    Path(space.data).mkdir(parents=True)
-    (Path(space.data) / "digits").symlink_to(digits.path)
-    done = run(space, launcher, workers, "--no-register", *more)
+@dataclass
+class Finished:
+    """A run that was not interrupted: where it lies, and what it printed."""
+
+    workspace: Workspace
+    output: str
+
+    @property
+    def weights(self) -> str:
+        return weights(self.workspace)
+
+
+def train_to_end(space: Workspace, launcher: str, workers: int, *more: str) -> Finished:
+    done = run(space, launcher, workers, *more)
     assert done.returncode == 0, done.stdout
-    return weights(space)
+    return Finished(space, done.stdout)
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory, digits):
-    """Return the weights that two workers of torchrun's come to without interruption."""
-    return train_to_end(tmp_path_factory.mktemp("reference"), digits, "torchrun", 2)
+def one_worker(tmp_path_factory, new_workspace):
+    """Return a run of this process alone, without interruption."""
+    space = new_workspace(tmp_path_factory.mktemp("one") / "work")
+    return train_to_end(space, "local", 1, "--no-register")
 
 
-def test_one_process_comes_to_the_same_weights_by_every_launcher(tmp_path, digits):
-    launchers = ("local", "torchrun", "ray")
-    assert len({train_to_end(tmp_path, digits, launcher, 1, "--set=steps=20") for launcher in launchers}) == 1
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory, new_workspace):
+    """Return a run of two of torchrun's processes, without interruption."""
+    space = new_workspace(tmp_path_factory.mktemp("two") / "work")
+    return train_to_end(space, "torchrun", 2, "--json", str(space.root / "result.json"))
 
 
-def test_two_processes_come_to_the_same_weights_by_torchrun_and_ray(tmp_path, digits, two_workers):
-    assert train_to_end(tmp_path, digits, "ray", 2) == two_workers
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+def test_one_process_comes_to_the_same_weights_by_every_launcher(workspace, one_worker, launcher):
+    assert train_to_end(workspace, launcher, 1, "--no-register").weights == one_worker.weights
+
+
+def test_two_processes_come_to_the_same_weights_by_torchrun_and_ray(workspace, two_workers):
+    assert train_to_end(workspace, "ray", 2, "--no-register").weights == two_workers.weights
 
 
 def start(workspace: Workspace, launcher: str, workers: int) -> subprocess.Popen[str]:
     """Start a run, and wait for its first checkpoints."""
-    process = subprocess.Popen(
-        command(workspace, launcher, workers), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    line = command(workspace, launcher, workers, "--no-register")
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not any(checkpoint_steps(folder) for folder in workspace.runs.glob("*/checkpoints")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -92,9 +107,8 @@ def start(workspace: Workspace, launcher: str, workers: int) -> subprocess.Popen
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_weights(
-    workspace, tmp_path, digits, two_workers, launcher, workers, sent, to_all
+    workspace, one_worker, two_workers, launcher, workers, sent, to_all
 ):
-    Tracking(workspace).experiment()  # MLflow's database is there: not its making is to be interrupted
     process = start(workspace, launcher, workers)
     # torchrun's processes are in groups of their own: a terminal's Ctrl-C reaches them through torchrun alone
     for one in [*psutil.Process(process.pid).children(recursive=True), process] if to_all else [process]:
@@ -103,25 +117,24 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert process.returncode != 0 and not list(workspace.runs.glob("*/result.json")), output
     if sent != signal.SIGKILL:
         assert output.count("stopped and saved in") == 1 and output.count("stopping: saving the state") == 1, output
-    again = run(workspace, launcher, workers)
+    again = run(workspace, launcher, workers, "--no-register")
     assert again.returncode == 0 and "going on from step-" in again.stdout, again.stdout
-    uninterrupted = two_workers if workers == 2 else train_to_end(tmp_path, digits, launcher, workers)
-    assert weights(workspace) == uninterrupted
+    uninterrupted = two_workers if workers == 2 else one_worker
+    assert weights(workspace) == uninterrupted.weights
 
 
-def test_rank_0_of_torchrun_s_processes_alone_speaks_tracks_and_registers(workspace, tmp_path):
-    done = run(workspace, "torchrun", 2, "--json", str(tmp_path / "r.json"))
-    assert done.returncode == 0, done.stdout
-    for words in ("starting 2 worker(s) for 100 steps", "registered as digits-resnet8 version 1", "top-1 error"):
-        assert done.stdout.count(words) == 1, done.stdout
-    assert "Warning" not in done.stdout
-    result = json.loads((tmp_path / "r.json").read_text())
+def test_rank_0_of_torchrun_s_processes_alone_speaks_tracks_and_registers(two_workers):
+    space, output = two_workers.workspace, two_workers.output
+    for words in ("starting 2 worker(s) for 60 steps", "registered as digits-resnet8 version 1", "top-1 error"):
+        assert output.count(words) == 1, output
+    assert "Warning" not in output
+    result = json.loads((space.root / "result.json").read_text())
     assert (result["workers"], result["version"]) == (2, "models:/digits-resnet8/1")
-    client = mlflow.MlflowClient(f"sqlite:///{workspace.root}/mlflow/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{space.root}/mlflow/mlflow.db")
     (tracked,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert tracked.info.status == "FINISHED"
-    assert len(client.get_metric_history(tracked.info.run_id, "train_loss")) == 10
-    again = run(workspace, "torchrun", 2)
+    assert len(client.get_metric_history(tracked.info.run_id, "train_loss")) == 6
+    again = run(space, "torchrun", 2)
     assert again.returncode == 0 and again.stdout.count("finished before") == 1, again.stdout
 
 

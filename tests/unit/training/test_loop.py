@@ -195,7 +195,7 @@ def test_a_worker_that_hangs_ends_the_attempt_with_a_message(make_run, digits, m
     finally:
         for process in (first, second):
             process.kill()
-            process.wait()
+            process.wait(20)
     notes = [line["text"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"]
     assert any("did not answer rank 0 for 4 s at step" in note for note in notes)
     assert newest_checkpoint(run.checkpoints)[1] == []
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_names_the_rank_and_the_samples(make_run, digi
     batches = list(train_batches(digits, **options, start_step=step, steps=1, backend="torch"))
     names = [keys[i] for i in batches[bad].index.tolist()]
     processes = launch(run, digits, 2, script=POISON + WORKER, arguments=[str(batches[bad].index[0].item())])
-    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    errors = [process.errors(120) for process in processes]
     for process, error in zip(processes, errors, strict=True):
         assert process.returncode != 0
         message = next(line for line in error.splitlines() if "NonFiniteError:" in line)
@@ -229,8 +229,8 @@ def test_a_killed_run_ends_bit_identical(make_run, digits):
     deadline = time.monotonic() + 120
     while newest_checkpoint(run.checkpoints)[0] is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.wait(20)
     assert run.result() is None
     for process in launch(run, digits, 1):
         assert process.wait(120) == 0

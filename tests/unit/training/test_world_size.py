@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 
 from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.run_directory import RunDirectory
+from tests.launching import Started
 
 # Four processes that train run after run: `plan` says, for each, which of them share it and where it stops.
 WORKER = """
@@ -74,9 +74,7 @@ def test_the_number_of_workers_does_not_change_the_arithmetic(make_run, digits):
     ]
     fast["2"].profile_request.touch()
     text = json.dumps([(str(r.path), ranks, stop, free_address()) for r, ranks, stop in plan])
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), text, str(digits.path)]) for rank in range(4)
-    ]
+    processes = [Started(WORKER, [str(rank), text, str(digits.path)], os.environ) for rank in range(4)]
     assert [process.wait(200) for process in processes] == [0] * 4
     assert read_kinds(double["changed"].metrics_file).count("resume") == 1
     for name in ("2", "4", "changed"):
