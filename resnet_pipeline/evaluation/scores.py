@@ -2,15 +2,16 @@
 
 A score file is a Parquet table: ``key`` (the sample's original name), ``label`` (int32; −1 where it is not known),
 ``scores`` (a list of one probability per class, float32 or float16). What it belongs to is JSON in the schema's
-metadata.
+metadata, with a hash of that and of the columns, which every reader compares; so do the pages' checksums.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
+from resnet_pipeline.records import OMIT_NONE, plain_record, read_record
 
 FORMAT = 1
 _METADATA = b"resnet_pipeline"
@@ -58,51 +60,56 @@ def score_path(folder: Path, *, dataset_fingerprint: str, split: str, protocol: 
 
 def write_scores(scores: Scores, path: Path) -> None:
     """Write a score file, atomically, with the probabilities' own type."""
-    samples, classes = scores.probabilities.shape
+    classes = scores.probabilities.shape[1]
     flat = pa.array(np.ascontiguousarray(scores.probabilities).reshape(-1))
-    metadata = {
-        "format": FORMAT,
-        "model": scores.model,
-        "weights_sha256": scores.weights_sha256,
-        "dataset_fingerprint": scores.dataset_fingerprint,
-        "split": scores.split,
-        "protocol": scores.protocol,
-        "seconds": scores.seconds,
-        "samples": samples,
-    }
+    about = replace(_about(scores), sha256=_digest(scores))
     table = pa.table(
         {
             "key": pa.array(scores.keys, pa.string()),
             "label": pa.array(scores.labels, pa.int32()),
             "scores": pa.FixedSizeListArray.from_arrays(flat, classes),
         }
-    ).replace_schema_metadata({_METADATA: json.dumps(metadata).encode()})
+    ).replace_schema_metadata({_METADATA: json.dumps(plain_record(about)).encode()})
     with replacing(path) as temporary:
-        # probabilities don't repeat: a dictionary and compression cost time and save nothing
-        pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, use_dictionary=False, compression="none")
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=_ROWS_PER_GROUP,
+            # probabilities don't repeat: a dictionary and compression cost time and save nothing
+            use_dictionary=False,
+            compression="none",
+            write_page_checksum=True,
+        )
 
 
 def read_scores(path: Path) -> Scores:
     """Read a score file; UserError names the file where it is missing, damaged or something else."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} is no score file of format {FORMAT}; evaluate again to make one")
+            about = read_record(_About, metadata)
             keys, labels, probabilities = _columns(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"score file {path} can't be read: {str(error).splitlines()[0]}") from None
-    return Scores(
-        model=metadata["model"],
-        weights_sha256=metadata["weights_sha256"],
-        dataset_fingerprint=metadata["dataset_fingerprint"],
-        split=metadata["split"],
-        protocol=metadata["protocol"],
-        seconds=metadata["seconds"],
+    except Exception as error:  # a damaged file makes its readers raise almost anything
+        if str(path) in str(error) and isinstance(error, UserError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"score file {path} can't be read: {reason}") from None
+    scores = Scores(
+        model=about.model,
+        weights_sha256=about.weights_sha256,
+        dataset_fingerprint=about.dataset_fingerprint,
+        split=about.split,
+        protocol=about.protocol,
+        seconds=about.seconds,
         keys=keys,
         labels=labels,
         probabilities=probabilities,
     )
+    if about.sha256 is not None and about.sha256 != _digest(scores):  # earlier versions wrote none
+        raise UserError(f"score file {path} is damaged: it does not match its checksum; evaluate again")
+    return scores
 
 
 def merge_scores(parts: Sequence[Scores], keys: Sequence[str]) -> Scores:
@@ -157,23 +164,66 @@ def check_same_samples(scores: Sequence[Scores]) -> None:
             raise UserError(f"{both}: their labels differ")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """A score file's metadata: what its columns are of, and the SHA-256 of all that."""
+
+    format: int
+    model: str
+    weights_sha256: str
+    dataset_fingerprint: str
+    split: str
+    protocol: str
+    seconds: float
+    samples: int
+    sha256: str | None = field(default=None, metadata=OMIT_NONE)
+
+
+def _about(scores: Scores) -> _About:
+    return _About(
+        format=FORMAT,
+        model=scores.model,
+        weights_sha256=scores.weights_sha256,
+        dataset_fingerprint=scores.dataset_fingerprint,
+        split=scores.split,
+        protocol=scores.protocol,
+        seconds=float(scores.seconds),
+        samples=len(scores.keys),
+    )
+
+
+def _digest(scores: Scores) -> str:
+    """Return the SHA-256 of scores: what they are of, their keys, labels and probabilities."""
+    digest = hashlib.sha256(json.dumps([plain_record(_about(scores)), scores.keys], sort_keys=True).encode())
+    for column in (scores.labels.astype("<i4"), scores.probabilities):
+        digest.update(np.ascontiguousarray(column))
+    return digest.hexdigest()
+
+
 def _short(scores: Scores) -> str:
     return scores.dataset_fingerprint[:12]
 
 
 def _columns(file: pq.ParquetFile) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.floating]]:
-    """Read keys, labels and probabilities group by group, so that no second copy of the whole is made."""
+    """Read keys, labels and probabilities group by group, so that no second copy of the whole is made.
+
+    Raises ValueError for values that are missing and for labels beyond the classes.
+    """
     rows, kind = file.metadata.num_rows, file.schema_arrow.field("scores").type
     keys: list[str] = []
     labels = np.empty(rows, dtype=np.int64)
     probabilities = np.empty((rows, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
     for number in range(file.num_row_groups):
         group = file.read_row_group(number)
+        if any(group.column(name).null_count for name in group.column_names):
+            raise ValueError(f"values are missing in row group {number}")
         part = slice(len(keys), len(keys) + group.num_rows)
         labels[part] = group.column("label").to_numpy()
         scores = group.column("scores").combine_chunks()
         probabilities[part] = scores.flatten().to_numpy().reshape(-1, kind.list_size)
         keys += group.column("key").to_pylist()
+    if rows and not -1 <= labels.min() <= labels.max() < kind.list_size:
+        raise ValueError(f"labels lie between {labels.min()} and {labels.max()}, of {kind.list_size} classes")
     return keys, labels, probabilities
 
 

@@ -48,7 +48,8 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
     """Test networks; only those whose scores are not kept are run, sharing the decoding.
 
     Networks are loaded one after the other, and only those that are run stay in memory. A score file that is kept is
-    read once, a new one is written and not read. A test that was killed resumes with the chunks that are missing.
+    read once, a new one is written and not read; one that is damaged or of something else is computed again. A test
+    that was killed resumes with the chunks that are missing.
     """
     dataset = open_dataset(workspace, test.dataset)
     split = test.split or dataset.eval_split
@@ -59,6 +60,7 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
     groups: dict[Protocol, dict[str, tuple[Member, Path]]] = {}
     known: dict[str, NetworkFacts] = {}
     paths: dict[str, Path] = {}
+    kept: dict[Path, Scores] = {}
     for text, reference in parsed.items():
         member = load(workspace, reference)
         check_models({text: member.classifier}, dataset)
@@ -70,21 +72,23 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
             protocol=protocol.id if test.images is None else f"{protocol.id}-{len(indices)}-images",
             weights_sha256=member.weights_sha256,
         )
-        if not path.exists() and path not in paths.values():  # else the same weights under another name
-            groups.setdefault(protocol, {})[text] = member, path
+        if path not in paths.values():  # else the same weights under another name
+            found = _kept(path, dataset.fingerprint, split, member.weights_sha256)
+            if found is not None:
+                kept[path] = found
+            else:
+                groups.setdefault(protocol, {})[text] = member, path
         known[text], paths[text] = member.facts(), path
         del member  # before the next one is loaded
     scores: dict[Path, Scores] = {}
     for protocol, group in groups.items():
         plan = plan_chunks(dataset, split, protocol, indices)
         scores |= _compute(workspace, group, plan, test)
-    reused = [text for text, path in paths.items() if path not in scores]
+    reused = [text for text, path in paths.items() if path in kept]
     if reused:
         names = ", ".join(known[text].name for text in reused)
         _log.info("%s: scores of %s kept from before", test.protocol, names)
-    for text in reused:
-        if paths[text] not in scores:
-            scores[paths[text]] = read_scores(paths[text])
+    scores |= kept
     return [
         Evaluation(
             reference=text,
@@ -97,6 +101,20 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
         )
         for text, path in paths.items()
     ]
+
+
+def _kept(path: Path, fingerprint: str, split: str, weights_sha256: str) -> Scores | None:
+    """Return the scores that are kept in a file; None where there are none, or (which is said) they are damaged."""
+    if not path.exists():
+        return None
+    try:
+        scores = read_scores(path)
+        if (scores.dataset_fingerprint, scores.split, scores.weights_sha256) != (fingerprint, split, weights_sha256):
+            raise UserError(f"score file {path} is of other weights or another dataset")
+    except UserError as error:
+        _log.warning("%s: computed again", error)
+        return None
+    return scores
 
 
 def ensemble_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:

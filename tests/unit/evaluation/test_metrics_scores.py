@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -68,6 +70,40 @@ def test_unreadable_score_files_are_named(tmp_path):
     for name in ("missing.parquet", "bad.parquet", "other.parquet"):
         with pytest.raises(UserError, match=name):
             read_scores(tmp_path / name)
+
+
+@pytest.mark.parametrize("column", ["key", "label", "scores", "metadata"])
+def test_a_flipped_bit_anywhere_in_a_score_file_is_found(tmp_path, column):
+    path = _written(tmp_path)
+    content = bytearray(path.read_bytes())
+    if column == "metadata":
+        at = content.index(b'"seconds": 4.0') + len(b'"seconds": ')
+    else:
+        chunk = pq.read_metadata(path).row_group(0).column(["key", "label", "scores"].index(column))
+        at = chunk.data_page_offset + chunk.total_compressed_size // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"good\.parquet"):
+        read_scores(path)
+
+
+def test_the_content_is_hashed_too(tmp_path):
+    """A page's checksum is of the page as it was written; another writer makes a new one for what it was given."""
+    table, path = pq.read_table(_written(tmp_path)), tmp_path / "good.parquet"
+    labels = table.column("label").to_numpy().copy()
+    labels[7] += 1
+    pq.write_table(table.set_column(1, "label", pa.array(labels % 20, pa.int32())), path, write_page_checksum=True)
+    with pytest.raises(UserError, match=r"good\.parquet is damaged: it does not match its checksum"):
+        read_scores(path)
+
+
+def test_score_files_without_checksums_still_open(tmp_path):
+    table = pq.read_table(_written(tmp_path))
+    about = json.loads(table.schema.metadata[b"resnet_pipeline"])
+    del about["sha256"]
+    old = table.replace_schema_metadata({b"resnet_pipeline": json.dumps(about).encode()})
+    pq.write_table(old, tmp_path / "old.parquet")
+    np.testing.assert_array_equal(read_scores(tmp_path / "old.parquet").probabilities, make_scores().probabilities)
 
 
 def _written(tmp_path):

@@ -113,6 +113,23 @@ def test_scores_in_half_precision_by_parameter(workspace, models):
     assert whole.scores.probabilities.dtype == np.float32 and half.scores.probabilities.dtype == np.float16
 
 
+@pytest.mark.parametrize("damage", ["bits", "another's"])
+def test_kept_scores_that_are_damaged_are_computed_again(workspace, models, damage, caplog):
+    whole, other = run(workspace, models, images=50)
+    content = bytearray(whole.path.read_bytes())
+    if damage == "bits":
+        content[400:800:8] = bytes(byte ^ 64 for byte in content[400:800:8])
+    else:
+        content = other.path.read_bytes()
+    whole.path.write_bytes(content)
+    again, kept = run(workspace, models, images=50)
+    assert (again.reused, kept.reused) == (False, True)
+    np.testing.assert_array_equal(again.scores.probabilities, whole.scores.probabilities)
+    np.testing.assert_array_equal(read_scores(whole.path).probabilities, whole.scores.probabilities)
+    (line,) = [line for line in caplog.messages if "computed again" in line]
+    assert str(whole.path) in line and "\n" not in line
+
+
 def test_the_same_weights_under_two_names_are_run_once(workspace, models, tmp_path, monkeypatch):
     (tmp_path / "copy.pth").write_bytes((tmp_path / "8.pth").read_bytes())
     real, tested = scoring.fold_batch_norm, []
