@@ -72,11 +72,13 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
     weights = folder / "weights.safetensors"
     classifier = Classifier(Normalize(torch.zeros(_mean_shape(weights))), network)
     load_weights(classifier, weights)
+    digest = weights_sha256(classifier)
+    _check_result(folder, digest)
     return Member(
         name=name or config.recipe,
         classifier=classifier.eval(),
         views=config.views,
-        weights_sha256=weights_sha256(classifier),
+        weights_sha256=digest,
         network=config.model.name,
         recipe=config.recipe,
         classes=tuple(classes := stored["dataset"]["classes"]),
@@ -108,6 +110,22 @@ def load_file(network: str, weights: Path) -> Member:
         weights_sha256=weights_sha256(classifier),
         network=network,
     )
+
+
+def _check_result(folder: Path, digest: str) -> None:
+    """Raise UserError if the folder is a run's and its result names other weights than those that lie beside it."""
+    file = folder / "result.json"
+    if not file.is_file():
+        return  # a registered model's, whose version knows them
+    try:
+        expected = json.loads(file.read_bytes())["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error}); remove it to finish the run again") from None
+    if digest != expected:
+        raise UserError(
+            f"{folder / MODEL_FILES[0]} does not hold the weights that {file.name} names; remove {file.name} and train "
+            "the same run again: it is finished from its newest checkpoint"
+        )
 
 
 def words_of(classes: Sequence[str], class_words: Mapping[str, str]) -> tuple[str, ...]:

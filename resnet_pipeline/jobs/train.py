@@ -90,7 +90,10 @@ def train_run(
             return None
         dataset = open_dataset(workspace, dataset_name)
         run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
-        reused = run.result() is not None
+        finished = run.result()
+        if finished is not None:
+            run.check_weights(finished["weights_sha256"])
+        reused = finished is not None
         attempt = _Attempt(workspace, config, dataset, launch, tracking, quiet, say)
         if reused:
             say(f"{config.recipe}: finished before ({run.name}); nothing to train")

@@ -27,6 +27,7 @@ from resnet_pipeline.models.state_dicts import StateDict, check_fit, plain_names
 _PYTORCH = (".pth", ".pt", ".th")
 _SUFFIXES = (".safetensors", *_PYTORCH, ".caffemodel")
 _ARCHITECTURE = "architecture"  # the key of the metadata
+_DIGEST = "tensors_sha256"  # another: the SHA-256 of the file's tensors, which whoever reads them compares
 _MEAN, _STD = "normalize.mean", "normalize.std"  # a Classifier's preprocessing
 
 
@@ -51,10 +52,20 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
 
 
 def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors with string metadata, atomically."""
+    """Write tensors as safetensors with string metadata, atomically; their hash is added to it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(metadata))
+        save_file(tensors, temporary, metadata={**metadata, _DIGEST: weights_sha256(tensors)})
+
+
+def check_weights(path: Path, sha256: str) -> None:
+    """Raise UserError unless a safetensors file can be read and its tensors have this SHA-256, as they were noted."""
+    found = weights_sha256(_read_safetensors(path)[0])
+    if found != sha256:
+        raise UserError(
+            f"{path} holds other weights than were written there (SHA-256 {found[:12]}… instead of {sha256[:12]}…); "
+            "bring it back as it was"
+        )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -163,11 +174,24 @@ def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
         return read_caffe_weights(path), {}
     if path.suffix in _PYTORCH:
         return plain_names(_read_pickle(path)), {}
+    state, metadata = _read_safetensors(path)
+    return plain_names(state), _saved_architecture(path, metadata)
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str]]:
+    """Return a file's tensors and metadata; UserError where it is unreadable, or they are not as they were written."""
     try:
         state = load_file(path)
     except Exception as error:
         raise _unreadable(path, error) from None
-    return plain_names(state), _saved_architecture(path)
+    metadata = read_metadata(path)
+    # earlier versions noted it in a run's weights alone; in an export that key is the hash of what was exported
+    expected = metadata.get(_DIGEST) or (metadata.get("weights_sha256") if "run" in metadata else None)
+    if expected and weights_sha256(state) != expected:
+        raise UserError(
+            f"{path} is damaged: its tensors do not match their SHA-256 in its metadata; bring it back as it was"
+        )
+    return state, metadata
 
 
 def _read_pickle(path: Path) -> StateDict:
@@ -186,8 +210,8 @@ def _read_pickle(path: Path) -> StateDict:
     return dict(loaded)
 
 
-def _saved_architecture(path: Path) -> Mapping[str, Any]:
-    text = read_metadata(path).get(_ARCHITECTURE)
+def _saved_architecture(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    text = metadata.get(_ARCHITECTURE)
     try:
         saved = json.loads(text) if text else {}
     except json.JSONDecodeError:

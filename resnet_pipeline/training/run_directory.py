@@ -16,6 +16,7 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import config_hash, from_dict, to_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
+from resnet_pipeline.models.weights import check_weights
 
 
 def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
@@ -136,6 +137,14 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"{self.result_file} is damaged ({error}); remove it to finish the run again") from None
         return value
+
+    def check_weights(self, sha256: str) -> None:
+        """Raise UserError, saying how to make them again, unless the weights are those of this hash, the result's."""
+        try:
+            check_weights(self.weights_file, sha256)
+        except UserError as error:
+            again = f"or remove {self.result_file} and train the same run again: its newest checkpoint finishes it"
+            raise UserError(f"{error}, {again}") from None
 
     def _stored(self, key: str) -> dict[str, Any]:
         try:

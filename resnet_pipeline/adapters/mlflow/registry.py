@@ -26,6 +26,7 @@ from resnet_pipeline.adapters.mlflow.ensembles import (
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
+from resnet_pipeline.models.weights import check_weights
 from resnet_pipeline.training.run_directory import RunDirectory
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -65,11 +66,12 @@ def register(
 
     ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
     example. The same weights are registered once under a name: a second call finds the version. Raises UserError for
-    an unfinished run and TrackingError where MLflow is away.
+    an unfinished run and for weights that are not those of its result, and TrackingError where MLflow is away.
     """
     result = run.result()
     if result is None:
         raise UserError(f"run {run.name} is not finished; train it to its end before registering it")
+    run.check_weights(result["weights_sha256"])
     config = run.config()
     name = name or config.recipe.replace("/", "-")
     own_tags = {
@@ -247,17 +249,26 @@ def members_of(tracking: Tracking, reference: str) -> list[str]:
 
 @contextmanager
 def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
+    """Yield the folder of a registered model or a run's; a network's weights are those that its version names."""
     import mlflow
 
-    source = reference
+    source, expected = reference, None
     if reference.startswith("models:/"):
-        source = resolve(tracking, reference).uri
+        version = resolve(tracking, reference)
+        source, expected = version.uri, version.tags.get("weights_sha256")
     elif reference.count("/") == 1:
         source += "/model"
     _ = tracking.client  # connects, and sets MLflow's own global address
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(guarded(lambda: mlflow.artifacts.download_artifacts(source, dst_path=temporary)))
-        yield model_folder(folder, reference)
+        downloaded = Path(guarded(lambda: mlflow.artifacts.download_artifacts(source, dst_path=temporary)))
+        folder = model_folder(downloaded, reference)
+        weights = folder / MODEL_FILES[0]
+        if expected and weights.is_file():  # an ensemble's are checked with its list
+            try:
+                check_weights(weights, expected)
+            except UserError as error:
+                raise UserError(f"{reference}: {error}") from None
+        yield folder
 
 
 def _registered(tracking: Tracking, name: str, reference: str) -> Any:

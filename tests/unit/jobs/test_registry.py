@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,24 +15,28 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
 
 from resnet_pipeline.adapters.mlflow.client import TrackingError
 from resnet_pipeline.adapters.mlflow.ensembles import ENSEMBLE_FILE
 from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve
 from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.adapters.mlflow_model import _load_pyfunc
 from resnet_pipeline.cli.evaluation import ensemble
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores, write_scores
+from resnet_pipeline.evaluation.trained_model import load_folder
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.explore import explore
 from resnet_pipeline.jobs.predict import predict_folder
 from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
+from resnet_pipeline.jobs.references import load, parse
 from resnet_pipeline.jobs.register import check_network_name, register_ensemble_of, register_run
-from resnet_pipeline.jobs.train import TrainedRun
+from resnet_pipeline.jobs.train import Launch, TrainedRun, train_run
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
@@ -276,6 +281,57 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     ensemble(members, "digits", "center", workspace.root, registered_as="digits-two")
     read, written = score_files
     assert (len(set(read)), len(read), len(written)) == (2, 2, 1), "the members' are read once, the ensemble's written"
+
+
+@pytest.fixture
+def damaged(registered, tmp_path):
+    """Return a workspace with a finished run whose weights lost the lowest bits of 4 kB, and the run."""
+    workspace, runs = registered
+    space = Workspace(tmp_path / "work")
+    shutil.copytree(runs[0].run.path, space.runs / runs[0].run.name)
+    space.datasets.symlink_to(workspace.datasets)
+    run = RunDirectory(space.runs / runs[0].run.name)
+    content = bytearray(run.weights_file.read_bytes())
+    content[-8192:-4096] = bytes(byte ^ 1 for byte in content[-8192:-4096])
+    run.weights_file.write_bytes(content)
+    return space, run
+
+
+def test_a_run_with_damaged_weights_is_refused_by_name_everywhere(damaged):
+    space, run = damaged
+    trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=True)
+    for use in (
+        lambda: register_run(space, trained, say=quiet),
+        lambda: train_run(space, run.config(), "digits", Launch(launcher="local"), quiet=True, say=quiet),
+        lambda: evaluations(space, str(run.path)),
+        lambda: load_folder(run.path),
+        lambda: _load_pyfunc(str(run.path)),
+    ):
+        with pytest.raises((UserError, MlflowException), match=r"weights\.safetensors is damaged"):
+            use()
+    assert not (space.root / "mlflow").exists(), "nothing was registered"
+
+
+def test_other_weights_than_the_result_names_are_refused(damaged, registered):
+    space, run = damaged
+    run.weights_file.write_bytes(registered[1][1].run.weights_file.read_bytes())
+    with pytest.raises(UserError, match=r"weights\.safetensors does not hold the weights that result\.json names"):
+        load_folder(run.path)
+    with pytest.raises(UserError, match=r"holds other weights .* or remove .*result\.json and train"):
+        train_run(space, run.config(), "digits", Launch(launcher="local"), quiet=True, say=quiet)
+
+
+def test_other_weights_than_the_version_names_are_refused(registered):
+    workspace, _ = registered
+    tracking = Tracking(workspace)
+    version = resolve(tracking, f"models:/{NAME}/1")
+    tag = version.tags["weights_sha256"]
+    tracking.client.set_model_version_tag(NAME, "1", "weights_sha256", "0" * 64)
+    try:
+        with pytest.raises(UserError, match=f"models:/{NAME}/1: .*weights.safetensors holds other weights"):
+            load(workspace, parse(workspace, version.uri))
+    finally:
+        tracking.client.set_model_version_tag(NAME, "1", "weights_sha256", tag)
 
 
 def test_an_ensemble_needs_registered_members_of_the_same_weights(registered, tmp_path):

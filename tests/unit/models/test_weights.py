@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import Classifier, Normalize, build_model
-from resnet_pipeline.models.weights import build_for_weights, load_weights, read_metadata, save_weights, weights_sha256
+from resnet_pipeline.models.weights import (
+    build_for_weights,
+    load_weights,
+    read_metadata,
+    save_weights,
+    weights_sha256,
+    write_safetensors,
+)
 
 
 def test_safetensors_round_trip_with_the_mean(tmp_path):
@@ -187,6 +194,33 @@ def test_unreadable_files_are_named(tmp_path):
         with pytest.raises(UserError, match=name) as error:
             load_weights(build_model("cifar-resnet8"), tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def flip_bits(path, count=4096):
+    """Flip the lowest bit of some bytes amid a file."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + count] = bytes(byte ^ 1 for byte in content[middle : middle + count])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("written_by", ["this version", "one before", "an export"])
+def test_weights_that_are_not_as_they_were_written_are_refused(tmp_path, written_by):
+    network, path = build_model("cifar-resnet8"), tmp_path / "w.safetensors"
+    if written_by == "an export":
+        write_safetensors(network.state_dict(), path, {"weights_sha256": "0" * 64})
+    elif written_by == "this version":
+        save_weights(network, path, {})
+    else:
+        about = {"run": "x", "weights_sha256": weights_sha256(network)}
+        save_file({name: t.contiguous() for name, t in network.state_dict().items()}, path, metadata=about)
+    load_weights(network, path)
+    flip_bits(path, 1)
+    before = weights_sha256(network)
+    for load in (lambda: load_weights(network, path), lambda: build_for_weights("cifar-resnet8", path)):
+        with pytest.raises(UserError, match=r"w\.safetensors is damaged: .*SHA-256"):
+            load()
+    assert weights_sha256(network) == before
 
 
 def test_nothing_half_written_stays(tmp_path, monkeypatch):
