@@ -196,7 +196,7 @@ def _digest(scores: Scores) -> str:
     """Return the SHA-256 of scores: what they are of, their keys, labels and probabilities."""
     digest = hashlib.sha256(json.dumps([plain_record(_about(scores)), scores.keys], sort_keys=True).encode())
     for column in (scores.labels.astype("<i4"), scores.probabilities):
-        digest.update(np.ascontiguousarray(column))
+        digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()
 
 

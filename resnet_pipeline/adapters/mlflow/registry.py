@@ -252,7 +252,8 @@ def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
     """Yield the folder of a registered model or a run's; a network's weights are those that its version names."""
     import mlflow
 
-    source, expected = reference, None
+    source = reference
+    expected: str | None = None
     if reference.startswith("models:/"):
         version = resolve(tracking, reference)
         source, expected = version.uri, version.tags.get("weights_sha256")
