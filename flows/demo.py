@@ -26,6 +26,7 @@ from resnet_pipeline.jobs.train import is_finished
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.services.local import TemporaryPrefect
+from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -
 
 def mlflow_command(workspace: Workspace) -> str:
     """Return the command that opens MLflow's page on the runs, or its address where a server is set."""
-    address = tracking_uri(workspace)
+    address = without_secrets(tracking_uri(workspace))
     if address.startswith("http"):
         return address
     program = Path(sys.executable).with_name("mlflow")  # by its path: the reader's shell may not have it on its own

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from resnet_pipeline.settings import settings
+from resnet_pipeline.settings import cleaned, settings
 
 PACKAGES = ("resnet_pipeline", "flows")
 """The loggers that everything of this program logs below."""
@@ -85,6 +85,12 @@ class Text(logging.Formatter):
         return f"{datetime.fromtimestamp(record.created):%H:%M:%S} rank {here.rank}{step}  {line}"
 
 
+def _clean(record: logging.LogRecord) -> bool:
+    """Take the passwords out of the addresses in a line, whoever writes it."""
+    record.msg, record.args = cleaned(record.getMessage()), None
+    return True
+
+
 def as_json() -> bool:
     """Return whether the settings ask for JSON lines; UserError as ``settings`` raises it."""
     return settings().log_format == "json"
@@ -115,6 +121,7 @@ def handled(
     loggers = [logger for name in names if handler not in (logger := logging.getLogger(name)).handlers]
     before = [(logger.level, logger.propagate) for logger in loggers]
     handler.setLevel(level)
+    handler.addFilter(_clean)
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(min(level, logger.level or level))

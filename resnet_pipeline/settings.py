@@ -218,6 +218,11 @@ def without_secrets(address: str) -> str:
     return re.sub(r"(?i)([?&][^=&#]*(?:passw|pwd|secret|token|key|signature)[^=&#]*=)[^&#]*", r"\1***", address)
 
 
+def cleaned(text: str) -> str:
+    """Return a text in which addresses are fit to show, as `without_secrets` has it."""
+    return re.sub(r"[\w.+-]+://[^\s'\"<>]+", lambda found: without_secrets(found[0]), text)
+
+
 def basic_authorization(address: str) -> dict[str, str]:
     """Return the HTTP header that stands for an address's ``user:password@``; empty if it has none."""
     found = re.match(r"[\w.+-]+://([^/?#\s]*)@", address)

@@ -81,16 +81,22 @@ def main() -> None:
     try:
         app()
     except StoppedError as error:
-        print(f"resnet-pipeline: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(130)
     except ToldError:
         sys.exit(2)
     except UserError as error:
-        print(f"resnet-pipeline: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nresnet-pipeline: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _tell(error: UserError) -> None:
+    from resnet_pipeline.settings import cleaned
+
+    print(f"resnet-pipeline: {cleaned(str(error))}", file=sys.stderr)
 
 
 @app.command()

@@ -178,7 +178,7 @@ def _promotion(
         before=before,
         comparison=comparison,
         reason=reason,
-        serve=f"MLFLOW_TRACKING_URI={tracking.uri} {serve}",
+        serve=f"MLFLOW_TRACKING_URI={tracking.address} {serve}",
     )
 
 

@@ -25,7 +25,7 @@ from resnet_pipeline.adapters.mlflow.client import make_database
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.services.deployments import POOL, deploy
-from resnet_pipeline.settings import ROOT_VARIABLE, for_children, surroundings
+from resnet_pipeline.settings import ROOT_VARIABLE, for_children, surroundings, without_secrets
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class TemporaryPrefect:
         os.environ.setdefault("PREFECT_HOME", str(workspace.prefect))
         os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-        self.page = (surroundings().prefect_api_url or "").removesuffix("/api")
+        self.page = without_secrets(surroundings().prefect_api_url or "").removesuffix("/api")
         """Where its pages are, or the command that shows them."""
         if self.page:
             return

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.settings import cleaned, without_secrets
 
 NO_BUCKET = "there is no such bucket; check the name"
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -67,7 +68,7 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return f"no credentials for S3; {_CREDENTIALS}"
     if isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
-        address = urlsplit(error.kwargs["endpoint_url"])
+        address = urlsplit(without_secrets(error.kwargs["endpoint_url"]))
         return f"no connection to {address.scheme}://{address.netloc}; check the network and AWS_ENDPOINT_URL"
     code = _code(error)
     if code == "NoSuchBucket":
@@ -100,4 +101,4 @@ def _code(error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return cleaned(" ".join(str(error).split())) or type(error).__name__

@@ -12,6 +12,7 @@ from resnet_pipeline.settings import (
     Settings,
     Surroundings,
     basic_authorization,
+    cleaned,
     effective,
     for_children,
     settings,
@@ -155,6 +156,12 @@ def test_a_file_in_the_current_folder_is_read_after_the_environment(monkeypatch,
 )
 def test_an_address_is_shown_without_its_secrets(address, shown):
     assert without_secrets(address) == shown
+
+
+def test_addresses_in_a_text_are_shown_without_their_secrets():
+    text = "('http://user:pw@host/api' failed: s3://bucket/a@b, see http://host/?token=abc)"
+    assert cleaned(text) == "('http://host/api' failed: s3://bucket/a@b, see http://host/?token=***"
+    assert cleaned("no address: a@b, models:/name@candidate") == "no address: a@b, models:/name@candidate"
 
 
 def test_the_header_of_a_password():

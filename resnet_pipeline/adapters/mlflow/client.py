@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.settings import surroundings, without_secrets
+from resnet_pipeline.settings import cleaned, surroundings, without_secrets
 from resnet_pipeline.workspace import Workspace
 
 
@@ -92,4 +92,4 @@ def guarded(call: Callable[[], Any]) -> Any:
             raise TrackingError(
                 f"MLflow at {without_secrets(away[1])} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
             ) from error
-        raise TrackingError(f"MLflow: {text[:300]}") from error
+        raise TrackingError(f"MLflow: {cleaned(text)[:300]}") from error

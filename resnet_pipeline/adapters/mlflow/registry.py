@@ -278,9 +278,8 @@ def _registered(tracking: Tracking, name: str, reference: str) -> Any:
         return models[0]
     names = sorted(m.name for m in guarded(lambda: tracking.client.search_registered_models()))
     have = f"registered are {', '.join(names[:20])}" if names else "none is registered"
-    raise UserError(
-        f"{reference} points nowhere: no registered model {name!r} at {tracking.uri}{did_you_mean(name, names)}; {have}"
-    )
+    near = did_you_mean(name, names)
+    raise UserError(f"{reference} points nowhere: no registered model {name!r} at {tracking.address}{near}; {have}")
 
 
 def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersion | None:

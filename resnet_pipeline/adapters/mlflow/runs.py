@@ -15,6 +15,7 @@ from typing import Any
 from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_uri
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
+from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
@@ -45,6 +46,8 @@ class Tracking:
 
     def __init__(self, workspace: Workspace) -> None:
         self.uri = tracking_uri(workspace)
+        self.address = without_secrets(self.uri)
+        """What may be shown and kept of where it is."""
         self._artifacts = workspace.mlflow / "artifacts"
         self._client: Any = None
 
@@ -62,10 +65,12 @@ class Tracking:
     def run_id(self, run: RunDirectory) -> str:
         """Return the MLflow run of a run directory: the one it had at this MLflow, else a new one."""
         state = _State(run)
-        if state.uri == self.uri and state.run_id:
+        if without_secrets(state.uri) == self.address and state.run_id:
+            if state.uri != self.address:  # earlier versions kept the password
+                state.save(uri=self.address, run_id=state.run_id, sent=state.sent, steps=state.steps)
             return state.run_id
         created = guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
-        state.save(uri=self.uri, run_id=created.info.run_id, sent=0, steps={})
+        state.save(uri=self.address, run_id=created.info.run_id, sent=0, steps={})
         return str(created.info.run_id)
 
     def describe(self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -107,9 +112,9 @@ class Tracking:
             if len(batch) > _BATCH or (number == len(lines) and batch):
                 guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
                 batch = []
-                state.save(uri=self.uri, run_id=run_id, sent=sent, steps=steps)
+                state.save(uri=self.address, run_id=run_id, sent=sent, steps=steps)
         if sent != state.sent:
-            state.save(uri=self.uri, run_id=run_id, sent=sent, steps=steps)
+            state.save(uri=self.address, run_id=run_id, sent=sent, steps=steps)
         return len(lines)
 
     def log_values(self, run: RunDirectory, values: Mapping[str, float], step: int) -> None:
@@ -162,8 +167,8 @@ class MetricsSender:
         self._thread.join(timeout)
         if self._thread.is_alive() or self._away:
             self._say(
-                f"MLflow at {self._tracking.uri} did not take all metrics; they are in {self._run.metrics_file} and "
-                "are sent when this run is started again"
+                f"MLflow at {self._tracking.address} did not take all metrics; they are in {self._run.metrics_file} "
+                "and are sent when this run is started again"
             )
 
     def _deliver_until_closed(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.settings import for_children, surroundings, without_secrets
+from resnet_pipeline.settings import cleaned, for_children, surroundings, without_secrets
 from resnet_pipeline.training.distributed import collective_timeout
 
 
@@ -65,7 +65,7 @@ def ray_cluster() -> Iterator[Resources]:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             shown = without_secrets(address or "")
-            reason = without_secrets(str(error).splitlines()[0])
+            reason = cleaned(str(error).splitlines()[0])
             raise UserError(f"no Ray cluster at RAY_ADDRESS={shown}: {reason}") from None
     try:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
