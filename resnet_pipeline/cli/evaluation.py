@@ -55,6 +55,10 @@ def evaluate(
         typer.Option(metavar="FILE", help="Weights trained elsewhere: a file, torchvision:NAME or timm:NAME."),
     ] = None,
     network: Annotated[str | None, typer.Option(help="The network that the file of --weights is for.")] = None,
+    ema: Annotated[
+        bool,
+        typer.Option("--ema", help="Of --weights the averaged ones, if it has both; NETWORK=FILE#ema says it too."),
+    ] = False,
     workers: ScoringWorkers = None,
     half: Half = False,
     json_file: Json = None,
@@ -70,7 +74,7 @@ def evaluate(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
         workers=workers, half=half,
     )  # fmt: skip
-    references = [*(models or []), *_weights(weights, network, models)]
+    references = [*(models or []), *_weights(weights, network, models, ema=ema)]
     evaluations = evaluate_models(Workspace.of(root), references, test)
     rows = [
         {
@@ -247,8 +251,10 @@ def responses(
 COMMANDS: Sequence[Callable[..., None]] = (evaluate, ensemble, analyse, responses, submission, check_submission)
 
 
-def _weights(weights: str | None, network: str | None, models: Sequence[str] | None) -> list[str]:
+def _weights(weights: str | None, network: str | None, models: Sequence[str] | None, *, ema: bool) -> list[str]:
     """Return the MODEL reference that --weights and --network stand for; UserError where it is incomplete."""
+    if ema and (weights is None or network is None):
+        raise UserError("--ema needs --weights FILE and --network; write NETWORK=FILE#ema for a MODEL")
     if weights is None:
         if network is not None:
             raise UserError(f"--network {network} needs --weights FILE")
@@ -256,7 +262,9 @@ def _weights(weights: str | None, network: str | None, models: Sequence[str] | N
             raise UserError("name a MODEL, or --weights")
         return []
     if network is not None:
-        return [f"{network}={weights}"]
+        from resnet_pipeline.jobs.references import EMA
+
+        return [f"{network}={weights}{EMA if ema else ''}"]
     from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES
 
     if weights.startswith(REFERENCE_SOURCES):

@@ -86,14 +86,16 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
     )
 
 
-def load_file(network: str, weights: Path) -> Member:
+def load_file(network: str, weights: Path, *, ema: bool = False) -> Member:
     """Load weights that were trained elsewhere into a network by name (``resnet50``, ``cifar-resnet20``).
+
+    ``ema`` takes the averaged weights of a checkpoint that holds them beside the others.
 
     Their preprocessing is the file's own if it holds one. Else it is torchvision's, or for a ``.caffemodel`` the
     authors': the mean image of a ``.binaryproto`` beside it, or their mean colour. Raises UserError if the file does
     not fit the network.
     """
-    model = build_for_weights(network, weights)
+    model = build_for_weights(network, weights, ema=ema)
     if weights.suffix == ".caffemodel":
         beside = sorted(weights.parent.glob("*.binaryproto"))
         normalize = Normalize(read_mean_image(beside[0]) if beside else torch.tensor(_CAFFE_MEAN))
@@ -104,7 +106,7 @@ def load_file(network: str, weights: Path) -> Member:
     cifar = network.startswith("cifar-")
     views = ViewConfig(crop=32, resize=32, scales=(32,)) if cifar else ViewConfig(crop=224, resize=256)
     return Member(
-        name=f"{network}={weights.name}",
+        name=f"{network}={weights.name}{'#ema' if ema else ''}",
         classifier=classifier,
         views=views,
         weights_sha256=weights_sha256(classifier),

@@ -6,7 +6,7 @@ The first of these that fits decides:
 2. ``torchvision:…`` or ``timm:…``: published weights;
 3. ``models:/…``: a registered model; ``runs:/…``: an MLflow run;
 4. a folder that exists, as a path, then under runs/: a run directory;
-5. ``NETWORK=WEIGHTS-FILE``, cut at the first ``=``: weights trained elsewhere;
+5. ``NETWORK=WEIGHTS-FILE``, cut at the first ``=``: weights trained elsewhere; ``#ema`` at the end: its averaged ones;
 6. 32 hexadecimal digits: an MLflow run;
 7. ``NAME@ALIAS``, or ``NAME``, whose candidate is meant: a registered model.
 """
@@ -26,6 +26,9 @@ from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
 from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
 from resnet_pipeline.workspace import Workspace
+
+EMA = "#ema"
+"""What stands after a weights file whose averaged weights are meant."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ class MlflowRun:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights trained elsewhere, and the name of the network that it is for."""
+    """A file of weights trained elsewhere, the name of the network that it is for, and whether its EMA is meant."""
 
     text: str
     network: str
     path: Path
+    ema: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def load(workspace: Workspace, reference: Reference) -> Member:
         case RunFolder():
             return load_folder(reference.path)
         case WeightsFile():
-            return load_file(reference.network, reference.path)
+            return load_file(reference.network, reference.path, ema=reference.ema)
         case RegisteredModel() | MlflowRun():
             with _naming(reference), fetched_model(Tracking(workspace), reference.uri) as folder:
                 return load_folder(folder)
@@ -166,7 +170,8 @@ def _decided(workspace: Workspace, text: str) -> Reference | None:
                 return RunFolder(text, folder)
     network, _, file = text.partition("=")
     if network and file:
-        return WeightsFile(text, network, Path(file).expanduser())
+        plain = file.removesuffix(EMA)
+        return WeightsFile(text, network, Path(plain).expanduser(), ema=plain != file)
     if re.fullmatch(r"[0-9a-f]{32}", text):
         return MlflowRun(text, f"runs:/{text}")
     if re.fullmatch(r"[\w.-]+@[\w.-]+", text):

@@ -16,18 +16,29 @@ from resnet_pipeline.models.resnet import ResNet
 
 StateDict = dict[str, torch.Tensor]
 
+_AROUND = re.compile(r"^(?:(?:module|model|backbone|net)\.)+")
+_COUNTS = re.compile(r"(?:^|\.)(?:n_averaged|total_ops|total_params)$")
+
 
 def plain_names(state: Mapping[str, torch.Tensor]) -> StateDict:
     """Return the tensors under torchvision's names.
 
-    Other names that are known: a ``module.`` prefix (a network saved inside DataParallel), and ``linear`` for the
-    classifier and ``shortcut`` for the projections (the public CIFAR-10 networks).
+    Known others: what modules around the network put before its names, in any order (``module.`` of DataParallel,
+    ``_orig_mod.`` of a compiled module, ``model.``, ``backbone.`` and ``net.`` of a trainer), ``linear`` for the
+    classifier and ``shortcut`` for the projections (the public CIFAR-10 networks). What only counts (the averages of
+    an EMA, a profiler's operations) is left out. Raises UserError if two tensors would get one name.
     """
-    plain = {}
+    plain: StateDict = {}
+    names: dict[str, str] = {}
     for name, tensor in state.items():
-        short = name.removeprefix("module.")
+        short = _AROUND.sub("", name.replace("_orig_mod.", ""))
         short = re.sub(r"^linear\.", "fc.", short)
-        plain[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", short)] = tensor
+        short = re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", short)
+        if _COUNTS.search(short):
+            continue
+        if short in plain:
+            raise UserError(f"it holds two networks: both {names[short]} and {name} would be {short}")
+        plain[short], names[short] = tensor, name
     return plain
 
 

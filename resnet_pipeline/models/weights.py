@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
+import pickle
+import re
 import warnings
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +29,10 @@ from resnet_pipeline.models.registry import architecture_of, build_model
 from resnet_pipeline.models.resnet import Architecture, ResNet
 from resnet_pipeline.models.state_dicts import StateDict, check_fit, plain_names
 
-_PYTORCH = (".pth", ".pt", ".th")
+_PYTORCH = (".pth", ".pt", ".th", ".ckpt", ".tar")  # .tar: model_best.pth.tar
 _SUFFIXES = (".safetensors", *_PYTORCH, ".caffemodel")
+_log = logging.getLogger(__name__)
+_LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _ARCHITECTURE = "architecture"  # the key of the metadata
 _DIGEST = "tensors_sha256"  # another: the SHA-256 of the file's tensors, which whoever reads them compares
 _MEAN, _STD = "normalize.mean", "normalize.std"  # a Classifier's preprocessing
@@ -77,13 +84,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise _unreadable(path, error) from None
 
 
-def load_weights(model: nn.Module, path: Path | str) -> None:
-    """Load a ``.safetensors``, ``.pth``, ``.pt``, ``.th`` or ``.caffemodel`` file into a network or a Classifier.
+def load_weights(model: nn.Module, path: Path | str, *, ema: bool = False) -> None:
+    """Load a ``.safetensors``, ``.caffemodel`` or PyTorch file (``.pth``, ``.ckpt``, …) into a network or a Classifier.
 
     Names are torchvision's and timm's, or the public CIFAR-10 ResNets' (``linear`` for the classifier), with or without
-    a ``module.`` prefix, alone or under ``state_dict`` or ``model``. In a ``.caffemodel`` they are those of the
-    authors' release, whose networks have ``stride="v1"`` and ``pooling="caffe"``. A Classifier's file fills a bare
-    network too, with a warning: the network was trained on images less a mean, and that is left out.
+    what wrappers put before them (`state_dicts.plain_names`). They stand alone or in a training script's checkpoint,
+    under ``state_dict``, ``model``, ``model_state_dict`` or ``net``. In a ``.caffemodel`` they are those of the
+    authors' release, whose networks have ``stride="v1"`` and ``pooling="caffe"``. Of a checkpoint that holds averaged
+    weights (EMA) too, the plain ones are taken, which is logged, and with ``ema`` the averaged ones. A Classifier's
+    file fills a bare network too, with a warning: the network was trained on images less a mean, and that is left out.
 
     Raises UserError if the file is unreadable, holds anything but tensors, or was saved from a network that computes
     something else with the same tensors. If its tensors are not the network's, the first ones are named.
@@ -91,7 +100,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     Example: ``load_weights(build_model("cifar-resnet20"), "resnet20.th")``
     """
     path = Path(path)
-    state, saved = _read(path)
+    state, saved = _read(path, ema=ema)
     if not isinstance(model, Classifier) and _MEAN in state:
         warnings.warn(
             f"{path} holds a network with its preprocessing, and the mean that it subtracts is left out: "
@@ -101,7 +110,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     _load(model, path, state, saved)
 
 
-def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = None) -> ResNet:
+def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = None, ema: bool = False) -> ResNet:
     """Build the network ``name`` with the options that a file's weights were trained with, and load them.
 
     A file of this program says them itself. The authors' ``.caffemodel`` has stride v1 and Caffe's pooling; others are
@@ -110,7 +119,7 @@ def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = 
     returns. Raises UserError as `load_weights` and `build_model` do.
     """
     path = Path(path)
-    state, saved = _read(path)
+    state, saved = _read(path, ema=ema)
     options: dict[str, Any] = {key: saved[key] for key in ("shortcut", "stride", "pooling") if key in saved}
     if not saved:
         caffe = path.suffix == ".caffemodel"
@@ -164,18 +173,70 @@ def _check_architecture(path: Path, saved: Mapping[str, Any], architecture: Arch
         raise UserError(f"{path}: the authors' networks have stride v1, this one has v1.5: build it with stride='v1'")
 
 
-def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+def _read(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[str, Any]]:
     """Return a file's tensors under torchvision's names, and its metadata's architecture, empty if it has none."""
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
-    if path.suffix not in _SUFFIXES:
+    if not path.name.endswith(_SUFFIXES):
         raise UserError(f"{path}: weights files end in {', '.join(_SUFFIXES)}")
-    if path.suffix == ".caffemodel":
-        return read_caffe_weights(path), {}
+    if other := _what_else(path):
+        raise UserError(f"{path} {other}")
+    metadata: Mapping[str, str] = {}
     if path.suffix in _PYTORCH:
-        return plain_names(_read_pickle(path)), {}
-    state, metadata = _read_safetensors(path)
-    return plain_names(state), _saved_architecture(path, metadata)
+        state = _read_pickle(path, ema=ema)
+    elif ema:
+        raise UserError(f"{path} holds no averaged weights (EMA) beside its own; leave --ema out")
+    elif path.suffix == ".caffemodel":
+        try:
+            state = read_caffe_weights(path)
+        except RuntimeError as error:  # blobs of shapes that don't go together
+            raise _unreadable(path, error) from None
+    else:
+        state, metadata = _read_safetensors(path)
+    try:
+        state = plain_names(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: {name} holds NaN or infinity: these weights are of a training that failed")
+    return state, _saved_architecture(path, metadata)
+
+
+def _what_else(path: Path) -> str | None:
+    """Return what a file is that holds no weights, or not all of them; None if nothing is known against it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    if size == 0:
+        return "is empty: download or copy it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights that it stands for: fetch them with `git lfs pull`"
+    if re.match(rb"\s*<(?:!doctype|html|\?xml|head)", head, re.IGNORECASE):
+        return "is a web page, not weights: download the file itself"
+    if head.startswith(b"PK\3\4") and not zipfile.is_zipfile(path):
+        return "is cut: the end of the archive is missing; download or copy it again"
+    if path.suffix == ".safetensors" and size < (whole := _size_of_safetensors(path)):
+        return f"is cut: it has {size:,} of its {whole:,} bytes; download or copy it again"
+    return None
+
+
+def _size_of_safetensors(path: Path) -> int:
+    """Return the bytes that a safetensors file must have at least, as far as its header says them."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        if header > _LARGEST_HEADER:
+            return 0
+        text = file.read(header)
+    try:
+        ends = [about["data_offsets"][1] for name, about in json.loads(text).items() if name != "__metadata__"]
+        end: int = max(ends, default=0)
+        return 8 + header + end
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return 8 + header
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str]]:
@@ -194,20 +255,83 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str]]:
     return state, metadata
 
 
-def _read_pickle(path: Path) -> StateDict:
+class _Unread:
+    """Stands for an object of a checkpoint that is no tensor: nothing of it is made, whatever it is."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# What training scripts keep beside the weights: their arguments, paths, NumPy's numbers (a best accuracy), and the
+# hyperparameters of Lightning, which are a dictionary.
+_BESIDE: list[Any] = [
+    *(
+        (_Unread, name)
+        for name in (
+            "argparse.Namespace",
+            "types.SimpleNamespace",
+            "pathlib.PosixPath",
+            "pathlib.WindowsPath",
+            "pathlib._local.PosixPath",
+            "pathlib._local.WindowsPath",
+            "numpy.core.multiarray.scalar",
+            "numpy._core.multiarray.scalar",
+            "numpy.dtype",
+        )
+    ),
+    *((_Unread, f"numpy.dtypes.{kind}DType") for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+    *(
+        (OrderedDict, f"{module}.AttributeDict")
+        for module in (
+            "lightning.fabric.utilities.data",
+            "lightning_fabric.utilities.data",
+            "lightning.pytorch.utilities.parsing",
+            "pytorch_lightning.utilities.parsing",
+        )
+    ),
+]
+_PLAIN = ("state_dict", "model", "model_state_dict", "net", "network")
+_AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema")
+
+
+def _read_pickle(path: Path, *, ema: bool) -> StateDict:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_BESIDE):
+            warnings.simplefilter("ignore")  # on the pickle's protocol
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file from anywhere can fail anywhere in the reader
         raise _unreadable(path, error) from None
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
+    loaded = _chosen(path, loaded, ema)
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"{path} holds no state dict of tensors")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise UserError(f"{path} holds no state dict of tensors: {name!r} is a {type(value).__name__}")
+            raise UserError(f"{path} holds no state dict of tensors: {name!r} is a {type(value).__name__.strip('_')}")
     return dict(loaded)
+
+
+def _chosen(path: Path, loaded: Any, ema: bool) -> Any:
+    """Return the state dict of a checkpoint: the plain weights, or the averaged ones if they are asked for or alone."""
+    averaged = None
+    while isinstance(loaded, dict):
+        plain = next((key for key in _PLAIN if isinstance(loaded.get(key), dict)), None)
+        other = next((key for key in _AVERAGED if isinstance(loaded.get(key), dict)), None)
+        if other is not None and (plain is None or ema):
+            loaded, averaged = loaded[other], other
+        elif plain is not None:
+            if other is not None and averaged is None:
+                _log.info("%s: taken are the weights under %r; it has averaged ones (EMA) too, see --ema", path, plain)
+            loaded = loaded[plain]
+        else:
+            break
+    if averaged is not None:
+        _log.info("%s: taken are the averaged weights (EMA) under %r", path, averaged)
+    elif ema:
+        raise UserError(f"{path} holds no averaged weights (EMA) beside its own; leave --ema out")
+    return loaded
 
 
 def _saved_architecture(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
@@ -226,5 +350,11 @@ def _describe(architecture: Architecture) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        reason = f"it holds an object of {found[1]}, and no object is made of a file; save model.state_dict() alone"
+    elif isinstance(error, pickle.UnpicklingError):  # PyTorch's text goes on with how to switch off its care
+        reason = "it is damaged, or was not written by torch.save"
+    else:
+        reason = (text.splitlines() or [""])[0].strip() or type(error).__name__
     return UserError(f"{path} is not loaded: {reason[:200]}")

@@ -96,6 +96,7 @@ def test_a_folder_that_exists(workspace, text, path):
         ("resnet50=x.pth", WeightsFile("resnet50=x.pth", "resnet50", Path("x.pth"))),
         ("cifar-resnet8=/a/b=c.pth", WeightsFile("cifar-resnet8=/a/b=c.pth", "cifar-resnet8", Path("/a/b=c.pth"))),
         ("resnet50=~/x.pth", WeightsFile("resnet50=~/x.pth", "resnet50", Path.home() / "x.pth")),
+        ("resnet50=x.pth#ema", WeightsFile("resnet50=x.pth#ema", "resnet50", Path("x.pth"), ema=True)),
         ("resnet50=here", WeightsFile("resnet50=here", "resnet50", Path("here"))),
         ("torchvision:resnet50", PublishedWeights("torchvision:resnet50")),
         ("torchvision:resnet50=x.pth", PublishedWeights("torchvision:resnet50=x.pth")),

@@ -301,8 +301,8 @@ def test_a_run_with_damaged_weights_is_refused_by_name_everywhere(damaged):
     space, run = damaged
     trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=True)
     for use in (
-        lambda: register_run(space, trained, say=quiet),
-        lambda: train_run(space, run.config(), "digits", Launch(launcher="local"), quiet=True, say=quiet),
+        lambda: register_run(space, trained),
+        lambda: train_run(space, run.config(), "digits", Launch(launcher="local")),
         lambda: evaluations(space, str(run.path)),
         lambda: load_folder(run.path),
         lambda: _load_pyfunc(str(run.path)),
@@ -318,7 +318,7 @@ def test_other_weights_than_the_result_names_are_refused(damaged, registered):
     with pytest.raises(UserError, match=r"weights\.safetensors does not hold the weights that result\.json names"):
         load_folder(run.path)
     with pytest.raises(UserError, match=r"holds other weights .* or remove .*result\.json and train"):
-        train_run(space, run.config(), "digits", Launch(launcher="local"), quiet=True, say=quiet)
+        train_run(space, run.config(), "digits", Launch(launcher="local"))
 
 
 def test_other_weights_than_the_version_names_are_refused(registered):

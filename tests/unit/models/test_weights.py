@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import argparse
+import logging
 import os
 import pickle
+import sys
+import types
+from collections import OrderedDict
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -194,6 +202,132 @@ def test_unreadable_files_are_named(tmp_path):
         with pytest.raises(UserError, match=name) as error:
             load_weights(build_model("cifar-resnet8"), tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def checkpoint_of(state, kind):
+    """Return what training scripts write around a state dict."""
+    namespace = argparse.Namespace(lr=0.1, output=Path("out"))
+    prefixed = {f"{kind}.{name}": tensor for name, tensor in state.items()}
+    if kind == "torchvision":
+        averaged = {"n_averaged": torch.tensor(3), **{f"module.{name}": t + 1 for name, t in state.items()}}
+        return {"model": state, "optimizer": {"state": {}}, "epoch": 3, "args": namespace, "model_ema": averaged}
+    if kind == "timm":
+        averaged = {name: t + 1 for name, t in state.items()}
+        return {"state_dict": state, "state_dict_ema": averaged, "args": namespace, "metric": np.float64(71.5)}
+    if kind == "lightning":
+        hyper = OrderedDict(lr=0.1)
+        inside = {f"model.{name}": tensor for name, tensor in state.items()}
+        return {"state_dict": inside, "hyper_parameters": hyper, "pytorch-lightning_version": "2.0", "callbacks": {}}
+    if kind in ("net", "model_state_dict"):
+        return {kind: state, "acc": 92.1, "epoch": 199}
+    return prefixed
+
+
+@pytest.mark.parametrize("file", ["model_best.pth.tar", "last.ckpt", "w.pth"])
+@pytest.mark.parametrize(
+    "kind",
+    ["torchvision", "timm", "lightning", "net", "model_state_dict", "_orig_mod", "model", "backbone", "module.module",
+     "module._orig_mod.model", "_orig_mod.module.backbone"],
+)  # fmt: skip
+def test_checkpoints_as_training_scripts_write_them(tmp_path, kind, file):
+    network, again = build_model("cifar-resnet8"), build_model("cifar-resnet8")
+    torch.save(checkpoint_of(network.state_dict(), kind), tmp_path / file)
+    load_weights(again, tmp_path / file)
+    assert weights_sha256(again) == weights_sha256(network)
+
+
+def test_lightning_s_own_dictionary_is_read(tmp_path, monkeypatch):
+    module = types.ModuleType("lightning.fabric.utilities.data")
+    module.AttributeDict = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    for name in ("lightning", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    network, again = build_model("cifar-resnet8"), build_model("cifar-resnet8")
+    saved = {"state_dict": network.state_dict(), "hyper_parameters": module.AttributeDict(lr=0.1, layers=[1, 2])}
+    torch.save(saved, tmp_path / "last.ckpt")
+    load_weights(again, tmp_path / "last.ckpt")
+    assert weights_sha256(again) == weights_sha256(network)
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "timm"])
+def test_averaged_weights_are_taken_if_asked_for_and_what_was_taken_is_said(tmp_path, kind, caplog):
+    caplog.set_level(logging.INFO, "resnet_pipeline")
+    network, again, path = build_model("cifar-resnet8"), build_model("cifar-resnet8"), tmp_path / "w.pth"
+    torch.save(checkpoint_of(network.state_dict(), kind), path)
+    load_weights(again, path)
+    assert weights_sha256(again) == weights_sha256(network) and "--ema" in caplog.records[-1].getMessage()
+    load_weights(again, path, ema=True)
+    assert torch.equal(again.conv1.weight, network.conv1.weight + 1)
+    assert "averaged weights (EMA) under" in caplog.records[-1].getMessage()
+
+
+def test_averaged_weights_that_are_not_there_are_refused(tmp_path):
+    torch.save(build_model("cifar-resnet8").state_dict(), tmp_path / "w.pth")
+    save_weights(build_model("cifar-resnet8"), tmp_path / "w.safetensors", {})
+    for name in ("w.pth", "w.safetensors"):
+        with pytest.raises(UserError, match=rf"{name} holds no averaged weights"):
+            build_for_weights("cifar-resnet8", tmp_path / name, ema=True)
+
+
+def test_two_networks_in_one_state_dict_are_refused(tmp_path):
+    state = build_model("cifar-resnet8").state_dict()
+    torch.save({**state, **{f"model.{name}": t for name, t in state.items()}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: it holds two networks: both conv1.weight and model.conv1.weight"):
+        load_weights(build_model("cifar-resnet8"), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_with_nan_are_refused_with_the_tensor_s_name(tmp_path, suffix):
+    network = build_model("cifar-resnet8")
+    with torch.no_grad():
+        network.layer2[0].conv1.weight[0, 0, 0, 0] = float("nan")
+    if suffix == "pth":
+        torch.save(network.state_dict(), tmp_path / "w.pth")
+    else:
+        save_weights(network, tmp_path / "w.safetensors", {})
+    with pytest.raises(UserError, match=r"layer2\.0\.conv1\.weight holds NaN"):
+        load_weights(build_model("cifar-resnet8"), tmp_path / f"w.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "ckpt", "caffemodel"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 46830571\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n", "web page"),
+    ],
+)
+def test_what_a_file_is_instead_of_weights_is_said(tmp_path, suffix, content, said):
+    (tmp_path / f"w.{suffix}").write_bytes(content)
+    with pytest.raises(UserError, match=rf"w\.{suffix} is .*{said.removeprefix('is ')}"):
+        load_weights(build_model("cifar-resnet8"), tmp_path / f"w.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_cut_file_is_said_to_be_cut(tmp_path, suffix, share):
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save(build_model("cifar-resnet8").state_dict(), path)
+    else:
+        save_weights(build_model("cifar-resnet8"), path, {})
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match=rf"w\.{suffix} is cut"):
+        load_weights(build_model("cifar-resnet8"), path)
+
+
+def test_pytorch_s_advice_to_load_anything_is_not_passed_on(tmp_path):
+    torch.save({"state_dict": {}, "transform": Fraction(1, 2)}, tmp_path / "object.pth")
+    torch.save(build_model("cifar-resnet8").state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:3000])
+    (tmp_path / "bytes.pth").write_bytes(bytes(range(256)) * 20)
+    for name in ("object.pth", "cut.pth", "bytes.pth"):
+        with pytest.raises(UserError, match=name) as error:
+            load_weights(build_model("cifar-resnet8"), tmp_path / name)
+        said = str(error.value)
+        assert not any(word in said for word in ("weights_only", "trust", "\x1b", "\n", "add_safe_globals")), said
+    with pytest.raises(UserError, match=r"an object of fractions\.Fraction"):
+        load_weights(build_model("cifar-resnet8"), tmp_path / "object.pth")
 
 
 def flip_bits(path, count=4096):
