@@ -29,6 +29,7 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import check_network_name, register_run
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
+from resnet_pipeline.records import plain
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -177,4 +178,4 @@ def _train_test_register(
         f"Errors of {config.recipe} on {dataset}, percent",
     )
     run = str(trained.run.path)
-    return {"run": run, "version": version, "errors": errors, "reused": trained.reused, **trained.result}
+    return {"run": run, "version": version, "errors": errors, "reused": trained.reused, **plain(trained.result)}

@@ -85,8 +85,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return read_record(hint, value, where=f"{where}.")
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
+        if type(value) in args:  # of float | int, say: a number stays what it is
+            return value
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value in args:

@@ -45,6 +45,7 @@ from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.options import Json, Quiet, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
+from resnet_pipeline.records import plain
 from resnet_pipeline.report.terminal import print_table, render_table
 from resnet_pipeline.workspace import Workspace
 
@@ -206,12 +207,12 @@ def train(
     version = register_run(workspace, trained, name=registered_as) if registered else None
     if version:
         print(f"{recipe}: {version.describe()}")
-    errors = trained.result["validation"]
+    errors = trained.result.validation
     print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
     _write(
         json_file,
         {
-            **trained.result,
+            **plain(trained.result),
             "run": str(trained.run.path),
             "mlflow_run": trained.mlflow_run,
             "version": version.uri if version else None,

@@ -66,16 +66,16 @@ def register_run(
     dataset = open_dataset(workspace, run.dataset()["name"])
     split = dataset.eval_split
     tags = {
-        "val_top1_error": f"{result['validation']['top1']:.3f}",
-        "val_top5_error": f"{result['validation']['top5']:.3f}",
+        "val_top1_error": f"{result.validation['top1']:.3f}",
+        "val_top5_error": f"{result.validation['top5']:.3f}",
         **_about_tests(config.views, dataset, split),
     }
     version = register(tracking, run, name, tags=tags, example=example_image(config.views))
     tests = {e.path: e.scores for e in evaluations}
     record_tests(tracking, version, tests, card=_network_card(trained, config, dataset).markdown())
     if version.new:
-        errors = {f"val_{k}_error": result["validation"][k] for k in ("top1", "top5")}
-        tracking.log_values(run, errors, step=result["steps"])
+        errors = {f"val_{k}_error": result.validation[k] for k in ("top1", "top5")}
+        tracking.log_values(run, errors, step=result.steps)
     write_json(run.path / "version.json", {"version": str(version), "uri": version.uri})
     return version
 
@@ -242,19 +242,19 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
         facts={
             "network": f"{config.model.name}, {human(cost.parameters)} parameters, "
             f"{human(cost.multiply_adds)} multiply-adds at {config.augment.crop}×{config.augment.crop}",
-            "weights (SHA-256)": result["weights_sha256"],
+            "weights (SHA-256)": result.weights_sha256,
             "run": trained.run.name,
             **({"the paper's error": _published(published)} if published else {}),
         },
         data=_data(dataset),
         training={
             "recipe": config.recipe,
-            "steps": f"{result['steps']:,} of {config.batch} images, batch norm over {config.micro_batch}",
+            "steps": f"{result.steps:,} of {config.batch} images, batch norm over {config.micro_batch}",
             "optimiser": f"SGD, rate {config.optim.lr}, momentum {config.optim.momentum}, weight decay "
             f"{config.optim.weight_decay}; schedule {config.schedule.kind}",
             "seed": str(config.seed),
-            "took": f"{duration(result['seconds'])} on {result['workers']} × {result['device']}, "
-            f"{result['images_per_second']:,.0f} images/s",
+            "took": f"{duration(result.seconds)} on {result.workers} × {result.device}, "
+            f"{result.images_per_second:,.0f} images/s",
             "made by": _made_by(),
         },
         errors=(),

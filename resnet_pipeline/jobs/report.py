@@ -76,7 +76,9 @@ def _finished(workspace: Workspace, dataset: Dataset) -> list[RunDirectory]:
 
 
 def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
-    config, result = run.config(), run.result() or {}
+    config, result = run.config(), run.result()
+    if result is None:
+        raise UserError(f"run {run.name} is not finished; train it to its end before reporting on it")
     history = read_metrics(run.metrics_file)
     cost = network_cost(config, classes=len(run.dataset()["classes"]))
     published = PUBLISHED.get(config.recipe)
@@ -87,8 +89,8 @@ def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
         parameters=cost.parameters,
         multiply_adds=cost.multiply_adds,
         errors={p: (e.errors["top1"], e.errors["top5"]) for p, e in evaluations.items()},
-        images_per_second=result["images_per_second"],
-        seconds=result["seconds"],
+        images_per_second=result.images_per_second,
+        seconds=result.seconds,
         test_images_per_second=list(evaluations.values())[-1].scores.images_per_second,
         train_loss=_curve(history, "train", "loss"),
         train_error=_curve(history, "train", "error"),

@@ -27,6 +27,7 @@ from resnet_pipeline.settings import settings
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS
+from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.training.workers import Workers
 from resnet_pipeline.workspace import Workspace
@@ -42,7 +43,7 @@ class TrainedRun:
     """A finished run: its directory, result and MLflow run; ``reused`` if it was finished before."""
 
     run: RunDirectory
-    result: dict[str, Any]
+    result: RunResult
     mlflow_run: str
     reused: bool
 
@@ -92,7 +93,7 @@ def train_run(
         run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
         finished = run.result()
         if finished is not None:
-            run.check_weights(finished["weights_sha256"])
+            run.check_weights(finished.weights_sha256)
         reused = finished is not None
         attempt = _Attempt(workspace, config, dataset, launch, tracking, quiet, say)
         if reused:
@@ -278,7 +279,7 @@ def _stop_on_signal(run: RunDirectory, say: Say) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: dict[str, Any]) -> None:
+def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: RunResult) -> None:
     tracking.deliver(run)
     marker = run.path / "recorded"
     if marker.exists() and marker.read_text() == tracking.run_id(run):
@@ -286,8 +287,8 @@ def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: D
     tracking.describe(run, _flat(to_dict(config)), {**start_tags(run, dataset), **_result_tags(result)})
     tracking.log_values(
         run,
-        {"training_seconds": result["seconds"], "training_images_per_second": result["images_per_second"]},
-        step=result["steps"],
+        {"training_seconds": result.seconds, "training_images_per_second": result.images_per_second},
+        step=result.steps,
     )
     newest, _ = newest_checkpoint(run.checkpoints)
     for file, folder in ((run.config_file, "run"), (run.result_file, "run"), (run.metrics_file, "run")):
@@ -311,12 +312,12 @@ def start_tags(run: RunDirectory, dataset: Dataset, counts: Sequence[int] = ()) 
     }
 
 
-def _result_tags(result: dict[str, Any]) -> dict[str, str]:
+def _result_tags(result: RunResult) -> dict[str, str]:
     return {
-        "weights_sha256": result["weights_sha256"],
-        "device": result["device"],
-        **({"precision": result["precision"]} if "precision" in result else {}),  # older results have none
-        "workers": str(result["workers"]),
+        "weights_sha256": result.weights_sha256,
+        "device": result.device,
+        **({"precision": result.precision} if result.precision else {}),  # older results have none
+        "workers": str(result.workers),
     }
 
 

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 
 import torch
+from safetensors import SafetensorError
 
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches
 from resnet_pipeline.device import chosen_precision, prepare_device
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.models.weights import save_weights, weights_sha256
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import Owner, fetch, note
 from resnet_pipeline.training.batch_norm import (
@@ -36,10 +38,9 @@ from resnet_pipeline.training.mirror import Mirror
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.phases import PhasedBatches
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
-from resnet_pipeline.training.result import write_result
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.schedule import Schedule
-from resnet_pipeline.training.state import capture, restore
+from resnet_pipeline.training.state import capture, restore, result_of
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, compile_network, train_step
 from resnet_pipeline.training.system import StepTimes, SystemMetrics
 from resnet_pipeline.training.throughput import Throughput
@@ -358,4 +359,18 @@ class Trainer:
         self._validate()
         self._check_owner()
         if context.rank == 0:
-            write_result(self, self.log)
+            self._write_result()
+
+    def _write_result(self) -> None:
+        """Write weights and result of a finished run, by rank 0; UserError if there is no room for them."""
+        run, seconds = self.run, self.seconds_before + self.throughput.seconds
+        digest = weights_sha256(self.classifier)
+        metadata = {"recipe": self.config.recipe, "run": run.name, "weights_sha256": digest}
+        try:
+            save_weights(self.classifier, run.weights_file, metadata)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{run.weights_file} can't be written: {error}; make room and start the same run again"
+            ) from error
+        self._append("done", seconds=seconds)
+        result_of(self, digest).write(run.result_file)

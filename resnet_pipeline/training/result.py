@@ -1,42 +1,58 @@
-"""What a finished run leaves: its weights, and ``result.json``, which says that it is finished."""
+"""What a finished run came to: ``result.json``, which is written last and so says that the run is finished."""
 
 from __future__ import annotations
 
-from safetensors import SafetensorError
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
-from resnet_pipeline.models.weights import save_weights, weights_sha256
-from resnet_pipeline.training.metrics_log import MetricsLog
-from resnet_pipeline.training.state import RunState
+from resnet_pipeline.records import OMIT_NONE, RecordError, plain, read_record
 
 
-def write_result(state: RunState, log: MetricsLog | None) -> None:
-    """Write weights and result of a finished run, by rank 0; UserError where there is no room for them."""
-    seconds = state.seconds_before + state.throughput.seconds
-    images = state.config.steps * state.config.batch
-    digest = weights_sha256(state.classifier)
-    metadata = {"recipe": state.config.recipe, "run": state.run.name, "weights_sha256": digest}
-    try:
-        save_weights(state.classifier, state.run.weights_file, metadata)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{state.run.weights_file} can't be written: {error}; make room and start the same run again"
-        ) from error
-    if log:
-        log.append("done", state.step, seconds=seconds)
-    result = {
-        "steps": state.config.steps,
-        "images": images,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(images / seconds, 2) if seconds else 0.0,
-        "workers": state.context.world_size,
-        "device": str(state.context.device),
-        "precision": state.precision,
-        "train_loss": state.last_train.get("loss"),
-        "train_error": state.last_train.get("error"),
-        "validation": state.errors,
-        "best": state.best,
-        "weights_sha256": digest,
-    }
-    write_json(state.run.result_file, result)
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The result of a run.
+
+    Example:
+        >>> RunResult.read(run.result_file).validation["top1"]
+        2.47
+    """
+
+    steps: int
+    images: int
+    """Training images in all, repeated ones included."""
+    seconds: float
+    """Training and the validations in mid-training, in all attempts; without the final test."""
+    images_per_second: float
+    workers: int
+    """Processes at the end."""
+    device: str
+    precision: str | None = field(default=None, metadata=OMIT_NONE)
+    """What was computed in: float32, bf16, float64; results of before 2026-11-25 don't say."""
+    train_loss: float | None
+    """Since the last log point, as is the error; None if the run has none."""
+    train_error: float | None
+    """In percent."""
+    validation: Mapping[str, float | int]
+    """What the finished network's test came to: for classification "top1", "top5" in percent, and "images"."""
+    best: Mapping[str, float | int]
+    """The lowest error of all validations, and the "step" it was of."""
+    weights_sha256: str
+    """Of the final weights' tensors (``models.weights.weights_sha256``)."""
+
+    @classmethod
+    def read(cls, path: Path) -> RunResult | None:
+        """Read a result; None if there is no such file, UserError if it is damaged."""
+        try:
+            return read_record(cls, json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecordError) as error:
+            raise UserError(f"{path} is damaged ({error}); remove it to finish the run again") from None
+
+    def write(self, path: Path) -> None:
+        """Write the result, atomically."""
+        write_json(path, plain(self))

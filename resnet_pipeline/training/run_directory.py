@@ -17,6 +17,7 @@ from resnet_pipeline.config_io import config_hash, from_dict, to_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.models.weights import check_weights
+from resnet_pipeline.training.result import RunResult
 
 
 def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
@@ -128,15 +129,9 @@ class RunDirectory:
         """Read what was kept of the dataset: name, fingerprint, classes."""
         return self._stored("dataset")
 
-    def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, else None."""
-        try:
-            value: dict[str, Any] = json.loads(self.result_file.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise UserError(f"{self.result_file} is damaged ({error}); remove it to finish the run again") from None
-        return value
+    def result(self) -> RunResult | None:
+        """Return the result of a finished run, else None; UserError if it is damaged."""
+        return RunResult.read(self.result_file)
 
     def check_weights(self, sha256: str) -> None:
         """Raise UserError, saying how to make them again, unless the weights are those of this hash, the result's."""

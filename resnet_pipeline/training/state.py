@@ -13,6 +13,7 @@ from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import all_gather
 from resnet_pipeline.training.ema import WeightAverage
+from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.schedule import Schedule, ScheduleState
 from resnet_pipeline.training.step import RunningSums
@@ -86,3 +87,23 @@ def restore(state: RunState, checkpoint: Checkpoint) -> None:
     state.seconds_before = checkpoint.extra["seconds"]
     state.last_train = checkpoint.extra["last_train"]
     state.best = checkpoint.extra["best"]
+
+
+def result_of(state: RunState, weights_sha256: str) -> RunResult:
+    """Return the result of a finished run."""
+    seconds = state.seconds_before + state.throughput.seconds
+    images = state.config.steps * state.config.batch
+    return RunResult(
+        steps=state.config.steps,
+        images=images,
+        seconds=round(seconds, 3),
+        images_per_second=round(images / seconds, 2) if seconds else 0.0,
+        workers=state.context.world_size,
+        device=str(state.context.device),
+        precision=state.precision,
+        train_loss=state.last_train.get("loss"),
+        train_error=state.last_train.get("error"),
+        validation=state.errors,
+        best=state.best,
+        weights_sha256=weights_sha256,
+    )

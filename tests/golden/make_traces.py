@@ -89,7 +89,7 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
         **this_machine(),
         "dataset": dataset.fingerprint,
         "losses": [line["loss"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"],
-        "weights_sha256": (run.result() or {}).get("weights_sha256"),
+        "weights_sha256": result.weights_sha256 if (result := run.result()) else None,
     }
 
 

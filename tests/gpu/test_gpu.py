@@ -41,8 +41,8 @@ def test_a_run_on_the_gpu_learns_and_resumes(make_run, digits):
     steps = iter(range(10))
     assert not train(run, digits, LocalContext(device=CUDA, stop=lambda: next(steps, None) is None))
     assert train(run, digits, LocalContext(device=CUDA))
-    assert run.result()["device"] == "cuda:0"
-    assert run.result()["train_error"] < 60
+    assert run.result().device == "cuda:0"
+    assert run.result().train_error < 60
 
 
 def test_a_compiled_run_with_cuda_graphs_computes_what_an_eager_one_does(make_run, digits):

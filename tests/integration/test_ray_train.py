@@ -138,9 +138,9 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits
     assert done.returncode == 0, done.stdout
     finish()
     result = run.result()
-    assert result["workers"] == 1 and "1 worker(s) go on from step" in done.stdout
+    assert result.workers == 1 and "1 worker(s) go on from step" in done.stdout
     assert [step for step, _ in losses(run)] == list(range(5, 121, 5))
-    assert result["validation"]["top1"] < 15
+    assert result.validation["top1"] < 15
 
 
 @pytest.mark.soak
@@ -217,8 +217,8 @@ def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits,
     assert done.returncode == 0, done.stdout
     finish()
     expected, result = reference(digits, tmp_path, run_config, 2), run.result()
-    assert result["weights_sha256"] == expected.result()["weights_sha256"]
-    assert result["workers"] == 2
+    assert result.weights_sha256 == expected.result().weights_sha256
+    assert result.workers == 2
     assert losses(run) == losses(expected) and len(losses(run)) == 30
     resumed = [line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "resume"]
     assert len(resumed) >= (4 if cluster.namespaces else 3) and resumed == sorted(resumed) and resumed[0] >= 5

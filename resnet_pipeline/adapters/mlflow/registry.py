@@ -71,11 +71,11 @@ def register(
     result = run.result()
     if result is None:
         raise UserError(f"run {run.name} is not finished; train it to its end before registering it")
-    run.check_weights(result["weights_sha256"])
+    run.check_weights(result.weights_sha256)
     config = run.config()
     name = name or config.recipe.replace("/", "-")
     own_tags = {
-        "weights_sha256": result["weights_sha256"],
+        "weights_sha256": result.weights_sha256,
         "run": run.name,
         "recipe": config.recipe,
         "dataset": run.dataset()["name"],

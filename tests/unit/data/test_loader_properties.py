@@ -106,7 +106,7 @@ def test_a_recipe_can_take_random_resized_crops(make_run, digits):
     torch.set_num_threads(1)
     run = make_run("augment.kind=random-resized-crop", "augment.area=[0.25, 1.0]", "steps=2", "bn_images=0")
     assert train(run, digits, LocalContext())
-    assert run.config().augment.kind == "random-resized-crop" and run.result()["steps"] == 2
+    assert run.config().augment.kind == "random-resized-crop" and run.result().steps == 2
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])

@@ -93,7 +93,7 @@ def test_a_version_carries_its_lineage(registered, digits):
     assert version.version == "3"
     tags, scores = version.tags, evaluations(workspace, f"models:/{NAME}/3")[0]
     assert tags["dataset_fingerprint"] == digits.fingerprint
-    assert tags["recipe"] == "digits/resnet8" and tags["weights_sha256"] == runs[2].result["weights_sha256"]
+    assert tags["recipe"] == "digits/resnet8" and tags["weights_sha256"] == runs[2].result.weights_sha256
     assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(scores.errors["top1"], abs=1e-3)
     low, high = map(float, tags["center-16-of-18_top1_interval"].split(" to "))
     assert low < scores.errors["top1"] < high

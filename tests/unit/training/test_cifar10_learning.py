@@ -32,4 +32,4 @@ def test_resnet20_learns_cifar10_from_the_archive(cifar10_archive, tmp_path):
     train(run, dataset, LocalContext())
     errors = [line["error"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
     assert errors[-1] < errors[0] - 15
-    assert run.result()["validation"]["top1"] < 70 and run.result()["validation"]["images"] == 10_000
+    assert run.result().validation["top1"] < 70 and run.result().validation["images"] == 10_000

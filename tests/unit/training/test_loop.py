@@ -61,7 +61,7 @@ def test_a_run_writes_metrics_checkpoints_weights_and_result(make_run, digits):
     history = read_metrics(run.metrics_file)
     assert [h["step"] for h in history if h["kind"] == "train"] == [2, 4, 6, 8, 10, 12]
     assert [h["step"] for h in history if h["kind"] == "validation"] == [6, 12]
-    assert result["images"] == 12 * 64 and result["validation"]["images"] == len(digits.splits["val"])
+    assert result.images == 12 * 64 and result.validation["images"] == len(digits.splits["val"])
     assert losses(run)[-1] < losses(run)[0]
     path, problems = newest_checkpoint(run.checkpoints)
     assert path.name == "step-00000012.pt" and problems == []
@@ -99,8 +99,8 @@ def test_a_run_stopped_at_any_step_ends_bit_identical(make_run, digits):
         assert newest_checkpoint(run.checkpoints)[0].stem == f"step-{step:08d}"
         assert run.result() is None
     assert train(run, digits, LocalContext())
-    assert run.result()["weights_sha256"] == whole.result()["weights_sha256"]
-    assert run.result()["best"] == whole.result()["best"]
+    assert run.result().weights_sha256 == whole.result().weights_sha256
+    assert run.result().best == whole.result().best
     for kind, names in (("train", ("loss", "error", "lr", "epoch", "gradient_norm")), ("validation", ("top1",))):
         assert history_of(run, kind, *names) == history_of(whole, kind, *names)
 
@@ -178,7 +178,7 @@ def test_four_workers_stopped_by_sigterm_end_bit_identical(make_run, digits):
     assert run.result() is None and newest_checkpoint(run.checkpoints)[0] is not None
     for process in launch(run, digits, 4):
         assert process.wait(120) == 0
-    assert run.result()["weights_sha256"] == whole.result()["weights_sha256"]
+    assert run.result().weights_sha256 == whole.result().weights_sha256
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_a_killed_run_ends_bit_identical(make_run, digits):
     assert run.result() is None
     for process in launch(run, digits, 1):
         assert process.wait(120) == 0
-    assert run.result()["weights_sha256"] == whole.result()["weights_sha256"]
+    assert run.result().weights_sha256 == whole.result().weights_sha256
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(make_run, digits):
     older, problems = newest_checkpoint(run.checkpoints)
     assert older != newest and newest.name in problems[0]
     train(run, digits, LocalContext())
-    assert run.result()["weights_sha256"] == whole.result()["weights_sha256"]
+    assert run.result().weights_sha256 == whole.result().weights_sha256
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(make_run, digits):
@@ -311,7 +311,7 @@ def test_the_gradient_of_a_step_is_the_mean_over_its_micro_batches(make_run, dig
     trainer.run_to_end()
     trainer.close()
     torch.testing.assert_close(trainer.classifier.network.fc.weight.grad, total, rtol=1e-4, atol=1e-6)
-    assert weights_sha256(trainer.classifier) == run.result()["weights_sha256"]
+    assert weights_sha256(trainer.classifier) == run.result().weights_sha256
 
 
 @pytest.mark.slow
@@ -323,8 +323,8 @@ def test_training_from_a_bucket_is_training_from_the_folder(make_run, sharded_di
     for folder, dataset in (("folder", sharded_digits), ("bucket", Dataset.open(digits_in_s3, cache))):
         assert train(make_run(*changes, folder=folder), dataset, LocalContext())
     local, remote = (make_run(*changes, folder=folder) for folder in ("folder", "bucket"))
-    assert remote.result()["weights_sha256"] == local.result()["weights_sha256"]
-    assert remote.result()["validation"] == local.result()["validation"]
+    assert remote.result().weights_sha256 == local.result().weights_sha256
+    assert remote.result().validation == local.result().validation
     waits = [
         [line["shard_wait_seconds"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
         for run in (local, remote)

@@ -29,7 +29,7 @@ def test_a_run_resumes_from_the_mirror_on_an_empty_machine(make_run, digits, tmp
     shutil.rmtree(first.path)
     second = make_run(folder="second")
     assert train(second, digits, LocalContext(), mirror=mirror)
-    assert second.result()["weights_sha256"] == whole.result()["weights_sha256"]
+    assert second.result().weights_sha256 == whole.result().weights_sha256
     numbers = ("step", "loss", "error", "lr")
     histories = [
         [[line[n] for n in numbers] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]

@@ -50,7 +50,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(make_run, digits):
     train(plain, digits, LocalContext())
     line = profiled(run, digits)
     assert run.name == plain.name
-    assert run.result()["weights_sha256"] == plain.result()["weights_sha256"]
+    assert run.result().weights_sha256 == plain.result().weights_sha256
     assert line["data"] + line["compute"] + line["communication"] + line["host"] == pytest.approx(1, abs=1e-4)
     assert line["communication"] == 0 and line["seconds_per_step"] > 0
     names = {event.get("name") for event in json.loads((run.profile / "trace-rank0.json").read_text())["traceEvents"]}
