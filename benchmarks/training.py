@@ -60,12 +60,16 @@ def timed_steps(step: Callable[[], object], warmup: int, steps: int, batch: int)
 def our_step(precision: str, *, stride: str = "v1.5") -> Callable[[], object]:
     """Return a step of this project on one batch, as the training loop does it."""
     from resnet_pipeline.config import OptimConfig
+    from resnet_pipeline.config_io import with_overrides
     from resnet_pipeline.data.loaders import Batch
     from resnet_pipeline.device import prepare_device
     from resnet_pipeline.models import Classifier, Normalize, build_model
+    from resnet_pipeline.recipes import get_recipe
+    from resnet_pipeline.training.context import LocalContext
     from resnet_pipeline.training.ema import WeightAverage
     from resnet_pipeline.training.optim import build_optimizer
     from resnet_pipeline.training.step import FiniteGuard, RunningSums, compile_network, train_step
+    from resnet_pipeline.training.tasks import ClassificationTask
 
     fast = precision == "bf16"
     prepare_device(DEVICE, precision)
@@ -74,7 +78,9 @@ def our_step(precision: str, *, stride: str = "v1.5") -> Callable[[], object]:
     compiled = fast and compile_network(model, DEVICE)
     optimizer = build_optimizer(model, OptimConfig(lr=0.01, decay_norm=not fast, ema=0.999 if fast else 0.0))
     average = WeightAverage(model, 0.999 if fast else 0.0)
-    guard, sums = FiniteGuard(optimizer, DEVICE), RunningSums(DEVICE)
+    config = with_overrides(get_recipe("imagenet/resnet50"), {"optim.label_smoothing": 0.1 if fast else 0.0})
+    task = ClassificationTask(config, None, LocalContext(device=DEVICE))  # without a dataset: there is one batch
+    guard, sums = FiniteGuard(optimizer, DEVICE), RunningSums(task.counts, DEVICE)
     images = torch.randint(0, 256, (BATCH, 224, 224, 3), dtype=torch.uint8, device=DEVICE)
     labels = torch.randint(0, CLASSES, (BATCH,), device=DEVICE)
     batch = Batch(images, labels, torch.arange(BATCH), torch.zeros(BATCH, 3, device=DEVICE))
@@ -82,17 +88,7 @@ def our_step(precision: str, *, stride: str = "v1.5") -> Callable[[], object]:
 
     def step() -> None:
         at = next(number)
-        train_step(
-            model,
-            optimizer,
-            guard,
-            sums,
-            [batch],
-            step=at,
-            precision=precision,
-            label_smoothing=0.1 if fast else 0.0,
-            keep_gradients=compiled,
-        )
+        train_step(model, task, optimizer, guard, sums, [batch], step=at, precision=precision, keep_gradients=compiled)
         average.update(at)
 
     return step
@@ -220,25 +216,26 @@ def child_ours(
     with tempfile.TemporaryDirectory() as temporary:
         run = RunDirectory.create(Path(temporary), config, staged.about)
         context = LocalContext(rank=number, world_size=workers, device=DEVICE)
-        trainer = Trainer(run, staged, context)
         pauses: list[float] = []
         steps: list[float] = []
-        save, one_step = trainer._save, trainer._one_step
-
-        def timed_save() -> None:
-            start = time.perf_counter()
-            save()
-            pauses.append(time.perf_counter() - start)
-
-        def timed_step(batches: Iterator[object]) -> None:
-            start = time.perf_counter()
-            one_step(batches)
-            steps.append(time.perf_counter() - start)
-
-        trainer._save, trainer._one_step = timed_save, timed_step
-        start = time.perf_counter()
         ended: list[float] = []
-        trainer._finish = lambda: ended.append(time.perf_counter())  # epochs only: no final test
+
+        class Timed(Trainer):
+            def save(self) -> None:
+                start = time.perf_counter()
+                super().save()
+                pauses.append(time.perf_counter() - start)
+
+            def one_step(self, batches: Iterator[object]) -> None:
+                start = time.perf_counter()
+                super().one_step(batches)
+                steps.append(time.perf_counter() - start)
+
+            def finish(self) -> None:
+                ended.append(time.perf_counter())  # epochs only: no final test
+
+        trainer = Timed(run, staged, context)
+        start = time.perf_counter()
         trainer.run_to_end()
         trainer.close()
         size = max((p.stat().st_size for p in run.checkpoints.glob("*.pt")), default=0)

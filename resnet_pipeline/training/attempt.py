@@ -1,15 +1,23 @@
-"""An attempt at a run: what it has to say, whose the run is, and what a mirror has that this machine has not."""
+"""An attempt at a run: whose the run is, what it resumes from, and everything that it writes into the run."""
 
 from __future__ import annotations
 
 import os
 import time
 
+from safetensors import SafetensorError
+
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.models.weights import save_weights, weights_sha256
 from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
+from resnet_pipeline.training.context import Context
+from resnet_pipeline.training.distributed import from_rank_zero
 from resnet_pipeline.training.metrics_log import MetricsLog
-from resnet_pipeline.training.mirror import fetch_newer
+from resnet_pipeline.training.mirror import Mirror, fetch_newer
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.state import TrainingState
 
 
 class TakenOverError(UserError):
@@ -45,3 +53,95 @@ def fetch(run: RunDirectory, mirror: Storage) -> None:
         lines = [f"nothing fetched: {error}"]
     for line in lines:
         note(run, 0, line)
+
+
+class Attempt:
+    """An attempt at a run in one of its processes: brings the newest checkpoint into ``state``, and writes for rank 0.
+
+    On the other ranks nothing is written. A checkpoint is looked for in the run, and in the ``mirror`` if there is one.
+    Raises CheckpointError if it is of another run or network.
+    """
+
+    def __init__(self, run: RunDirectory, state: TrainingState, context: Context, mirror: Storage | None) -> None:
+        self._run, self._state = run, state
+        self._owner: Owner | None = None
+        self._log: MetricsLog | None = None
+        self._mirror: Mirror | None = None
+        self._writer: CheckpointWriter | None = None
+        leads = context.rank == 0
+        if leads:
+            self._owner = Owner(run)
+            if mirror:
+                fetch(run, mirror)
+        problems = self._resume(context)
+        if leads:
+            self._begin_to_write(context, problems, mirror)
+
+    def _resume(self, context: Context) -> list[str]:
+        """Take up the newest good checkpoint, if there is one; return a line for each damaged newer one."""
+        newest = newest_checkpoint(self._run.checkpoints) if context.rank == 0 else None
+        path, problems = from_rank_zero(newest, context.world_size)
+        if path is not None:
+            self._state.load_state_dict(read_checkpoint(path, run=self._state.run))
+        found: list[str] = problems
+        return found
+
+    def _begin_to_write(self, context: Context, problems: list[str], mirror: Storage | None) -> None:
+        run = self._run
+        self._log = MetricsLog(run.metrics_file)
+        if self._state.step or run.metrics_file.stat().st_size:
+            self.append("resume", workers=context.world_size)
+        for problem in problems:
+            note(run, self._state.step, problem)
+        self._mirror = Mirror(run, mirror, say=self._say) if mirror else None
+        send = self._mirror.send_soon if self._mirror else lambda: None
+        self._writer = CheckpointWriter(run.checkpoints, written=send, say=self._say)
+
+    def check_owner(self) -> None:
+        """Raise TakenOverError if a later attempt trains this run."""
+        if self._owner:
+            self._owner.check()
+
+    def append(self, kind: str, **values: float | str) -> None:
+        """Append a line to the run's metrics, of the state's step."""
+        if self._log:
+            self._log.append(kind, self._state.step, **values)
+
+    def save(self, checkpoint: Checkpoint, *, val_error: float | None) -> int:
+        """Write a checkpoint behind the training's back; return the bytes of the copy that was made for it."""
+        return self._writer.write(checkpoint, val_error=val_error) if self._writer else 0
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written; UserError if it could not be."""
+        if self._writer:
+            self._writer.wait()
+
+    def finish(self) -> None:
+        """Write the finished network's weights, then the run's result; UserError if there is no room for them."""
+        if self._log is None:
+            return
+        run, network = self._run, self._state.network
+        digest = weights_sha256(network)
+        metadata = {"recipe": run.config().recipe, "run": run.name, "weights_sha256": digest}
+        try:
+            save_weights(network, run.weights_file, metadata)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{run.weights_file} can't be written: {error}; make room and start the same run again"
+            ) from error
+        self.append("done", seconds=self._state.seconds)
+        self._state.result(digest).write(run.result_file)
+
+    def close(self) -> None:
+        """Wait for the checkpoint writer and the mirror, and close the metrics file."""
+        if self._writer:
+            self._writer.close()
+        if self._mirror:
+            self._mirror.send_soon()
+            self._mirror.close()
+        if self._log:
+            self._log.close()
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+        self.append("note", text=line)

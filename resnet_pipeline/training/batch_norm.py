@@ -7,15 +7,16 @@ on a sufficiently large training batch" (the authors' release notes).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from resnet_pipeline.data.loaders import Batch
 from resnet_pipeline.training.distributed import all_gather, all_reduce_sum
 
+B = TypeVar("B")
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -59,11 +60,13 @@ def averaged_statistics(model: nn.Module, world_size: int) -> Iterator[None]:
         load_statistics(model, own)
 
 
-def recompute_statistics(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> None:
+def recompute_statistics(
+    model: nn.Module, batches: Iterable[B], forward: Callable[[nn.Module, B], object], device: torch.device
+) -> None:
     """Replace the running statistics by the plain average over micro-batches, each rank computing its share.
 
-    ``batches`` are this rank's. Means are averages of the micro-batches' means, variances of their unbiased variances;
-    ranks count by their number of micro-batches.
+    ``batches`` are this rank's, and ``forward`` passes one through the model. Means are averages of the micro-batches'
+    means, variances of their unbiased variances; ranks count by their number of micro-batches.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in layers]
@@ -76,7 +79,7 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Batch], device: tor
         count = 0
         with torch.no_grad():
             for batch in batches:
-                model(batch.images.to(device), batch.color.to(device))
+                forward(model, batch)
                 count += 1
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

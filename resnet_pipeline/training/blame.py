@@ -12,36 +12,28 @@ import torch
 from torch import nn
 
 from resnet_pipeline.config import Precision
-from resnet_pipeline.data.loaders import Batch
 from resnet_pipeline.training.distributed import all_gather_objects
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
+from resnet_pipeline.training.tasks import B, Task
 
 _RANKS, _NAMES = 3, 8  # that are named
 
 
 def bad_samples(
-    batches: Iterable[Batch],
+    batches: Iterable[B],
     model: nn.Module,
+    task: Task[B],
     optimizer: torch.optim.SGD,
     guard: FiniteGuard,
     *,
     step: int,
     precision: Precision,
-    label_smoothing: float,
 ) -> list[int]:
     """Return the sample numbers of this rank's micro-batches of a step whose gradient alone is not finite."""
     found: list[int] = []
+    sums = RunningSums(task.counts, next(model.parameters()).device)  # not the run's
     for batch in batches:
-        norm = train_step(
-            model,
-            optimizer,
-            guard,
-            RunningSums(batch.images.device),
-            [batch],
-            step=step,
-            precision=precision,
-            label_smoothing=label_smoothing,
-        )
+        norm = train_step(model, task, optimizer, guard, sums, [batch], step=step, precision=precision)
         if not torch.isfinite(norm):
             found += batch.index.tolist()
     return found

@@ -29,11 +29,12 @@ class CheckpointError(UserError):
 class Checkpoint:
     """The state after ``step`` optimiser steps of the run of this name (recipe, dataset, seed, config).
 
-    ``statistics`` [W, K] are each rank's batch-norm statistics, ``sums`` float64 [W, 3] its loss, wrong answers and
-    images since the last log point. A resumption with another number of ranks takes the statistics' mean and the
-    sums' total. ``extra`` is plain JSON: schedule state, best validation error, seconds of training so far. ``ema`` are
-    the averaged weights of a run that averages them. Order and augmentation are functions of the step, and nothing in
-    training draws from a generator, so there is no RNG state; nothing is scaled, so there is no scaler's.
+    ``statistics`` [W, S] are each rank's batch-norm statistics, ``sums`` float64 [W, K] its task's counts since the
+    last log point (of classification: loss, wrong answers, images). A resumption with another number of ranks takes
+    the statistics' mean and the sums' total. ``extra`` is plain JSON: schedule state, best validation error, seconds
+    of training so far. ``ema`` are the averaged weights of a run that averages them. Order and augmentation are
+    functions of the step, and nothing in training draws from a generator, so there is no RNG state; nothing is
+    scaled, so there is no scaler's.
     """
 
     step: int
@@ -55,8 +56,8 @@ def checkpoint_file(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.pt"
 
 
-def write_checkpoint(folder: Path, payload: dict[str, Any], *, top1: float | None = None) -> Path:
-    """Write a payload of CPU tensors atomically, then its checksum; ``top1`` is the validation error at that step.
+def write_checkpoint(folder: Path, payload: dict[str, Any], *, val_error: float | None = None) -> Path:
+    """Write a payload of CPU tensors atomically, then its checksum; ``val_error`` is the validation's at that step.
 
     Raises OSError where there is no space, say; what was there before stays.
     """
@@ -69,7 +70,8 @@ def write_checkpoint(folder: Path, payload: dict[str, Any], *, top1: float | Non
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         digest = sha256_of(temporary)
         size = temporary.stat().st_size
-    write_json(path.with_suffix(".json"), {"step": payload["step"], "sha256": digest, "bytes": size, "top1": top1})
+    # "top1" whatever the task's error is called: the format is older than tasks
+    write_json(path.with_suffix(".json"), {"step": payload["step"], "sha256": digest, "bytes": size, "top1": val_error})
     return path
 
 

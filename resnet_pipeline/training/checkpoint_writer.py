@@ -50,16 +50,16 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def write(self, checkpoint: Checkpoint, *, top1: float | None = None) -> int:
+    def write(self, checkpoint: Checkpoint, *, val_error: float | None = None) -> int:
         """Copy the tensors and return their bytes; the file is written behind.
 
-        ``top1`` is the validation error where this step was validated.
+        ``val_error`` is the validation error if this step was validated.
         """
         if self._failures >= _MOST_FAILURES:
             raise self._error()
         snapshot = _copied(checkpoint.payload())
         with self._changed:
-            self._waiting = (snapshot, top1)
+            self._waiting = (snapshot, val_error)
             self._changed.notify_all()
         return _bytes(snapshot)
 
@@ -89,20 +89,20 @@ class CheckpointWriter:
                 self._changed.wait_for(lambda: self._waiting is not None or self._closed)
                 if self._waiting is None:
                     return
-                (snapshot, top1), self._waiting = self._waiting, None
+                (snapshot, val_error), self._waiting = self._waiting, None
                 self._writing = True
             try:
-                self._write(snapshot, top1)
+                self._write(snapshot, val_error)
             finally:
                 del snapshot
                 with self._changed:
                     self._writing = False
                     self._changed.notify_all()
 
-    def _write(self, snapshot: dict[str, Any], top1: float | None) -> None:
+    def _write(self, snapshot: dict[str, Any], val_error: float | None) -> None:
         step = snapshot["step"]
         try:
-            write_checkpoint(self._folder, _on_host(snapshot), top1=top1)
+            write_checkpoint(self._folder, _on_host(snapshot), val_error=val_error)
             self._remove_old(step)
         except Exception as error:  # nothing may end this thread: training would wait for it for ever
             self._failures = self._failures + 1 if isinstance(error, OSError) else _MOST_FAILURES
@@ -127,11 +127,11 @@ def best_checkpoint(folder: Path, steps: list[int]) -> list[int]:
     errors = {}
     for step in steps:
         try:
-            top1 = recorded(checkpoint_file(folder, step)).get("top1")
+            val_error = recorded(checkpoint_file(folder, step)).get("top1")
         except (OSError, ValueError):
             continue
-        if top1 is not None:
-            errors[step] = top1
+        if val_error is not None:
+            errors[step] = val_error
     return [min(errors, key=lambda step: (errors[step], step))] if errors else []
 
 

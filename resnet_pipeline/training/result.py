@@ -25,7 +25,7 @@ class RunResult:
     images: int
     """Training images in all, repeated ones included."""
     seconds: float
-    """Training and the validations in mid-training, in all attempts; without the final test."""
+    """Of training, in all attempts; validations don't count."""
     images_per_second: float
     workers: int
     """Processes at the end."""

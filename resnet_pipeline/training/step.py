@@ -10,35 +10,35 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.config import Precision
-from resnet_pipeline.data.loaders import Batch
 from resnet_pipeline.training.distributed import all_reduce_sum
+from resnet_pipeline.training.tasks import B, Task
 
 
 class RunningSums:
-    """Loss, wrong answers and images since the last log point, on the device; read back once per log point."""
+    """A task's counts since the last log point, on the device; read back once per log point."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self._names = names
+        self._sums = torch.zeros(len(names), dtype=torch.float64, device=device)
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a micro-batch: its mean loss, logits [N, classes], labels [N]."""
-        wrong = (logits.argmax(1) != labels).sum()
-        self._sums += torch.stack([loss.detach().double() * len(labels), wrong.double(), wrong.new_tensor(len(labels))])
+    def add(self, counts: torch.Tensor) -> None:
+        """Add a micro-batch's counts, float64 [K]."""
+        self._sums += counts
 
     @property
     def state(self) -> torch.Tensor:
-        """The sums of this rank, float64 [3], to go on from with `load`."""
+        """The sums of this rank, float64 [K], to go on from with `load`."""
         return self._sums.clone()
 
     def load(self, sums: torch.Tensor) -> None:
-        """Go on from sums [3] that an earlier `state` returned."""
+        """Go on from sums [K] that an earlier `state` returned."""
         self._sums.copy_(sums)
 
-    def read(self) -> tuple[float, float, int]:
-        """Return (mean loss, error in percent, images) over all ranks and start afresh."""
-        loss, wrong, images = all_reduce_sum(self._sums.clone()).tolist()
+    def read(self) -> dict[str, float]:
+        """Return the sums over all ranks by name, and start afresh."""
+        sums = all_reduce_sum(self._sums.clone()).tolist()
         self._sums.zero_()
-        return loss / max(images, 1), 100 * wrong / max(images, 1), int(images)
+        return dict(zip(self._names, sums, strict=True))
 
 
 class FiniteGuard:
@@ -66,14 +66,14 @@ class FiniteGuard:
 
 def train_step(
     model: nn.Module,
+    task: Task[B],
     optimizer: torch.optim.SGD,
     guard: FiniteGuard,
     sums: RunningSums,
-    micro_batches: Sequence[Batch],
+    micro_batches: Sequence[B],
     *,
     step: int,
     precision: Precision = "float32",
-    label_smoothing: float = 0.0,
     keep_gradients: bool = False,
 ) -> torch.Tensor:
     """Run one step on this rank's micro-batches and return the norm of the gradient, a scalar on the device.
@@ -85,20 +85,16 @@ def train_step(
     device = next(model.parameters()).device
     optimizer.zero_grad(set_to_none=not keep_gradients)
     for i, batch in enumerate(micro_batches):
-        labels = batch.labels.to(device, non_blocking=True)
         last = i == len(micro_batches) - 1
         unsynchronised = isinstance(model, DistributedDataParallel) and not last
         with model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
-            images, color = batch.images.to(device, non_blocking=True), batch.color.to(device, non_blocking=True)
             if keep_gradients:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with autocast(device, precision):
-                logits = model(images, color)
-            if precision == "bf16":
-                logits = logits.float()
-            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+                outputs = task.forward(model, batch)
+            loss, counts = task.loss(outputs, batch)
             (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
-        sums.add(loss, logits.detach(), labels)
+        sums.add(counts)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     guard.observe(step, norm)

@@ -1,32 +1,14 @@
-"""What the machine does while it trains: step times, memory, processor, disk, network, GPU."""
+"""What the machine does while it trains: memory, processor, disk, network, GPU."""
 
 from __future__ import annotations
 
 import time
 
-import numpy as np
 import psutil
 import torch
 from pynvml import NVMLError  # type: ignore[import-untyped]
 
 _MEGABYTE = 1e6
-
-
-class StepTimes:
-    """The time of each step since the last reading; validation and saving stand between steps and don't count."""
-
-    def __init__(self) -> None:
-        self._seconds: list[float] = []
-
-    def add(self, seconds: float) -> None:
-        """Add a step's time."""
-        self._seconds.append(seconds)
-
-    def read(self) -> dict[str, float]:
-        """Return the median, the 95th percentile and the longest step in seconds, and start afresh."""
-        median, high, longest = np.percentile(self._seconds or [0.0], [50, 95, 100])
-        self._seconds.clear()
-        return {"step_p50": round(median, 5), "step_p95": round(high, 5), "step_max": round(longest, 5)}
 
 
 class SystemMetrics:

@@ -3,45 +3,78 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from torch.profiler import record_function
 
 WAITING = "waiting for data"  # as a trace shows it
 
 
 class Throughput:
-    """Wall time and waiting for data since the last reading; what is `paused` (validation, say) does not count."""
+    """Images, steps and waiting for data since the last reading; what is `paused` (validation, say) does not count.
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    ``clock`` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._start = self._asked = clock()
+        self._images = 0
         self._waited = 0.0
-        self.seconds = 0.0
+        self._steps: list[float] = []
         self.waited = 0.0  # in all
+
+    @contextmanager
+    def step(self, images: int) -> Iterator[None]:
+        """Inside, a step with so many images is made; what stands between steps does not count as theirs."""
+        start = self._clock()
+        yield
+        self._images += images
+        self._steps.append(self._clock() - start)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Inside, the time counts as waiting for data."""
-        start = time.perf_counter()
+        start = self._clock()
         with record_function(WAITING):
             yield
-        seconds = time.perf_counter() - start
+        seconds = self._clock() - start
         self._waited += seconds
         self.waited += seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Inside, the time does not count."""
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self._start += time.perf_counter() - start
+        seconds = self._clock() - start
+        self._start += seconds
+        self._asked += seconds
 
-    def read(self, images: int) -> dict[str, float]:
-        """Return images/s and the share of time spent waiting for data since the last reading, and start afresh."""
-        now = time.perf_counter()
+    def elapsed(self) -> float:
+        """Return the seconds since the last call, without pauses: each is reported once."""
+        now = self._clock()
+        seconds, self._asked = now - self._asked, now
+        return seconds
+
+    def read(self) -> dict[str, float]:
+        """Return figures of the time since the last reading, and start afresh.
+
+        They are images/s, the share of time spent waiting for data, and the times of steps in seconds: the median, the
+        95th percentile and the longest.
+        """
+        now = self._clock()
         seconds = max(now - self._start, 1e-9)
-        rates = {"images_per_second": round(images / seconds, 2), "data_wait": round(self._waited / seconds, 4)}
-        self.seconds += seconds
-        self._start, self._waited = now, 0.0
-        return rates
+        median, high, longest = np.percentile(self._steps or [0.0], [50, 95, 100])
+        figures = {
+            "images_per_second": round(self._images / seconds, 2),
+            "data_wait": round(self._waited / seconds, 4),
+            "step_p50": round(median, 5),
+            "step_p95": round(high, 5),
+            "step_max": round(longest, 5),
+        }
+        self._start, self._images, self._waited = now, 0, 0.0
+        self._steps.clear()
+        return figures

@@ -133,8 +133,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_until_there_is_room(tmp_path):
 def test_the_last_two_and_the_best_are_kept(tmp_path):
     writer = CheckpointWriter(tmp_path, keep=2)
     errors = {1: None, 2: 9.0, 3: 5.0, 4: 7.0, 5: None, 6: 5.0, 7: None}
-    for step, top1 in errors.items():
-        writer.write(checkpoint(step), top1=top1)
+    for step, error in errors.items():
+        writer.write(checkpoint(step), val_error=error)
         writer.wait()
     writer.close()
     assert checkpoint_steps(tmp_path) == [3, 6, 7]

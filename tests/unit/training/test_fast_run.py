@@ -7,10 +7,10 @@ import torch
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.batch_norm import recompute_statistics
-from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
 from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.tasks import build_classifier
 
 TODAY = [
     "precision=bf16",
@@ -47,11 +47,11 @@ def test_the_finished_network_has_the_averages_and_their_statistics(make_run, di
     finished = build_classifier(config.model, digits, seed=1)
     load_weights(finished, run.weights_file)
     expected = build_classifier(config.model, digits, seed=2)
-    expected.load_state_dict(trainer.average.weights, strict=False)
+    expected.load_state_dict(trainer.state.average.weights, strict=False)
     with train_batches(
         digits, augment=config.augment, seed=0, batch=64, micro_batch=32, start_step=12, steps=2
     ) as batches:
-        recompute_statistics(expected, batches, torch.device("cpu"))
+        recompute_statistics(expected, batches, trainer.task.forward, torch.device("cpu"))
     for name, value in expected.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(finished.state_dict()[name], value, msg=name)

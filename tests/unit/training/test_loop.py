@@ -20,28 +20,34 @@ from resnet_pipeline.storage.cache import CacheFolder
 from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.batch_norm import recompute_statistics
 from resnet_pipeline.training.checkpoint import CheckpointError, newest_checkpoint, write_checkpoint
-from resnet_pipeline.training.classifier import build_classifier
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import NonFiniteError, Trainer, train
 from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.run_directory import RunDirectory
-from tests.launching import WORKER, launch
+from resnet_pipeline.training.tasks import ClassificationTask, build_classifier
+from tests.launching import launch
 
-# a sample whose colour offset is not a number: a batch with it has no finite loss
-POISON = """
+# a task with a sample whose colour offset is not a number: a batch with it has no finite loss
+POISONED = """
 import sys
-import resnet_pipeline.training.loop as loop
-original = loop.train_batches
-def poisoned(*arguments, **options):
-    loader = original(*arguments, **options)
-    run = loader._run
-    def batches(executor):
-        for batch in run(executor):
-            batch.color[batch.index == int(sys.argv[3])] = float("nan")
-            yield batch
-    loader._run = batches
-    return loader
-loop.train_batches = poisoned
+from pathlib import Path
+import torch
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.training.context import torchrun_context
+from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.tasks import ClassificationTask, build_classifier
+from resnet_pipeline.training.tasks import ClassificationTask
+
+class Poisoned(ClassificationTask):
+    def forward(self, model, batch):
+        batch.color[batch.index == int(sys.argv[3])] = float("nan")
+        return super().forward(model, batch)
+
+torch.set_num_threads(1)
+run, dataset = RunDirectory.open(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2]))
+with torchrun_context() as context:
+    train(run, dataset, context, task=Poisoned(run.config(), dataset, context))
 """
 
 
@@ -209,7 +215,7 @@ def test_a_loss_that_is_not_finite_names_the_rank_and_the_samples(make_run, digi
     options = {"augment": run.config().augment, "seed": 0, "batch": 64, "micro_batch": 16}
     batches = list(train_batches(digits, **options, start_step=step, steps=1, backend="torch"))
     names = [keys[i] for i in batches[bad].index.tolist()]
-    processes = launch(run, digits, 2, script=POISON + WORKER, arguments=[str(batches[bad].index[0].item())])
+    processes = launch(run, digits, 2, script=POISONED, arguments=[str(batches[bad].index[0].item())])
     errors = [process.errors(120) for process in processes]
     for process, error in zip(processes, errors, strict=True):
         assert process.returncode != 0
@@ -279,9 +285,10 @@ def test_metrics_of_a_resumed_run_are_one_history(tmp_path):
 
 def test_final_batch_norm_statistics_are_true_averages(make_run, digits):
     config = make_run().config()
-    model = build_classifier(config.model, digits, seed=0)
+    task = ClassificationTask(config, digits, LocalContext())
+    model = task.network()
     options = {"augment": config.augment, "seed": 1, "batch": 64, "micro_batch": 32, "steps": 3}
-    recompute_statistics(model, train_batches(digits, **options), torch.device("cpu"))
+    recompute_statistics(model, train_batches(digits, **options), task.forward, torch.device("cpu"))
     outputs = []
     handle = model.network.conv1.register_forward_hook(lambda m, i, o: outputs.append(o))
     model.train()
@@ -291,8 +298,8 @@ def test_final_batch_norm_statistics_are_true_averages(make_run, digits):
     handle.remove()
     means = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
     variances = torch.stack([o.var((0, 2, 3), unbiased=True) for o in outputs]).mean(0)
-    fresh = build_classifier(config.model, digits, seed=0)
-    recompute_statistics(fresh, train_batches(digits, **options), torch.device("cpu"))
+    fresh = task.network()
+    recompute_statistics(fresh, train_batches(digits, **options), task.forward, torch.device("cpu"))
     torch.testing.assert_close(fresh.network.bn1.running_mean, means, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fresh.network.bn1.running_var, variances, rtol=1e-4, atol=1e-4)
 
@@ -310,8 +317,8 @@ def test_the_gradient_of_a_step_is_the_mean_over_its_micro_batches(make_run, dig
         total = gradient if total is None else total + gradient
     trainer.run_to_end()
     trainer.close()
-    torch.testing.assert_close(trainer.classifier.network.fc.weight.grad, total, rtol=1e-4, atol=1e-6)
-    assert weights_sha256(trainer.classifier) == run.result().weights_sha256
+    torch.testing.assert_close(trainer.state.network.network.fc.weight.grad, total, rtol=1e-4, atol=1e-6)
+    assert weights_sha256(trainer.state.network) == run.result().weights_sha256
 
 
 @pytest.mark.slow

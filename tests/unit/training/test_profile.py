@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,33 +13,21 @@ from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
 from resnet_pipeline.training.metrics_log import read_metrics
 from resnet_pipeline.training.profile import covered, describe, gpu_shares, shares, window
+from resnet_pipeline.training.tasks import ClassificationTask
 from resnet_pipeline.training.throughput import WAITING
 
 
 def profiled(run, digits, slow: float = 0.0) -> dict[str, float]:
     """Train a run with a request for a profile, each micro-batch ``slow`` seconds late; return its line."""
     run.profile_request.touch()
-    trainer = Trainer(run, digits, LocalContext())
-    loader = trainer._loader
+    task = ClassificationTask(run.config(), digits, LocalContext())
 
-    def late(*arguments):
-        with loader(*arguments) as batches:
-            for batch in batches:
-                time.sleep(slow)
-                yield batch
+    @contextmanager
+    def late(start_step, steps):
+        with task.batches(start_step, steps) as batches:
+            yield (time.sleep(slow) or batch for batch in batches)
 
-    class Late:
-        def __init__(self, *arguments):
-            self._batches = late(*arguments)
-
-        def __iter__(self):
-            return self._batches
-
-        def close(self):
-            self._batches.close()
-
-    if slow:
-        trainer._loader = Late
+    trainer = Trainer(run, digits, LocalContext(), task=task, open_batches=late)
     trainer.run_to_end()
     trainer.close()
     (line,) = [line for line in read_metrics(run.metrics_file) if line["kind"] == "profile"]

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from resnet_pipeline.config import OptimConfig
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.loaders import Batch
 from resnet_pipeline.models import Classifier, Normalize, build_model
+from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.optim import build_optimizer
 from resnet_pipeline.training.step import FiniteGuard, RunningSums, train_step
+from resnet_pipeline.training.tasks import ClassificationTask
 
 CPU = torch.device("cpu")
 
@@ -34,16 +38,18 @@ def network() -> Classifier:
     return Classifier(Normalize(torch.full((3,), 127.0)), build_model("cifar-resnet8"))
 
 
-def run(model: Classifier, batches: list[Batch], *, steps: int = 1, config: OptimConfig | None = None, **options):
+def run(model: Classifier, batches: list[Batch], *, steps: int = 1, label_smoothing: float = 0.0, **options):
     """Run some steps; return the losses and the last gradients."""
-    optimizer = build_optimizer(model, config or OptimConfig())
-    guard, sums, losses = FiniteGuard(optimizer, CPU), RunningSums(CPU), []
+    config = with_overrides(get_recipe("digits/resnet8"), {"optim.label_smoothing": label_smoothing})
+    task = ClassificationTask(config, None, LocalContext())  # without a dataset: these are its batches
+    optimizer = build_optimizer(model, OptimConfig())
+    guard, sums, losses = FiniteGuard(optimizer, CPU), RunningSums(task.counts, CPU), []
     if options.get("keep_gradients"):
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
     for step in range(steps):
-        train_step(model, optimizer, guard, sums, batches, step=step, **options)
-        losses.append(sums.read()[0])
+        train_step(model, task, optimizer, guard, sums, batches, step=step, **options)
+        losses.append(task.training_figures(sums.read()).values["loss"])
     return losses, [p.grad.clone() for p in model.parameters()]
 
 

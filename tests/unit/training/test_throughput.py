@@ -1,0 +1,49 @@
+"""What the loop says of its speed, by a clock that the test holds."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.loop import Trainer
+from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.tasks import ClassificationTask
+
+
+def test_a_run_s_speed_counts_its_steps_and_no_validation(make_run, digits):
+    """A micro-batch comes after 3 s, a validation takes 1000 s, all else no time; stopped between two log points."""
+    now = 0.0
+
+    class Slow(ClassificationTask):
+        def validate(self, model, alive):
+            nonlocal now
+            now += 1000
+            return super().validate(model, alive)
+
+        @contextmanager
+        def batches(self, start_step, steps):
+            def late():
+                nonlocal now
+                for batch in loader:
+                    now += 3
+                    yield batch
+
+            with super().batches(start_step, steps) as loader:
+                yield late()
+
+    run = make_run("bn_images=0", "batch=64", "micro_batch=32")
+    for stop_after in (7, 2, None):
+        polls = iter(range(stop_after - 1)) if stop_after else iter(range(99))
+        context = LocalContext(stop=lambda polls=polls: next(polls, None) is None)
+        trainer = Trainer(run, digits, context, task=Slow(run.config(), digits, context), clock=lambda: now)
+        assert trainer.run_to_end() == (stop_after is None)
+        trainer.close()
+    lines = [line for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    for line in lines:
+        assert line["images_per_second"] == pytest.approx(64 / 6, abs=0.01)
+        assert (line["data_wait"], line["step_p50"], line["step_max"]) == (1, 6, 6)
+    result = run.result()
+    assert (result.seconds, result.images_per_second) == (72, round(12 * 64 / 72, 2))
