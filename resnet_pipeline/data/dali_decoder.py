@@ -171,7 +171,7 @@ class DaliExecutor:
         def source() -> Iterator[list[Any]]:
             planned: P
             for planned in plans:
-                arrays = [[self._samples.encoded(int(i)) for i in planned.index], *arrays_of(planned)]
+                arrays = [self._samples.encoded_each(planned.index), *arrays_of(planned)]
                 ahead.append((planned, arrays))
                 yield arrays
 

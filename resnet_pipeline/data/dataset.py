@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from resnet_pipeline.data.checksums import CHECKSUMS, Checksums, checksum, read_checksums
+from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.shard_reader import CachedShards, LocalShards, ShardFiles
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.storage import storage_at
@@ -28,6 +31,9 @@ from resnet_pipeline.workspace import Workspace
 FORMAT = 2
 MANIFEST, INDEX, SOURCE, MEAN_IMAGE = "manifest.json", "index.parquet", "source.json", "mean_image.npy"
 SHARDS = "shards"
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,10 @@ class Statistics:
 class Split:
     """The samples of one split: columns of the index, and their encoded bytes."""
 
-    def __init__(self, shards: Sequence[str], table: pa.Table, files: ShardFiles) -> None:
-        self.shards, self._table, self.files = list(shards), table, files
+    def __init__(
+        self, shards: Sequence[str], table: pa.Table, files: ShardFiles, checksums: Checksums | None = None
+    ) -> None:
+        self.shards, self._table, self.files, self.checksums = list(shards), table, files, checksums
         self.labels = _column(table, "label", np.int64)
         self.width = _column(table, "width", np.int32)
         self.height = _column(table, "height", np.int32)
@@ -70,10 +78,31 @@ class Split:
         return self.shards[int(self.shard[sample])]
 
     def encoded(self, sample: int) -> npt.NDArray[np.uint8]:
-        """Return a read-only view of a sample's encoded bytes in its memory-mapped shard; waits for the shard."""
+        """Return a read-only view of a sample's encoded bytes in its memory-mapped shard; waits for the shard.
+
+        Raises UserError, with the sample's name, if they are not those that were staged.
+        """
+        return self.encoded_each(np.array([sample]))[0]
+
+    def encoded_each(self, samples: Int64) -> list[npt.NDArray[np.uint8]]:
+        """Return the same for each of several samples."""
+        views = [self._view(int(sample)) for sample in samples]
+        if self.checksums is not None:
+            found = np.fromiter(map(checksum, views), np.uint64, len(views))
+            wrong = np.flatnonzero(found != self.checksums[samples])
+            if len(wrong):
+                raise self._damaged(int(samples[wrong[0]]))
+        return views
+
+    def _view(self, sample: int) -> npt.NDArray[np.uint8]:
         mapped = self.files.mapped(int(self.shard[sample]))
         start, length = self.extent(sample)
         return mapped[start : start + length]
+
+    def _damaged(self, sample: int) -> UserError:
+        where = f"sample {self.keys[sample]} in shard {self.shard_of(sample)}"
+        remedy = self.files.remedy(int(self.shard[sample]))
+        return UserError(f"{where} is not what was staged: its checksum differs; {remedy}")
 
     def extent(self, sample: int) -> tuple[int, int]:
         """Return offset and length of a sample's encoded bytes in its shard."""
@@ -107,8 +136,8 @@ class Dataset:
     def open(cls, place: Path | Storage, cache: CacheFolder | None = None) -> Dataset:
         """Open the dataset of a folder, or of any storage by means of a cache.
 
-        Manifest, index and mean image are read now, shards when they are needed. Raises NoDatasetError if there is
-        none, DamagedDatasetError if its index or manifest are damaged, other UserErrors if they can't be read.
+        Manifest, index, checksums and mean image are read now, shards when they are needed. Raises NoDatasetError if
+        there is none, DamagedDatasetError if one of these files is damaged, other UserErrors if they can't be read.
         """
         storage = LocalStorage(place) if isinstance(place, Path) else place
         cache = None if isinstance(storage, LocalStorage) else cache
@@ -123,18 +152,20 @@ class Dataset:
         else:
             raise ValueError(f"a dataset in {storage.url} needs a cache")
         index, mean_image = (_content(storage, name, manifest["files"][name], cache) for name in (INDEX, MEAN_IMAGE))
-        table = pq.read_table(index)
+        table = _parsed(storage, INDEX, lambda: pq.read_table(index))
+        checksums = _checksums(storage, manifest) or {}
         splits = {
             name: Split(
                 [shard["file"] for shard in split["shards"]],
                 table.filter(pc.equal(table["split"], name)),
                 make([Wanted(f"{SHARDS}/{s['file']}", s["bytes"], s["sha256"]) for s in split["shards"]]),
+                checksums.get(name),
             )
             for name, split in manifest["splits"].items()
         }
         statistics = Statistics(
             mean_rgb=np.array(manifest["statistics"]["mean_rgb"], dtype=np.float32),
-            mean_image=np.load(mean_image),
+            mean_image=_parsed(storage, MEAN_IMAGE, lambda: np.load(mean_image)),
             color_basis=np.array(manifest["statistics"]["color_basis"], dtype=np.float64),
         )
         return cls(storage, path, manifest, splits, statistics)
@@ -144,6 +175,11 @@ class Dataset:
         """What runs and registered models keep of their dataset, as plain JSON types."""
         words = self.manifest.get("class_words", {})
         return {"name": self.name, "fingerprint": self.fingerprint, "classes": self.classes, "class_words": words}
+
+    @property
+    def checked(self) -> bool:
+        """Whether every sample has a checksum, which readers compare; earlier versions staged none."""
+        return all(split.checksums is not None for split in self.splits.values())
 
     @property
     def shard_wait(self) -> float:
@@ -183,6 +219,7 @@ def whole_manifest(storage: Storage) -> dict[str, Any]:
     manifest = _manifest(storage)
     for name, sha256 in manifest["files"].items():
         _content(storage, name, sha256, None)
+    _checksums(storage, manifest)
     sizes = {stored.name: stored.size for stored in storage.files(f"{SHARDS}/")}
     for split in manifest["splits"].values():
         for shard in split["shards"]:
@@ -228,6 +265,24 @@ def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None
     return BytesIO(content)
 
 
+def _checksums(storage: Storage, manifest: dict[str, Any]) -> dict[str, Checksums] | None:
+    samples = {name: split["samples"] for name, split in manifest["splits"].items()}
+    try:
+        return read_checksums(storage, manifest["fingerprint"], samples)
+    except ValueError as error:
+        raise DamagedDatasetError(
+            f"{storage.url}/{CHECKSUMS} is damaged ({error}); remove it: `resnet-pipeline data verify` makes it anew"
+        ) from None
+
+
+def _parsed(storage: Storage, name: str, parse: Callable[[], T]) -> T:
+    try:
+        return parse()
+    except Exception as error:  # as staging wrote it, by its hash, but not in this version's form
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedDatasetError(f"{storage.url}/{name} can't be read ({reason}); stage the dataset again") from None
+
+
 def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = table.column(name).to_numpy().astype(dtype, copy=False)
     return values
@@ -236,7 +291,7 @@ def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:
 def open_dataset(workspace: Workspace, name: str) -> Dataset:
     """Open a dataset of the workspace, from S3 through this machine's cache; UserError if it is not there."""
     try:
-        return open_dataset_at(workspace, workspace.dataset(name))
+        dataset = open_dataset_at(workspace, workspace.dataset(name))
     except NoDatasetError:
         names = dataset_names(workspace)
         known = f"staged are: {', '.join(names)}" if names else "none is staged"
@@ -244,6 +299,21 @@ def open_dataset(workspace: Workspace, name: str) -> Dataset:
             f"no dataset {name!r} under {workspace.data} ({known}); "
             f"stage it with: resnet-pipeline stage --source FOLDER-OR-ARCHIVE --name {name}"
         ) from None
+
+    if not dataset.checked:
+        _say_unchecked(name, dataset.fingerprint)
+    return dataset
+
+
+@cache
+def _say_unchecked(name: str, fingerprint: str) -> None:
+    """Say once that damage would not be noticed."""
+    _log.info(
+        "dataset %r has no checksums of its samples, so a damaged one is not noticed: an earlier version staged it; "
+        "`resnet-pipeline data verify %s` makes them",
+        name,
+        name,
+    )
 
 
 def open_dataset_at(workspace: Workspace, address: str) -> Dataset:

@@ -23,7 +23,7 @@ class EncodedSplit(Split):
         self.keys = list(names)
         self.height, self.width = np.array(sizes, dtype=np.int32).reshape(-1, 2).T
         self.labels = np.full(len(self._images), -1, dtype=np.int64)
-        self.shards = []
+        self.shards, self.checksums = [], None
         self.shard = np.zeros(len(self._images), dtype=np.int64)
         self.files = LocalShards(Path(), [], newest=0)  # nothing to bring
 
@@ -31,8 +31,7 @@ class EncodedSplit(Split):
         """Return where a sample lies: in no shard."""
         return "memory"
 
-    def encoded(self, sample: int) -> npt.NDArray[np.uint8]:
-        """Return a view of a sample's encoded bytes."""
+    def _view(self, sample: int) -> npt.NDArray[np.uint8]:
         return self._images[sample]
 
 

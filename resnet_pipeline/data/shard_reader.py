@@ -51,6 +51,9 @@ class ShardFiles(Protocol):
     def require(self, shards: int) -> None:
         """Raise UserError where that many shards can't be there at once."""
 
+    def remedy(self, number: int) -> str:
+        """Return what to do about a shard that holds other bytes than were staged."""
+
 
 class LocalShards:
     """Shards in a folder of this machine."""
@@ -77,6 +80,10 @@ class LocalShards:
 
     def require(self, shards: int) -> None:
         """Nothing to refuse."""
+
+    def remedy(self, number: int) -> str:
+        """Return that the shard must be made again: it is the only one."""
+        return _CHANGED
 
     def _checked(self, shard: Wanted) -> Path:
         path = self._folder / shard.name
@@ -143,6 +150,10 @@ class CachedShards:
                 f"the order of training reads {shards} shards at a time, but the cache may hold {room}: set "
                 f"{CACHE_LIMIT_VARIABLE} to {math.ceil(shards * self._largest / 1e6) / 1e3:g} or more{blocks}"
             )
+
+    def remedy(self, number: int) -> str:
+        """Return that the copy in the cache must go."""
+        return f"remove its copy {self._cache.folder.path / self._shards[number].sha256}, which then is brought again"
 
     def hold(self, number: int, *, unless: Callable[[], bool] | None = None) -> Mapped | None:
         """Bring a shard and keep it; with ``unless`` in the background, as ``Cache.hold`` has it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_pipeline.config import RunConfig
+from resnet_pipeline.data.checksums import CHECKSUMS, checksum, checksums_file
 from resnet_pipeline.data.dataset import SHARDS, Dataset, Split, open_dataset
 from resnet_pipeline.data.image_files import ImageError, open_image
 from resnet_pipeline.data.loaders import crops_at, train_batches
@@ -27,6 +29,7 @@ from resnet_pipeline.report.contact_sheet import Example, contact_sheet
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.workspace import Workspace
 
+_log = logging.getLogger(__name__)
 _CHUNK = 64
 _SMALL = 64  # a dataset of smaller images is shown as the CIFAR-10 recipes train on it
 
@@ -50,6 +53,7 @@ class Verification:
 def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = None) -> Verification:
     """Compare every shard with its checksum in the manifest and decode every sample completely, in threads.
 
+    A dataset that is good, and has no checksums of its samples (an earlier version staged it), gets them.
     Raises UserError where the dataset can't be opened: missing, or its manifest, index or mean image damaged.
     """
     dataset = open_dataset(workspace, name)
@@ -57,10 +61,12 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
     total = sum(len(split) for split in dataset.splits.values())
     bad_shards: list[dict[str, str]] = []
     bad_samples: list[dict[str, str]] = []
+    checksums: dict[str, list[int]] = {name: [] for name in dataset.splits}
 
-    def check(chunk: _Chunk) -> tuple[int, str | None, list[dict[str, str]]]:
+    def check(chunk: _Chunk) -> tuple[list[int], str | None, list[dict[str, str]]]:
         fault = _shard_fault(dataset.storage, chunk.shard, shards[chunk.shard]) if chunk.first else None
-        return len(chunk.samples), fault, list(_sample_faults(dataset.storage, dataset.splits[chunk.split], chunk))
+        sums: list[int] = []
+        return sums, fault, list(_sample_faults(dataset.storage, dataset.splits[chunk.split], chunk, sums))
 
     with (
         progress(f"verifying {name}", total=total) as bar,
@@ -69,11 +75,15 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
     ):
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels decide
         chunks = list(_chunks(dataset))
-        for chunk, (images, fault, found) in zip(chunks, pool.map(check, chunks), strict=True):
+        for chunk, (sums, fault, found) in zip(chunks, pool.map(check, chunks), strict=True):
             if fault:
                 bad_shards.append({"file": chunk.shard, "reason": fault})
             bad_samples += found
-            bar.advance(images, detail=f"{len(bad_samples)} bad")
+            checksums[chunk.split] += sums
+            bar.advance(len(chunk.samples), detail=f"{len(bad_samples)} bad")
+    if not dataset.checked and not bad_shards and not bad_samples:
+        dataset.storage.write(CHECKSUMS, checksums_file(checksums, dataset.fingerprint))
+        _log.info("%s: every sample has a checksum from now on, in %s/%s", name, dataset.storage.url, CHECKSUMS)
     return Verification(
         dataset=dataset, shards=len(shards), samples=total, bad_shards=bad_shards, bad_samples=bad_samples
     )
@@ -105,8 +115,11 @@ def _shard_fault(storage: Storage, shard: str, sha256: str) -> str | None:
     return None if found == sha256 else "does not match its checksum in the manifest"
 
 
-def _sample_faults(storage: Storage, split: Split, chunk: _Chunk) -> Iterator[dict[str, str]]:
-    """Yield the samples of a chunk that are not what the index says, as they lie in the storage, whatever its hash."""
+def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, sums: list[int]) -> Iterator[dict[str, str]]:
+    """Yield the samples of a chunk that are not what the index says, as they lie in the storage, whatever its hash.
+
+    The checksums of all that are there are added to ``sums``.
+    """
     extents = [split.extent(sample) for sample in chunk.samples]
     start = extents[0][0]
     try:
@@ -114,12 +127,14 @@ def _sample_faults(storage: Storage, split: Split, chunk: _Chunk) -> Iterator[di
     except UserError:
         data = None
     for sample, (offset, length) in zip(chunk.samples, extents, strict=True):
-        lost = data is None or len(data) < offset - start + length
-        reason = (
-            "its shard can't be read"
-            if lost or data is None
-            else _fault(data[offset - start : offset - start + length], f"{split.width[sample]}×{split.height[sample]}")
-        )
+        own = b"" if data is None else data[offset - start : offset - start + length]
+        if len(own) < length or data is None:
+            reason: str | None = "its shard can't be read"
+        else:
+            sums.append(checksum(own))
+            reason = _fault(own, f"{split.width[sample]}×{split.height[sample]}")
+            if reason is None and split.checksums is not None and sums[-1] != split.checksums[sample]:
+                reason = "does not match its checksum"
         if reason:
             yield {"split": chunk.split, "file": split.keys[sample], "shard": chunk.shard, "reason": reason}
 

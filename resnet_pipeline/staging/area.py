@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from resnet_pipeline.data.checksums import CHECKSUMS
 from resnet_pipeline.data.dataset import INDEX, MANIFEST, MEAN_IMAGE, SOURCE
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.sources.archives import Member, Zipped
@@ -32,7 +33,7 @@ _STAGING = "staging"
 LISTING = f"{_STAGING}/listing.parquet"
 ABOUT = f"{_STAGING}/about.json"
 _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", f"{RECORDS}/")) + tuple(
-    f".{name}." for name in (MANIFEST, INDEX, MEAN_IMAGE, SOURCE)
+    f".{name}." for name in (MANIFEST, INDEX, MEAN_IMAGE, CHECKSUMS, SOURCE)
 )
 """What the names of temporary files begin with, which a process that was killed leaves."""
 

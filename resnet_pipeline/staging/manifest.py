@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from resnet_pipeline.data.checksums import CHECKSUMS, checksums_file
 from resnet_pipeline.data.dataset import FORMAT, INDEX, MANIFEST, MEAN_IMAGE, fingerprint
 from resnet_pipeline.data.image_audit import QUALITY, PixelSums
 from resnet_pipeline.errors import RefusedError
@@ -40,7 +41,7 @@ def write_manifest(
     max_shorter_side: int | None,
     max_value: int | None = None,
 ) -> set[str]:
-    """Write index, mean image and, last, the manifest of a dataset whose shards are all there.
+    """Write index, mean image, checksums and, last, the manifest of a dataset whose shards are all there.
 
     Returns the names of the shards; one without a sample is not among them. Raises RefusedError where a class is left
     without training images.
@@ -50,6 +51,7 @@ def write_manifest(
     splits: dict[str, list[dict[str, Any]]] = {}
     refused: list[Remark] = []
     converted: list[Remark] = []
+    checksums: dict[str, list[int]] = {}
     resized = 0
     sums: PixelSums | None = None
     for shard, record in records:
@@ -63,6 +65,7 @@ def write_manifest(
         if not record.rows:
             continue
         shards = splits.setdefault(shard.split, [])
+        checksums.setdefault(shard.split, []).extend(record.checksums)
         for position, offset, length, width, height in record.rows:
             entry = shard.entries[position]
             row = (shard.split, len(shards), offset, length, width, height, label_of[entry.label], entry.key)
@@ -92,7 +95,9 @@ def write_manifest(
     }
     if max_value:
         manifest["max_value"] = max_value
-    text = json.dumps({**manifest, "fingerprint": fingerprint(manifest)}, indent=2, sort_keys=True) + "\n"
+    manifest["fingerprint"] = fingerprint(manifest)
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    destination.write(CHECKSUMS, checksums_file(checksums, manifest["fingerprint"]))
     destination.write(MANIFEST, text.encode())
     return {shard["file"] for shards in splits.values() for shard in shards}
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from resnet_pipeline.data.checksums import checksum
 from resnet_pipeline.data.image_audit import Audited, PixelSums, audit, centre_crop
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, ImageError, Limits, image_size
 from resnet_pipeline.errors import UserError
@@ -108,13 +109,15 @@ class Record:
     """What index and manifest say of a shard.
 
     ``size`` is its bytes; ``rows`` hold for each packed sample its position in the plan's shard, offset and length in
-    the file, width and height; ``resized`` is the number of images that were made smaller.
+    the file, width and height, ``checksums`` that of its bytes; ``resized`` is the number of images that were made
+    smaller.
     """
 
     sums: PixelSums
     sha256: str = ""
     size: int = 0
     rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
     refused: list[Remark] = field(default_factory=list)
     converted: list[Remark] = field(default_factory=list)
     resized: int = 0
@@ -131,6 +134,8 @@ class Record:
         buffer = io.BytesIO()
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 5)
         arrays: dict[str, Any] = {"about": np.array(json.dumps(about)), "rows": rows, **self.sums.to_arrays()}
+        if self.checksums:
+            arrays["checksums"] = np.array(self.checksums, dtype=np.uint64)
         np.savez(buffer, **arrays)
         return buffer.getvalue()
 
@@ -148,6 +153,7 @@ class Record:
                     sha256=about["sha256"],
                     size=about["bytes"],
                     rows=[tuple(row) for row in arrays["rows"].tolist()],
+                    checksums=arrays["checksums"].tolist() if "checksums" in arrays else [],
                     refused=[Remark(**remark) for remark in about["refused"]],
                     converted=[Remark(**remark) for remark in about["converted"]],
                     resized=about["resized"],
@@ -243,6 +249,7 @@ def _pack(task: Task, position: int, data: bytes | None, tar: TarWriter, record:
     about = {"label": task.labels[position], "class": entry.label, "key": entry.key}
     offset = tar.add(packed, "png" if png else "jpg", about)
     record.rows.append((position, offset, len(packed), result.width, result.height))
+    record.checksums.append(checksum(packed))
 
 
 def _audited(task: Task, entry: Entry, data: bytes | None, png: bool) -> tuple[Audited, Image.Image | None]:
