@@ -331,7 +331,7 @@ def part_b(settings: argparse.Namespace) -> None:
         changes |= {"checkpoint_every": every * windows // 2, "eval_every": 100_000, "bn_images": BATCH}
         changes |= {"model.stride": "v1.5", "seed": next(seeds)}
         config = with_overrides(get_recipe("imagenet/resnet50"), changes)
-        run = train_run(workspace, config, "sample", Launch(workers=1), quiet=True, say=lambda text: None).run
+        run = train_run(workspace, config, "sample", Launch(workers=1)).run
         lines = [line for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
         # from the first log point (workers and loader are warm) to the last: checkpoints and tracking included
         return {"images_per_second": every * (windows - 1) * BATCH / (lines[-1]["time"] - lines[0]["time"])}

@@ -22,9 +22,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-_log = logging.getLogger(__name__)
-
-
 _to_the_run = APILogHandler()
 _to_the_run.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext.get()))
 
@@ -71,11 +68,6 @@ def _bounded(kind: Any, said: Parameter) -> Any:
     if get_origin(kind) is list and said.least is not None:
         return Annotated[kind, Field(min_length=int(said.least))]
     return None if kind is NoneType else kind
-
-
-def say() -> Callable[[str], None]:
-    """Return what logs a line."""
-    return _log.info
 
 
 def table(key: str, rows: list[dict[str, Any]], description: str) -> None:

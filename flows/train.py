@@ -23,7 +23,7 @@ from flows.parameters import (
     Steps,
     Workers,
 )
-from flows.shell import form, logged, say, table
+from flows.shell import form, logged, table
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
@@ -141,7 +141,7 @@ def digits_train(
 @task(name="train")
 def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun | None:
     """Train, from the newest checkpoint if there is one."""
-    return train_run(Workspace.of(), config, dataset, launch, say=say())
+    return train_run(Workspace.of(), config, dataset, launch)
 
 
 @task(name="evaluate")

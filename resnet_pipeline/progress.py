@@ -3,9 +3,8 @@
     with progress("staging digits", total=1797) as bar:
         bar.advance(64)
 
-By default that is a line of the log every few seconds, so nothing where nobody set up logging. The command line shows
-bars on a terminal (``cli.console``): a display is whatever `displayed_on` is given. The jobs still show theirs by
-``report.progress``; moving them here is not done.
+By default that is a line of the log every few seconds, so nothing if nobody set up logging. The command line shows
+bars on a terminal (``cli.console``): a display is whatever `displayed_on` is given.
 """
 
 from __future__ import annotations

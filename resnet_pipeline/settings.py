@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     """batches that each worker prepares ahead"""
 
     log_format: Literal["text", "json"] = "text"
-    """`json` writes what goes through the log as JSON lines; most messages of jobs are still printed"""
+    """`json` writes messages and progress as JSON lines, with run, rank and step; a command's last error stays text"""
 
 
 class Surroundings(BaseSettings):

@@ -42,7 +42,7 @@ from resnet_pipeline.cli import evaluation as cli_evaluation
 from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
 from resnet_pipeline.cli import services as cli_services
-from resnet_pipeline.cli.options import Json, Quiet, Root, command, complete_recipe
+from resnet_pipeline.cli.options import Json, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
 from resnet_pipeline.records import plain
@@ -189,7 +189,6 @@ def train(
     registered_as: RegisteredAs = None,
     profile: Profile = False,
     json_file: Json = None,
-    quiet: Quiet = False,
 ) -> None:
     """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
     if launcher == "torchrun":  # before PyTorch is imported: its warnings would come from every process
@@ -201,7 +200,7 @@ def train(
     check_network_name(registered_as, registered=registered)
     workspace = Workspace.of(root)
     launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
-    trained = train_run(workspace, config, dataset, launch, quiet=quiet)
+    trained = train_run(workspace, config, dataset, launch)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest
     version = register_run(workspace, trained, name=registered_as) if registered else None

@@ -56,16 +56,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     shared = {name: hint for name, hint in hints.items() if _said_of(hint) is not None}
 
     signature = inspect.signature(function)
-    own_quiet = "quiet" in signature.parameters
 
     @functools.wraps(function)
     def run(*, quiet: bool, **typed: Any) -> None:
         with shown(quiet=quiet):
             read = {name: _read(name, hint, typed[name]) for name, hint in shared.items()}
-            function(**(typed | read), **({"quiet": quiet} if own_quiet else {}))
+            function(**(typed | read))
 
     typer_s = hints | {name: _option(name, hint) for name, hint in shared.items()} | {"quiet": Quiet}
-    parameters = [p.replace(annotation=typer_s[name]) for name, p in signature.parameters.items() if name != "quiet"]
+    parameters = [p.replace(annotation=typer_s[name]) for name, p in signature.parameters.items()]
     parameters.append(inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet))
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = typer_s

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -21,18 +22,19 @@ from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, joined
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.parallel import repeated
+from resnet_pipeline.progress import Bar, progress
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.report.progress import TrainingProgress
 from resnet_pipeline.settings import settings
 from resnet_pipeline.training.checkpoint import newest_checkpoint
+from resnet_pipeline.training.metrics_log import NewLines
 from resnet_pipeline.training.mirror import fetch_newer
-from resnet_pipeline.training.profile import LEAST_STEPS
+from resnet_pipeline.training.profile import LEAST_STEPS, describe
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.training.workers import Workers
 from resnet_pipeline.workspace import Workspace
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
@@ -72,9 +74,6 @@ def train_run(
     config: RunConfig,
     dataset_name: str,
     launch: Launch = Launch(),
-    *,
-    quiet: bool = False,
-    say: Say = print,
 ) -> TrainedRun | None:
     """Train a config on a staged dataset; resume where an earlier start stopped.
 
@@ -95,9 +94,9 @@ def train_run(
         if finished is not None:
             run.check_weights(finished.weights_sha256)
         reused = finished is not None
-        attempt = _Attempt(workspace, config, dataset, launch, tracking, quiet, say)
+        attempt = _Attempt(workspace, config, dataset, launch, tracking)
         if reused:
-            say(f"{config.recipe}: finished before ({run.name}); nothing to train")
+            _log.info("%s: finished before (%s); nothing to train", config.recipe, run.name)
         elif crew is None:
             _train_on_ray(attempt)
         else:
@@ -138,14 +137,12 @@ def most_workers(config: RunConfig, gpus: int) -> int:
 
 
 @contextmanager
-def delivering(
-    tracking: Tracking, run: RunDirectory, say: Say, tags: Mapping[str, str] | None = None
-) -> Iterator[None]:
+def delivering(tracking: Tracking, run: RunDirectory, tags: Mapping[str, str] | None = None) -> Iterator[None]:
     """Deliver the run's metrics while inside, and what is left at the end; after an error the MLflow run says so.
 
     Its parameters, and ``tags``, go first.
     """
-    sender = MetricsSender(tracking, run, parameters=_flat(to_dict(run.config())), tags=tags or {}, say=say)
+    sender = MetricsSender(tracking, run, parameters=_flat(to_dict(run.config())), tags=tags or {})
     try:
         yield
     except BaseException as error:
@@ -158,15 +155,13 @@ def delivering(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What is trained on what, how, and where it is tracked and said."""
+    """What is trained on what, how, and where it is tracked."""
 
     workspace: Workspace
     config: RunConfig
     dataset: Dataset
     launch: Launch
     tracking: Tracking
-    quiet: bool
-    say: Say
 
 
 def _processes(launch: Launch) -> AbstractContextManager[Crew | None]:
@@ -184,59 +179,96 @@ def _train_on_ray(attempt: _Attempt) -> None:
         check_workers(counts[0], resources)
         run = _prepared(attempt)
         with (
-            _attended(attempt, run, counts) as progress,
-            _stop_on_signal(run, attempt.say),
+            _attended(attempt, run, counts) as follower,
+            _stop_on_signal(run),
             worker_group(
                 attempt.workspace, run, counts=counts, resources=resources, max_failures=launch.max_failures
             ) as group,
         ):
             group.begin(run, attempt.dataset.storage.url, launch.mirror)
-            _wait_for(group, run, progress)
+            _wait_for(group, run, follower)
 
 
 def _train_with(crew: Crew, attempt: _Attempt) -> None:
     """Train in this process and the others of its crew, and show in a thread beside how far it is."""
     attempt.config.check_workers(crew.size)
     run = _prepared(attempt)
-    with _attended(attempt, run, (crew.size,)) as progress, repeated(progress.poll, every=_SECONDS_BETWEEN_POLLS):
+    with _attended(attempt, run, (crew.size,)) as follower, repeated(follower.poll, every=_SECONDS_BETWEEN_POLLS):
         crew.train(run, attempt.dataset, attempt.launch.mirror)
 
 
 def _prepared(attempt: _Attempt) -> RunDirectory:
     """Return the run's directory without an earlier attempt's requests, with what the mirror has that it had not."""
-    config, launch, say = attempt.config, attempt.launch, attempt.say
+    config, launch = attempt.config, attempt.launch
     run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.about)
     for file in (run.stop_file, run.error_file, run.profile_request):
         file.unlink(missing_ok=True)
     if launch.profile:
         run.profile_request.touch()
-    for line in _fetched(run, launch.mirror):
-        say(line)
+    storage = mirror_of(run, launch.mirror)
+    for line in fetch_newer(run, storage) if storage else []:
+        _log.info("%s", line)
     path, problems = newest_checkpoint(run.checkpoints)
     for problem in problems:
-        say(problem)
+        _log.warning("%s", problem)
     if path:
-        say(f"{config.recipe}: going on from {path.name}")
+        _log.info("%s: going on from %s", config.recipe, path.name)
     return run
 
 
 @contextmanager
-def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> Iterator[TrainingProgress]:
-    """Deliver the run's metrics while inside, and yield what shows its progress."""
-    config, say = attempt.config, attempt.say
-    progress = TrainingProgress(run, config, quiet=attempt.quiet, say=say)
-    named = " or ".join(map(str, counts))
-    say(f"{config.recipe}: starting {named} worker(s) for {config.steps} steps of {config.batch} images")
-    with delivering(attempt.tracking, run, say, start_tags(run, attempt.dataset, counts)):
+def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> Iterator[Follower]:
+    """Deliver the run's metrics while inside, and yield what shows how far it is."""
+    config, named = attempt.config, " or ".join(map(str, counts))
+    # what Ray's workers warn of is in their own logs, and noted in the metrics; others' logs are this process's
+    notes = attempt.launch.launcher == "ray"
+    _log.info("%s: starting %s worker(s) for %d steps of %d images", config.recipe, named, config.steps, config.batch)
+    with (
+        delivering(attempt.tracking, run, start_tags(run, attempt.dataset, counts)),
+        progress(config.recipe, total=config.steps, unit="steps", images_per_unit=config.batch) as bar,
+    ):
+        follower = Follower(run, config, bar, notes=notes)
         try:
-            yield progress
+            yield follower
         finally:
-            progress.poll()
-            progress.close()
+            follower.poll()
 
 
-def _wait_for(group: WorkerGroup, run: RunDirectory, progress: TrainingProgress) -> None:
-    """Show the training's progress until it has returned; UserError where the workers have ended instead."""
+class Follower:
+    """Shows a run's metrics file as it grows, whichever machine writes it: on a bar, and events in the log.
+
+    With ``notes`` it logs what the training has warned of, which otherwise is in this process's log already.
+    """
+
+    def __init__(self, run: RunDirectory, config: RunConfig, bar: Bar, *, notes: bool) -> None:
+        self._run, self._config, self._bar, self._notes = run, config, bar, notes
+        self._lines = NewLines(run.metrics_file)
+        self._validation = ""
+        bar.reach(0, detail="starting workers")
+
+    def poll(self) -> None:
+        """Show what the metrics file has that was not shown yet."""
+        for line in self._lines.take():
+            self._show(line)
+
+    def _show(self, line: dict[str, Any]) -> None:
+        recipe, kind = self._config.recipe, line["kind"]
+        if kind == "train":
+            detail = f"epoch {line['epoch']:.1f}  loss {line['loss']:.3f}  error {line['error']:.1f} %"
+            rate = line["images_per_second"] / self._config.batch
+            self._bar.reach(line["step"], detail=detail + self._validation, rate=rate)
+        elif kind == "validation":
+            self._validation = f"  val error {line['top1']:.2f} %"
+        elif kind == "profile":
+            _log.info("%s: %s; traces in %s", recipe, describe(line), self._run.profile)
+        elif kind == "resume" and line["step"]:
+            _log.info("%s: %s worker(s) go on from step %d", recipe, line.get("workers"), line["step"])
+        elif kind == "note" and self._notes:
+            _log.warning("%s: %s", recipe, line["text"])
+
+
+def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower) -> None:
+    """Show the training's progress until it has returned; UserError if the workers have ended instead."""
     recipe = run.config().recipe
     try:
         while True:
@@ -245,7 +277,7 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, progress: TrainingProgress)
                 raise UserError(f"{recipe}: {run.error_file.read_text()}")
             if group.finished():
                 return
-            progress.poll()
+            follower.poll()
             time.sleep(_SECONDS_BETWEEN_POLLS)
     except UserError:
         raise
@@ -253,13 +285,8 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, progress: TrainingProgress)
         raise UserError(f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}") from error
 
 
-def _fetched(run: RunDirectory, mirror: str | None) -> list[str]:
-    storage = mirror_of(run, mirror)
-    return fetch_newer(run, storage) if storage else []
-
-
 @contextmanager
-def _stop_on_signal(run: RunDirectory, say: Say) -> Iterator[None]:
+def _stop_on_signal(run: RunDirectory) -> Iterator[None]:
     """Inside, the first Ctrl-C or SIGTERM asks the workers to save and stop; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -269,7 +296,7 @@ def _stop_on_signal(run: RunDirectory, say: Say) -> Iterator[None]:
         if run.stop_file.exists():
             raise KeyboardInterrupt
         run.stop_file.touch()
-        say("\nstopping: saving the state at the next step (Ctrl-C again to leave at once)")
+        _log.info("stopping: saving the state at the next step (Ctrl-C again to leave at once)")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -56,6 +56,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return history
 
 
+class NewLines:
+    """The lines that are appended to a metrics file from now on, by whichever machine; the file need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def take(self) -> Iterator[dict[str, Any]]:
+        """Yield the complete lines since the last call; a line torn by a crash is skipped."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._read += len(complete)
+        for line in complete.splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
+
+
 def complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the file's parsed lines; a line torn by a crash is skipped."""
     if not path.exists():

@@ -44,7 +44,7 @@ def test_it_shows_progress_and_ends_with_the_report(demo):
     page = (root / "reports" / "digits.html").read_text()
     assert "ensemble of 3" in page and "<svg" in page
     for depth in (8, 14, 20):
-        assert re.search(rf"digits/resnet{depth} +step \d+/{STEPS} ", out), "progress is visible"
+        assert re.search(rf"digits/resnet{depth} +\d+/{STEPS} steps ", out), "progress is visible"
     assert "Traceback" not in out and "Warning" not in out
 
 

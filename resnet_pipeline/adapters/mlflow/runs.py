@@ -7,17 +7,21 @@ MLflow is away, and remembers how far it came; what is left at the end is delive
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_uri
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
+from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 EXPERIMENT = "resnet-pipeline"
 _BATCH = 900  # MLflow takes 1,000 metrics at once; a line has fewer than 100
@@ -152,23 +156,22 @@ class MetricsSender:
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         interval: float = 2.0,
-        say: Callable[[str], None] = print,
     ) -> None:
-        self._tracking, self._run, self._interval, self._say = tracking, run, interval, say
+        self._tracking, self._run, self._interval = tracking, run, interval
         self._parameters, self._tags = parameters or {}, tags or {}
         self._closing = threading.Event()
         self._away = self._described = False
-        self._thread = threading.Thread(target=self._deliver_until_closed, name="mlflow-sender", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._deliver_until_closed, name="mlflow-sender")
 
     def close(self, timeout: float = 60.0) -> None:
         """Deliver what is left; after ``timeout`` seconds go on without."""
         self._closing.set()
         self._thread.join(timeout)
         if self._thread.is_alive() or self._away:
-            self._say(
-                f"MLflow at {self._tracking.address} did not take all metrics; they are in {self._run.metrics_file} "
-                "and are sent when this run is started again"
+            _log.warning(
+                "MLflow at %s did not take all metrics; they are in %s and are sent when this run is started again",
+                self._tracking.address,
+                self._run.metrics_file,
             )
 
     def _deliver_until_closed(self) -> None:
@@ -177,11 +180,11 @@ class MetricsSender:
             try:
                 self._send()
                 if self._away:
-                    self._say("MLflow answers again; metrics delivered")
+                    _log.warning("MLflow answers again; metrics delivered")  # for whoever saw the first one
                 self._away = False
             except UserError as error:
                 if not self._away:
-                    self._say(f"{error}; training goes on, metrics are kept and sent later")
+                    _log.warning("%s; training goes on, metrics are kept and sent later", error)
                 self._away = True
             if closing:
                 return

@@ -25,6 +25,7 @@ from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, write_json
+from resnet_pipeline.logs import configured
 from resnet_pipeline.settings import ROOT_VARIABLE, TIMEOUT_VARIABLE, surroundings
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
@@ -242,6 +243,12 @@ class RayContext:
 
 
 def _work(arguments: dict[str, Any]) -> None:
+    """Be a worker: its log goes to its stderr, which Ray keeps in a file."""
+    with configured():
+        _train_orders(arguments)
+
+
+def _train_orders(arguments: dict[str, Any]) -> None:
     """Train what is ordered until the end; a group that starts anew begins with its first order, which is finished."""
     torch.set_num_threads(arguments["threads"])
     os.environ[TIMEOUT_VARIABLE] = str(arguments["timeout"])

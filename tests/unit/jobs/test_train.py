@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from resnet_pipeline.adapters.ray.train import WorkerGroup
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.train import _wait_for, run_config
+from resnet_pipeline.jobs.train import Follower, _wait_for, run_config
+from resnet_pipeline.progress import Bar, displayed_on, progress
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.report.progress import TrainingProgress
+from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.training.run_directory import RunDirectory
+from tests.recording import Recording
 
 
 class Ended(WorkerGroup):
@@ -27,9 +31,35 @@ def test_a_worker_s_own_message_comes_before_the_end_of_the_workers(digits, tmp_
     run = RunDirectory.create(tmp_path, config, digits.about)
     if said:
         run.error_file.write_text("shard x is damaged")
-    progress = TrainingProgress(run, config, quiet=True, say=print)
     with pytest.raises(UserError, match="shard x is damaged" if said else "training failed: Ray's words"):
-        _wait_for(Ended(), run, progress)
+        _wait_for(Ended(), run, Follower(run, config, Bar(), notes=True))
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_a_run_is_followed_from_its_metrics_file(digits, tmp_path, caplog, notes):
+    caplog.set_level(logging.INFO, "resnet_pipeline.jobs")
+    config = with_overrides(get_recipe("digits/resnet8"), {"steps": 20, "batch": 100, "micro_batch": 100})
+    run, display = RunDirectory.create(tmp_path, config, digits.about), Recording()
+    run.metrics_file.write_text('{"kind": "note", "step": 1, "text": "of an earlier attempt"}\n')
+    with displayed_on(display), progress("r", total=20, unit="steps", images_per_unit=100) as bar:
+        follower = Follower(run, config, bar, notes=notes)
+        log = MetricsLog(run.metrics_file)
+        log.append("resume", 5, workers=2)
+        log.append("note", 6, text="no room")
+        log.append("train", 10, loss=1.25, error=40.0, epoch=0.5, images_per_second=1000.0)
+        follower.poll()
+        assert (bar.counts(), bar.speed(), bar.left()) == ("10/20 steps", "1,000 images/s", "0:01 left")
+        log.append("validation", 10, top1=30.0, top5=3.0)
+        log.append("train", 20, loss=0.5, error=20.0, epoch=1.0, images_per_second=1000.0)
+        log.close()
+        follower.poll()
+    shown = [(at.done, at.detail) for at in display.shown]
+    assert shown[-2:] == [
+        (10, "epoch 0.5  loss 1.250  error 40.0 %"),
+        (20, "epoch 1.0  loss 0.500  error 20.0 %  val error 30.00 %"),
+    ]
+    said = ["digits/resnet8: 2 worker(s) go on from step 5", "digits/resnet8: no room"]
+    assert caplog.messages == said[: 1 + notes]
 
 
 def test_steps_and_seed_are_short_for_the_fields_and_not_said_twice():
