@@ -1,9 +1,9 @@
 """The program's log: Python's ``logging``, silent until someone asks for it.
 
 Each module has its own logger below the package's. Nothing is set up on import: a notebook stays silent, unless it sets
-up logging itself. The command line calls ``configured``; Prefect's flows send the same lines to the flow run
-(``flows.shell``). Lines carry run, rank and step inside `log_context`, which training does not enter yet: most messages
-of jobs are still printed by the ``say`` that they are given.
+up logging itself. The command line and Ray's workers call `configured`; Prefect's flows send the same lines to the flow
+run (``flows.shell``). Lines carry run, rank and step inside `log_context`, which training enters in each of its
+processes. What it warns of is in the run's metrics too (``training.attempt``), where whoever started it reads it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def log_context(*, run: str | None = None, rank: int | None = None) -> Iterator[
         yield here
     finally:
         _context.reset(token)
+
+
+def current_context() -> LogContext:
+    """Return what lines that are logged here and now carry."""
+    return _context.get()
 
 
 def at_step(step: int) -> None:

@@ -206,11 +206,9 @@ def _prepared(attempt: _Attempt) -> RunDirectory:
     if launch.profile:
         run.profile_request.touch()
     storage = mirror_of(run, launch.mirror)
-    for line in fetch_newer(run, storage) if storage else []:
-        _log.info("%s", line)
-    path, problems = newest_checkpoint(run.checkpoints)
-    for problem in problems:
-        _log.warning("%s", problem)
+    if storage:
+        fetch_newer(run, storage)
+    path, _ = newest_checkpoint(run.checkpoints)  # the attempt warns of damaged ones
     if path:
         _log.info("%s: going on from %s", config.recipe, path.name)
     return run

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.logs import at_step, current_context
 from resnet_pipeline.models.weights import save_weights, weights_sha256
+from resnet_pipeline.settings import cleaned
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
@@ -18,6 +23,8 @@ from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.training.mirror import Mirror, fetch_newer
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.state import TrainingState
+
+_log = logging.getLogger(__name__)
 
 
 class TakenOverError(UserError):
@@ -37,22 +44,43 @@ class Owner:
             raise TakenOverError(f"{self._run.path} is trained by another process now; this one ends")
 
 
-def note(run: RunDirectory, step: int, line: str) -> None:
-    """Say something that happened to a run: on stdout, and in its metrics, where whoever started it reads it."""
-    print(line, flush=True)
-    log = MetricsLog(run.metrics_file)
-    log.append("note", step, text=line)
-    log.close()
+@contextmanager
+def noting(run: RunDirectory) -> Iterator[None]:
+    """Inside, what this process warns of in the run's `log_context` is in the run's metrics too, as lines ``note``.
+
+    There whoever started the run reads it: the process may be on another machine.
+    """
+    logger, handler = logging.getLogger("resnet_pipeline"), _Notes(run)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Notes(logging.Handler):
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__(logging.WARNING)
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        here = current_context()
+        if here.run != self._run.name:
+            return
+        try:
+            log = MetricsLog(self._run.metrics_file)
+            log.append("note", here.step or 0, text=cleaned(record.getMessage()))
+            log.close()
+        except Exception:
+            self.handleError(record)
 
 
 def fetch(run: RunDirectory, mirror: Storage) -> None:
-    """Bring what the mirror has and this machine has not; a mirror that is away is said, and nothing more."""
+    """Bring what the mirror has and this machine has not; a mirror that is away is logged, and nothing more."""
     try:
-        lines = fetch_newer(run, mirror)
+        fetch_newer(run, mirror)
     except UserError as error:
-        lines = [f"nothing fetched: {error}"]
-    for line in lines:
-        note(run, 0, line)
+        _log.warning("nothing fetched: %s", error)
 
 
 class Attempt:
@@ -83,6 +111,7 @@ class Attempt:
         path, problems = from_rank_zero(newest, context.world_size)
         if path is not None:
             self._state.load_state_dict(read_checkpoint(path, run=self._state.run))
+            at_step(self._state.step)
         found: list[str] = problems
         return found
 
@@ -92,10 +121,10 @@ class Attempt:
         if self._state.step or run.metrics_file.stat().st_size:
             self.append("resume", workers=context.world_size)
         for problem in problems:
-            note(run, self._state.step, problem)
-        self._mirror = Mirror(run, mirror, say=self._say) if mirror else None
+            _log.warning("%s", problem)
+        self._mirror = Mirror(run, mirror) if mirror else None
         send = self._mirror.send_soon if self._mirror else lambda: None
-        self._writer = CheckpointWriter(run.checkpoints, written=send, say=self._say)
+        self._writer = CheckpointWriter(run.checkpoints, on_written=send)
 
     def check_owner(self) -> None:
         """Raise TakenOverError if a later attempt trains this run."""
@@ -141,7 +170,3 @@ class Attempt:
             self._mirror.close()
         if self._log:
             self._log.close()
-
-    def _say(self, line: str) -> None:
-        print(line, flush=True)
-        self.append("note", text=line)

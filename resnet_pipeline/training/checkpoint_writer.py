@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.training.checkpoint import (
     Checkpoint,
     checkpoint_file,
@@ -19,6 +21,8 @@ from resnet_pipeline.training.checkpoint import (
     write_checkpoint,
 )
 
+_log = logging.getLogger(__name__)
+
 _MOST_FAILURES = 3
 
 
@@ -27,19 +31,12 @@ class CheckpointWriter:
 
     Training waits for a copy of the tensors, on their device, and for nothing else. At most two copies are held: the
     one that is being written, and one that waits; if a third comes, it takes the waiting one's place. A checkpoint
-    that can't be written (no space) is said and training goes on; after three in a row `write` raises UserError. The
-    earlier ones stay. ``written`` is called, in the thread, after each.
+    that can't be written (no space) is logged and training goes on; after three in a row `write` raises UserError. The
+    earlier ones stay. ``on_written`` is called, in the thread, after each.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep: int = 2,
-        written: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self._folder, self._keep, self._written, self._say = folder, keep, written, say
+    def __init__(self, folder: Path, *, keep: int = 2, on_written: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._keep, self._on_written = folder, keep, on_written
         self._changed = threading.Condition()
         self._waiting: tuple[dict[str, Any], float | None] | None = None
         self._writing = self._closed = False
@@ -47,8 +44,7 @@ class CheckpointWriter:
         self._problem = ""
         for left in folder.glob(".step-*"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
-        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._work, name="checkpoint")
 
     def write(self, checkpoint: Checkpoint, *, val_error: float | None = None) -> int:
         """Copy the tensors and return their bytes; the file is written behind.
@@ -107,10 +103,10 @@ class CheckpointWriter:
         except Exception as error:  # nothing may end this thread: training would wait for it for ever
             self._failures = self._failures + 1 if isinstance(error, OSError) else _MOST_FAILURES
             self._problem = str(error) or type(error).__name__
-            self._say(f"checkpoint of step {step} not written: {self._problem}; the earlier ones are intact")
+            _log.warning("checkpoint of step %d not written: %s; the earlier ones are intact", step, self._problem)
         else:
             self._failures = 0
-            self._written()
+            self._on_written()
 
     def _remove_old(self, newest: int) -> None:
         """Keep the last ones up to ``newest`` and the best; what is beyond it is of a history that is void."""

@@ -6,6 +6,7 @@ and knows nothing of who started it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,8 +17,9 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend
 from resnet_pipeline.device import chosen_precision, prepare_device
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.logs import at_step, log_context
 from resnet_pipeline.storage.base import Storage
-from resnet_pipeline.training.attempt import Attempt, note
+from resnet_pipeline.training.attempt import Attempt, noting
 from resnet_pipeline.training.batch_norm import (
     averaged_statistics,
     gather_statistics,
@@ -36,6 +38,8 @@ from resnet_pipeline.training.system import SystemMetrics
 from resnet_pipeline.training.tasks import OpenBatches, Task, task_of
 from resnet_pipeline.training.throughput import Throughput
 from resnet_pipeline.training.watchdog import HangError, Watchdog
+
+_log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -67,10 +71,15 @@ def train(
     """
     if from_rank_zero(run.result_file.exists(), context.world_size):
         return True
+    with log_context(run=run.name, rank=context.rank), noting(run):
+        return _train(run, dataset, context, backend=backend, mirror=mirror, task=task)
+
+
+def _train(run: RunDirectory, dataset: Dataset, context: Context, **options: Any) -> bool:
     limit = collective_timeout().total_seconds()
     trainer = None
     try:
-        trainer = Trainer(run, dataset, context, backend=backend, mirror=mirror, task=task)
+        trainer = Trainer(run, dataset, context, **options)
         return trainer.run_to_end()
     except RuntimeError as error:
         # gloo says either, depending on which end of a connection noticed
@@ -79,7 +88,7 @@ def train(
             raise
         where = f"at step {trainer.state.step}" if trainer else "at the start"
         message = f"a worker did not answer rank {context.rank} for {limit:.0f} s {where}; this attempt ends"
-        note(run, trainer.state.step if trainer else 0, message)
+        _log.warning("%s", message)
         raise HangError(f"{message}, and the run goes on from its newest checkpoint") from error
     finally:
         if trainer:
@@ -184,6 +193,7 @@ class Trainer:
             )
             state.average.update(state.step)
             state.step += 1
+        at_step(state.step)
         if self.profile:
             self._profile(self.profile)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, sha256_of
+from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.checkpoint import checkpoint_file, checkpoint_steps, newest_checkpoint
 from resnet_pipeline.training.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
 
 _FOLDER = "checkpoints/"
 
@@ -21,16 +24,15 @@ _FOLDER = "checkpoints/"
 class Mirror:
     """Sends a run's checkpoints and metrics to a storage in a background thread, as often as it is told to.
 
-    A storage that is away delays nothing: it is said once, and the next checkpoint tries again. Checkpoints that the
+    A storage that is away delays nothing: it is logged once, and the next checkpoint tries again. Checkpoints that the
     run no longer keeps are removed there too.
     """
 
-    def __init__(self, run: RunDirectory, storage: Storage, *, say: Callable[[str], None] = print) -> None:
-        self._run, self._storage, self._say = run, storage, say
+    def __init__(self, run: RunDirectory, storage: Storage) -> None:
+        self._run, self._storage = run, storage
         self._changed = threading.Condition()
         self._due = self._closed = self._away = False
-        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._work, name="mirror")
 
     def send_soon(self) -> None:
         """Ask for the run's present state to be sent."""
@@ -45,7 +47,7 @@ class Mirror:
             self._changed.notify_all()
         self._thread.join(timeout)
         if self._thread.is_alive() or self._away:
-            self._say(f"{self._storage.url} did not take the last checkpoint; it is in {self._run.checkpoints}")
+            _log.warning("%s did not take the last checkpoint; it is in %s", self._storage.url, self._run.checkpoints)
 
     def _work(self) -> None:
         while True:
@@ -57,11 +59,12 @@ class Mirror:
             try:
                 send(self._run, self._storage)
                 if self._away:
-                    self._say(f"{self._storage.url} answers again; checkpoints are there")
+                    # a warning too: whoever saw the first one is to see this
+                    _log.warning("%s answers again; checkpoints are there", self._storage.url)
                 self._away = False
             except (UserError, OSError, ValueError) as error:
                 if not self._away:
-                    self._say(f"checkpoint not sent: {error}; training goes on, the next one tries again")
+                    _log.warning("checkpoint not sent: %s; training goes on, the next one tries again", error)
                 self._away = True
 
 
@@ -87,14 +90,13 @@ def send(run: RunDirectory, storage: Storage) -> None:
         storage.delete(name)
 
 
-def fetch_newer(run: RunDirectory, storage: Storage) -> list[str]:
-    """Bring the newest good checkpoint of a storage, and its metrics, where it is newer than all here.
+def fetch_newer(run: RunDirectory, storage: Storage) -> None:
+    """Bring the newest good checkpoint of a storage, and its metrics, if it is newer than all here.
 
-    Returns a line for what was fetched and for each checkpoint that is damaged there.
+    Logs what was fetched, and a warning for each checkpoint that is damaged there.
     """
     newest, _ = newest_checkpoint(run.checkpoints)
     here = int(newest.stem.removeprefix("step-")) if newest else -1
-    said: list[str] = []
     notes = [stored.name for stored in storage.files(_FOLDER) if stored.name.endswith(".json")]
     for name in sorted(notes, reverse=True):
         note = storage.read(name)
@@ -102,12 +104,12 @@ def fetch_newer(run: RunDirectory, storage: Storage) -> list[str]:
             noted = json.loads(note)
             path, digest = checkpoint_file(run.checkpoints, noted["step"]), noted["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            said.append(f"{storage.url}/{name} can't be read ({error}); trying the one before")
+            _log.warning("%s/%s can't be read (%s); trying the one before", storage.url, name, error)
             continue
         if noted["step"] <= here:
             break
         if not _fetched(storage, _FOLDER + path.name, path, digest):
-            said.append(f"{storage.url}/{name} does not match its checkpoint; trying the one before")
+            _log.warning("%s/%s does not match its checkpoint; trying the one before", storage.url, name)
             continue
         for file in (run.delivery_file, run.metrics_file):
             if storage.stat(file.name):
@@ -115,9 +117,8 @@ def fetch_newer(run: RunDirectory, storage: Storage) -> list[str]:
                     temporary.write_bytes(storage.read(file.name))
         with replacing(path.with_suffix(".json")) as temporary:
             temporary.write_bytes(note)
-        said.append(f"fetched the checkpoint of step {noted['step']} from {storage.url}")
+        _log.info("fetched the checkpoint of step %d from %s", noted["step"], storage.url)
         break
-    return said
 
 
 def _fetched(storage: Storage, name: str, path: Path, digest: str) -> bool:

@@ -42,7 +42,7 @@ class Watchdog:
         while not self._closed.wait(min(1.0, self._limit / 4)):
             if time.monotonic() - self._last > self._limit:
                 # not by the log, whose lock may be what hangs
-                print(
+                print(  # noqa: T201
                     f"no progress in {self._limit:.0f} s {self._where()}: this process hangs and is ended; the run "
                     "goes on from its newest checkpoint when it is started again",
                     file=sys.stderr,

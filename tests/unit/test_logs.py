@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.logs import JsonLines, at_step, configured, handled, log_context
+from resnet_pipeline.logs import PACKAGES, JsonLines, at_step, configured, handled, log_context
 from resnet_pipeline.parallel import start_thread
 
 _log = logging.getLogger("resnet_pipeline.a.module")
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -116,3 +119,13 @@ def test_the_library_is_silent_until_logging_is_set_up(workspace):
     command = [sys.executable, "-c", script, str(workspace.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_nothing_takes_what_it_is_to_speak_with():
+    """No function or record has a ``say`` or a ``quiet``: they log, and whoever wants to listen sets up logging."""
+    for path in (path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")):
+        if "cli" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.arg if isinstance(node, (ast.arg, ast.keyword)) else getattr(node, "id", None)
+            assert name not in ("say", "quiet"), f"{path}:{node.lineno}"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import logging
 import random
 import resource
 import shutil
@@ -15,9 +17,10 @@ import torch
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.logs import LogContext, at_step, current_context, log_context
 from resnet_pipeline.models.weights import weights_sha256
 from resnet_pipeline.storage.cache import CacheFolder
-from resnet_pipeline.training.attempt import TakenOverError
+from resnet_pipeline.training.attempt import TakenOverError, noting
 from resnet_pipeline.training.batch_norm import recompute_statistics
 from resnet_pipeline.training.checkpoint import CheckpointError, newest_checkpoint, write_checkpoint
 from resnet_pipeline.training.context import LocalContext
@@ -148,23 +151,40 @@ def test_a_checkpoint_of_another_network_is_refused(make_run, digits):
 
 
 def test_a_full_disk_ends_nothing_and_costs_no_metric(make_run, digits):
+    seen = []
+
+    def log() -> bool:
+        seen.append(dataclasses.replace(current_context()))
+        return False
+
     # files end at 100 kB, so no checkpoint of 0.6 MB can be written; weights come when there is room again
     run = make_run("checkpoint_every=8", "eval_every=12")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        trainer = Trainer(run, digits, LocalContext())
-        with pytest.raises(
-            UserError, match=r"weights\.safetensors can't be written.*make room"
-        ):  # the final weights have no room either
-            trainer.run_to_end()
-        trainer.close()
+        # the final weights have no room either
+        with pytest.raises(UserError, match=r"weights\.safetensors can't be written.*make room"):
+            train(run, digits, LocalContext(stop=log))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(losses(run)) == 6 and run.result() is None
-    notes = [line["text"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"]
-    assert any("step 8 not written: [Errno 27] File too large" in note for note in notes)
+    notes = {line["text"]: line["step"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"}
+    (text,) = (text for text in notes if "step 8 not written: [Errno 27] File too large" in text)
+    assert notes[text] >= 8, "the thread that wrote it is at the training's step"
+    assert seen == [LogContext(run=run.name, rank=0, step=step) for step in range(1, 13)], "as lines of the log say"
     assert train(run, digits, LocalContext())
+
+
+def test_what_a_process_warns_of_is_noted_in_the_metrics_of_its_run(make_run):
+    run, other = make_run("seed=1"), make_run("seed=2")
+    with noting(run), noting(other), log_context(run=run.name, rank=1):
+        at_step(3)
+        logging.getLogger("resnet_pipeline.storage.x").warning("%s is full", "a disk")
+        logging.getLogger("resnet_pipeline.storage.x").info("nothing to note")
+    assert [(line["kind"], line["step"], line["text"]) for line in read_metrics(run.metrics_file)] == [
+        ("note", 3, "a disk is full")
+    ]
+    assert read_metrics(other.metrics_file) == []
 
 
 @pytest.mark.slow
