@@ -81,7 +81,8 @@ def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeyp
         log = MetricsLog(run.metrics_file)
         log.append("train", 1, loss=1.0)
         log.close()
-        MetricsSender(Tracking(workspace), run, interval=0.01, say=print).close()
+        with configured():
+            MetricsSender(Tracking(workspace), run, interval=0.01).close()
         send(run, LocalStorage(tmp_path / "mirror"))
         assert json.loads(run.delivery_file.read_text())["run_id"] == "0" * 32
     assert mlflow.authorized and all(mlflow.authorized)
@@ -93,7 +94,8 @@ def test_messages_about_servers_name_no_password(workspace, make_run, monkeypatc
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_ENDPOINT_URL"):
         monkeypatch.setenv(name, NOWHERE + "/api")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    MetricsSender(Tracking(workspace), make_run(), interval=0.01, say=print).close()
+    with configured():
+        MetricsSender(Tracking(workspace), make_run(), interval=0.01).close()
     with pytest.raises(UserError) as error:
         resolve(Tracking(workspace), "models:/a/1")
     print(error.value)

@@ -160,7 +160,7 @@ def test_a_slow_disk_delays_nothing_and_the_newest_checkpoint_wins(tmp_path):
         started.set()
         release.wait(30)
 
-    writer = CheckpointWriter(tmp_path, keep=9, written=slow)
+    writer = CheckpointWriter(tmp_path, keep=9, on_written=slow)
     writer.write(checkpoint(1))
     assert started.wait(30)
     for step in (2, 3, 4):
