@@ -73,7 +73,7 @@ def test_digits_bit_for_bit_with_the_instructions_of_an_older_processor():
     compare("digits_resnet8", found)
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # a minute or two; the digits' trace and ResNet-50's in float64 are in `make test`
 def test_resnet50_bit_for_bit(imagenet_sample):
     compare("imagenet_resnet50", in_a_process("imagenet_resnet50", {}))
 
