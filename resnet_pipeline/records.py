@@ -1,4 +1,4 @@
-"""Frozen dataclasses as plain JSON values and back: the one reader and the one writer of what travels as JSON."""
+"""Frozen dataclasses as plain JSON values and back: one reader, which checks names and types, and one writer."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def _converted(image: ImageFile.ImageFile, depth: int, max_value: int | None, pn
         rgb = _scaled(image, _white(image, depth, max_value))
     elif image.mode in ("P", "PA", "LA", "RGBa", "La"):
         rgb = image.convert("RGBA")
-    return rgb.convert("RGB"), note
+    return rgb.convert("RGB"), note  # CMYK, YCbCr, Lab and grey as Pillow converts them
 
 
 def _depth(image: ImageFile.ImageFile) -> int:

@@ -73,6 +73,7 @@ class Predictor:
             for chunk, found in zip(plan.chunks, scored, strict=True):
                 for scores in found.values():
                     total[chunk] += scores.probabilities
+        # of an ensemble the mean of softmax, as `ensemble.average` takes of kept scores
         mean = (total / len(self.members)).astype(np.float32)
         best = top_classes(mean, top)
         return Predictions(classes=best, probabilities=np.take_along_axis(mean, best, 1))

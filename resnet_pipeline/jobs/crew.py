@@ -23,10 +23,11 @@ from resnet_pipeline.errors import ToldError, UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.settings import ROOT_VARIABLE, torchrun
 from resnet_pipeline.training.attempt import TakenOverError
-from resnet_pipeline.training.context import Context, LocalContext, stop_on_signals, torchrun_context
+from resnet_pipeline.training.context import Context, LocalContext, torchrun_context
 from resnet_pipeline.training.distributed import from_rank_zero
 from resnet_pipeline.training.loop import NonFiniteError, train
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.stopping import stop_on_signals
 from resnet_pipeline.training.watchdog import HangError
 from resnet_pipeline.workspace import Workspace
 

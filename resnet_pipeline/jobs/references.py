@@ -1,4 +1,4 @@
-"""MODEL references: what a text that names a network stands for, decided here alone, and how it is loaded.
+"""MODEL references: what a text that names a network stands for, decided here alone, and who loads it.
 
 The first of these that fits decides:
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any, Literal
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
@@ -31,6 +28,7 @@ from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS, describe
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
+from resnet_pipeline.training.stopping import stop_on_signals
 from resnet_pipeline.training.workers import Workers
 from resnet_pipeline.workspace import Workspace
 
@@ -180,7 +178,7 @@ def _train_on_ray(attempt: _Attempt) -> None:
         run = _prepared(attempt)
         with (
             _attended(attempt, run, counts) as follower,
-            _stop_on_signal(run),
+            stop_on_signals(run.stop_file.touch, leave_at_once=True),
             worker_group(
                 attempt.workspace, run, counts=counts, resources=resources, max_failures=launch.max_failures
             ) as group,
@@ -281,27 +279,6 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower) -> None
         raise
     except Exception as error:
         raise UserError(f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}") from error
-
-
-@contextmanager
-def _stop_on_signal(run: RunDirectory) -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM asks the workers to save and stop; a second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if run.stop_file.exists():
-            raise KeyboardInterrupt
-        run.stop_file.touch()
-        _log.info("stopping: saving the state at the next step (Ctrl-C again to leave at once)")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: RunResult) -> None:

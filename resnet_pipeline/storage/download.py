@@ -1,4 +1,4 @@
-"""A file of a storage brought to this machine: in concurrent ranges, hashed on the way, going on where it was cut."""
+"""A file of a storage brought to this machine: in concurrent ranges, hashed on the way; a killed one is resumed."""
 
 from __future__ import annotations
 

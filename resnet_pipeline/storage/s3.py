@@ -1,4 +1,4 @@
-"""Buckets of any S3-compatible server as a Storage.
+"""Buckets of any S3-compatible server as a Storage; what a broken connection interrupts is tried again.
 
 Address and credentials are found as boto3 finds them: AWS_ENDPOINT_URL_S3, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on.
 

@@ -7,12 +7,9 @@ The loop is the same in one plain process, under torchrun and under Ray Train; o
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Protocol
 
 import torch
@@ -21,6 +18,7 @@ import torch.distributed as dist
 from resnet_pipeline.device import local_device
 from resnet_pipeline.settings import torchrun
 from resnet_pipeline.training.distributed import collective_timeout
+from resnet_pipeline.training.stopping import stop_on_signals
 
 _log = logging.getLogger(__name__)
 
@@ -94,30 +92,3 @@ def torchrun_context() -> Iterator[LocalContext]:
             yield LocalContext(rank=dist.get_rank(), world_size=world, device=device, stop=stop)
         finally:
             dist.destroy_process_group()
-
-
-@contextmanager
-def stop_on_signals(*, loud: bool = True, leave_at_once: bool = False) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM or SIGINT came since; outside the main thread none can be caught.
-
-    ``loud`` logs it; with ``leave_at_once`` the second one raises KeyboardInterrupt.
-    """
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told.is_set
-        return
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        if leave_at_once and told.is_set():
-            raise KeyboardInterrupt
-        if loud and not told.is_set():
-            again = " (Ctrl-C again to leave at once)" if leave_at_once else ""
-            _log.info("stopping: saving the state at the next step%s", again)
-        told.set()
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A Ray cluster, this machine's or an existing one, and how many workers it has room for."""
+"""A Ray cluster, here or elsewhere: how many workers it has room for, and CPUs for each; Ray chooses the nodes."""
 
 from __future__ import annotations
 

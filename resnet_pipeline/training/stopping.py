@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM: the first one lets a run save its state and stop at its next step.
+
+In a process that trains, the loop asks what is yielded (``Context.should_stop``). A driver of Ray's workers touches the
+run's stop file instead, at which the workers' contexts look (``adapters.ray.train``).
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def stop_on_signals(
+    on_stop: Callable[[], None] | None = None, *, loud: bool = True, leave_at_once: bool = False
+) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM or SIGINT came since; outside the main thread none can be caught.
+
+    The first one calls ``on_stop``, and ``loud`` logs it; with ``leave_at_once`` a second one raises KeyboardInterrupt.
+    """
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told.is_set
+        return
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        if leave_at_once and told.is_set():
+            raise KeyboardInterrupt
+        if on_stop and not told.is_set():
+            on_stop()
+        if loud and not told.is_set():
+            again = " (Ctrl-C again to leave at once)" if leave_at_once else ""
+            _log.info("stopping: saving the state at the next step%s", again)
+        told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
