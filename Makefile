@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down lint check format test soak tree clean
+.PHONY: help install demo up down lint check format test soak tree docs clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -52,6 +52,10 @@ soak: $(READY)  ## Training through lost drivers, workers and nodes, on Ray node
 tree:  ## One line on each module, its own first one
 	@find resnet_pipeline flows benchmarks -name '*.py' -size +0 | sort | while read -r file; do \
 	  printf '%-46s %s\n' "$$file" "$$(head -n 1 "$$file" | tr -d '"')"; done
+
+docs: $(READY)  ## The API's pages from the docstrings, in build/docs
+	@MPLBACKEND=agg $(BIN)/pdoc --output-directory build/docs resnet_pipeline
+	@echo "build/docs/index.html"
 
 clean:  ## Remove .venv, caches and ./work
 	rm -rf $(VENV) work build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
