@@ -1,7 +1,7 @@
 """Testing networks: this project's protocols against what one would use instead.
 
 Run: python benchmarks/evaluation.py IMAGENET-SAMPLE.tar [--images 96] [--rounds 3] [--only ten-crop …]
-(a tar of JPEGs; RESNET_PIPELINE_IMAGENET_SAMPLE where none is named). In each part the contestants run in turns on the
+(a tar of JPEGs; RESNET_PIPELINE_IMAGENET_SAMPLE if none is named). In each part the contestants run in turns on the
 same images with two threads; the table gives medians, and the last line of a part says whether its aim was reached.
 """
 

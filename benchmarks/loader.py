@@ -1,7 +1,7 @@
 """Training batches of ImageNet images: this project's loader against what one would use instead.
 
 Run: python benchmarks/loader.py [IMAGENET-SAMPLE.tar] [--rounds 5] [--images 3000]
-(a tar of JPEGs; RESNET_PIPELINE_IMAGENET_SAMPLE where none is named). Needs the extra ``bench``. Everything runs in
+(a tar of JPEGs; RESNET_PIPELINE_IMAGENET_SAMPLE if none is named). Needs the extra ``bench``. Everything runs in
 turns in one process, on the same images, with two threads or two worker processes, starting them included. A row is
 the median images/s, that per core, its ratio to ours, the slowest and fastest round, and the CPU time of an image (all
 threads and processes, user and system), which other programs on the machine disturb least. The last lines say which

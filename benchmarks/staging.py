@@ -1,7 +1,7 @@
 """Packing shards out of a nested tar archive, against ``tar -x`` of the same archive.
 
 Run: python benchmarks/staging.py IMAGENET-SAMPLE.tar [--megabytes 1000] [--rounds 3] [--workers N]
-(a tar of JPEGs; RESNET_PIPELINE_IMAGENET_SAMPLE where none is named). The images become an archive of ILSVRC's form, a
+(a tar of JPEGs; RESNET_PIPELINE_IMAGENET_SAMPLE if none is named). The images become an archive of ILSVRC's form, a
 tar of a tar for each class, each image repeated until the archive is large enough. In turns, each into a new folder:
 ``tar -x`` of the outer archive alone; of the outer and then every inner one, which is what brings the images to disk;
 our packing without the audit, and with it. Both ``tar -x`` and ours end when their data are on the disk (``sync``).

@@ -10,7 +10,7 @@ Run: python benchmarks/training.py [--only a,c] [--small] [--rounds 3]
   d  two workers against one with the same cores
   e  a checkpoint's bytes and the pause that it causes
 
-On a GPU where there is one, else on the CPU. Each contestant runs in a process of its own, so that none finds another's
+On a GPU if there is one, else on the CPU. Each contestant runs in a process of its own, so that none finds another's
 settings; the rounds are in turns, the table gives medians.
 """
 

@@ -74,7 +74,7 @@ class Demo:
 def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -> Demo:
     """Run the demo flow and write the report; return what it came to."""
     start = time.monotonic()
-    # The workers start beside Prefect and the staging, where there is anything to train.
+    # The workers start beside Prefect and the staging, if there is anything to train.
     trained = all(is_finished(workspace, get_recipe(f"digits/{network}"), DATASET) for network in _NETWORKS)
     standing = contextlib.nullcontext() if trained else standing_workers(workspace, workers)
     # Nobody looks at the heartbeats of a temporary API, and each flow run would wait a second for the end of its own.
@@ -96,7 +96,7 @@ def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -
 
 
 def mlflow_command(workspace: Workspace) -> str:
-    """Return the command that opens MLflow's page on the runs, or its address where a server is set."""
+    """Return the command that opens MLflow's page on the runs, or its address if a server is set."""
     address = without_secrets(tracking_uri(workspace))
     if address.startswith("http"):
         return address

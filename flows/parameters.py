@@ -135,7 +135,7 @@ Overrides = Annotated[
         repeated=True,
     ),
 ]
-Profile = Annotated[bool, Parameter(help="Say what a step is bound by, and keep a trace of a few steps.")]
+Profile = Annotated[bool, Parameter(help="Name a step's bottleneck, and keep a trace of a few steps.")]
 RegisteredAs = Annotated[
     str | None,
     Parameter(
@@ -171,7 +171,7 @@ ProtocolName = Annotated[
     ),
 ]
 Protocols = Annotated[list[Protocol], Parameter(help="How the finished network is tested.")]
-Split = Annotated[str | None, Parameter(help="Split to test on. Default: val, or test where there is no val.")]
+Split = Annotated[str | None, Parameter(help="Split to test on. Default: val, or test if there is no val.")]
 Scales = Annotated[
     list[int] | None,
     Parameter(help="Shorter sides to average over. Default: each network's own.", metavar="N,N,…", read=_scales),

@@ -29,7 +29,7 @@ _to_the_run.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext
 def logged(function: Callable[P, R]) -> Callable[P, R]:
     """Let the program's log go to the log of the flow run while the function runs.
 
-    What Prefect's console shows of it is Prefect's to decide; the command line, where it has started the flow, shows
+    What Prefect's console shows of it is Prefect's to decide; the command line, if it has started the flow, shows
     its own.
     """
 

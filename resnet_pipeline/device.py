@@ -12,7 +12,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def local_device(local_rank: int = 0) -> torch.device:
-    """Return this process's GPU where there is one, else the CPU."""
+    """Return this process's GPU if there is one, else the CPU."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -46,7 +46,7 @@ def prepare_device(device: torch.device, precision: Precision) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what is freed. Where there is no mallopt nothing happens.
+    """Let glibc's malloc keep what is freed. Without mallopt nothing happens.
 
     By default it returns each large tensor's memory to the kernel, which hands it out again page by page, zeroed: for
     a step of ResNet-50 more than a million page faults (docs/LOG.md has their cost). This concerns malloc's main

@@ -18,7 +18,7 @@ class RefusedError(UserError):
 
 
 class StoppedError(UserError):
-    """The user interrupted a job; its state is saved, and the same command goes on. Exit status 130."""
+    """The user interrupted a job; its state is saved, and the same command resumes. Exit status 130."""
 
 
 class ToldError(UserError):

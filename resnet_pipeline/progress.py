@@ -32,13 +32,13 @@ class Display(Protocol):
         """Show how far it is now."""
 
     def end(self, bar: Bar) -> None:
-        """Its work has ended, or was broken off."""
+        """Its work has ended, or was interrupted."""
 
 
 class Bar:
     """How far a piece of work has come. ``total`` None: not known yet; ``before``: what had been done at the beginning.
 
-    The rate is that of images where a unit of the work is several (``images_per_unit``).
+    The rate is that of images if a unit of the work is several (``images_per_unit``).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Bar:
         self.reach(self.done + count, detail=detail)
 
     def reach(self, done: int, *, detail: str | None = None, rate: float | None = None) -> None:
-        """Say that ``done`` units are done; ``rate`` is units/s where the work knows better than the clock."""
+        """Say that ``done`` units are done; ``rate`` is units/s if the work knows better than the clock."""
         if done == self.before:  # still preparing
             self._start = time.monotonic()
         self.done, self._rate = done, rate
@@ -106,7 +106,7 @@ class Bar:
         return f"{self.rate * self.images_per_unit:,.0f} images/s"
 
     def left(self) -> str:
-        """Return the time that is left, as 1:05 left; empty where it is not known, and at the end."""
+        """Return the time that is left, as 1:05 left; empty if it is not known, and at the end."""
         rate = self.rate
         if self.total is None or self.finished or not rate:
             return ""
@@ -126,14 +126,14 @@ class LogLines:
         self._shown[bar] = time.monotonic()
 
     def update(self, bar: Bar) -> None:
-        """Log a line where the last one is old enough."""
+        """Log a line if the last one is old enough."""
         now = time.monotonic()
         if now - self._shown[bar] > self._seconds and not bar.finished:
             self._shown[bar] = now
             self._line(bar)
 
     def end(self, bar: Bar) -> None:
-        """Log the last line, unless the work was broken off."""
+        """Log the last line, unless the work was interrupted."""
         del self._shown[bar]
         if bar.finished and bar.total:
             self._line(bar)

@@ -63,12 +63,12 @@ class Workspace:
 
     @property
     def mlflow(self) -> Path:
-        """MLflow's SQLite file and artifacts, where no server is set."""
+        """MLflow's SQLite file and artifacts, if no server is set."""
         return self.root / "mlflow"
 
     @property
     def prefect(self) -> Path:
-        """Prefect's home: its SQLite file, where no server is set."""
+        """Prefect's home: its SQLite file, if no server is set."""
         return self.root / "prefect"
 
     @property
@@ -77,7 +77,7 @@ class Workspace:
         return self.root / "services"
 
     def dataset(self, name: str) -> str:
-        """Return the address of the dataset of this name; UserError where a name is no plain folder name."""
+        """Return the address of the dataset of this name; UserError if a name is no plain folder name."""
         return f"{self.data}/{checked_name(name, 'dataset name')}"
 
 

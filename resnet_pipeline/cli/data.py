@@ -1,4 +1,4 @@
-"""``resnet-pipeline data``: is a staged dataset whole, what is in it, what does training see of it."""
+"""``resnet-pipeline data``: whether a staged dataset is intact, what is in it, what training sees of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def verify(
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one per CPU core.")] = None,
     json_file: Json = None,
 ) -> None:
-    """Compare every shard with its checksum and decode every image; names what is bad, then with exit status 2."""
+    """Compare every shard with its checksum and decode every image; name what is bad, with exit status 2."""
     from resnet_pipeline.jobs.data import verify_dataset
 
     found = verify_dataset(Workspace.of(root), name, threads=threads)

@@ -65,7 +65,7 @@ def evaluate(
 ) -> None:
     """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
 
-    A test that was stopped or killed goes on where it was.
+    After an interruption the same command resumes.
     """
     from resnet_pipeline.evaluation.ensemble import intervals_of
     from resnet_pipeline.jobs.evaluate import evaluate_models
@@ -252,7 +252,7 @@ COMMANDS: Sequence[Callable[..., None]] = (evaluate, ensemble, analyse, response
 
 
 def _weights(weights: str | None, network: str | None, models: Sequence[str] | None, *, ema: bool) -> list[str]:
-    """Return the MODEL reference that --weights and --network stand for; UserError where it is incomplete."""
+    """Return the MODEL reference that --weights and --network stand for; UserError if it is incomplete."""
     if ema and (weights is None or network is None):
         raise UserError("--ema needs --weights FILE and --network; write NETWORK=FILE#ema for a MODEL")
     if weights is None:

@@ -150,7 +150,7 @@ def stage(
     replace: Replace = False,
     json_file: Json = None,
 ) -> None:
-    """Audit every image of a source and pack the good ones into shards; broken off, the same command goes on."""
+    """Audit every image of a source and pack the good ones into shards; after an interruption it resumes."""
     from resnet_pipeline.jobs.stage import describe, stage_dataset, summary
     from resnet_pipeline.staging.stage import Options
 
@@ -190,7 +190,7 @@ def train(
     profile: Profile = False,
     json_file: Json = None,
 ) -> None:
-    """Train a recipe on a staged dataset; the same command goes on where it was stopped."""
+    """Train a recipe on a staged dataset; after an interruption the same command resumes."""
     if launcher == "torchrun":  # before PyTorch is imported: its warnings would come from every process
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from resnet_pipeline.jobs.register import check_network_name, register_run

@@ -118,7 +118,7 @@ def _read(name: str, hint: Any, typed: Any) -> Any:
 
 
 def write_result(path: Path | None, value: Any) -> None:
-    """Write a result as JSON where a path was given; UserError where it can't be written."""
+    """Write a result as JSON if a path was given; UserError if it can't be written."""
     if path is None:
         return
     try:

@@ -32,8 +32,8 @@ def promote(
 ) -> None:
     """Make a registered version the champion, if it is better than the champion by more than chance.
 
-    Both need scores of the whole split on the same dataset; the errors are compared image by image. What is not let
-    through is refused with the reasons, exit status 2; a first champion needs only the scores.
+    Both need scores of the whole split on the same dataset; the errors are compared image by image. A refusal gives
+    the reasons, with exit status 2. A first champion needs only the scores.
     """
     from resnet_pipeline.jobs.promote import promote as promote_job
 

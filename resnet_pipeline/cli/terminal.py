@@ -103,7 +103,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     for name, *values in texts:
         if name in _WORDS:
             table.add_column(name, overflow="fold")
-        else:  # where there is no room, headings break and numbers don't
+        else:  # if there is no room, headings break and numbers don't
             width = max(map(len, [*name.split(), *values])) if narrow else None
             table.add_column(name, justify="right", width=width)
     for row in cells:

@@ -37,7 +37,7 @@ _STRIP = 2**18  # pixels that are computed with at once: in float64 they take 24
 
 @dataclass(frozen=True)
 class Audited:
-    """One image: its size, the bytes that replace the original's where it was converted, or why it was refused."""
+    """One image: its size, the bytes that replace the original's if it was converted, or why it was refused."""
 
     width: int = 0
     height: int = 0
@@ -105,7 +105,7 @@ def audit(
     limits: Limits = DEFAULT_LIMITS,
     max_value: int | None = None,
 ) -> tuple[Audited, Image.Image | None]:
-    """Decode one file; return what is to be packed, and the decoded image where it is good.
+    """Decode one file; return what is to be packed, and the decoded image if it is good.
 
     ``png``: the file is called .png, so that an RGB or grey PNG stays as it is and anything else becomes a PNG.
     An image whose shorter side is above ``max_shorter_side`` is made smaller, to that. ``max_value`` is what white is
@@ -155,7 +155,7 @@ def _encoded(image: Image.Image, png: bool) -> bytes:
 
 
 def _converted(image: ImageFile.ImageFile, depth: int, max_value: int | None, png: bool) -> tuple[Image.Image, str]:
-    """Return the image in RGB, and what to say of that; as it is, and nothing, where it may stay."""
+    """Return the image in RGB, and what to say of that; as it is, and nothing, if it may stay."""
     if depth > 8 and max_value and image.mode in _COLOURS:
         raise ImageError("colours of 16 bits can't be scaled to another white: convert it to 8 bits")
     if _stays(image, png):
@@ -180,7 +180,7 @@ def _depth(image: ImageFile.ImageFile) -> int:
 
 
 def _white(image: ImageFile.ImageFile, depth: int, max_value: int | None) -> int:
-    """Return the value of white in grey pixels of more than 8 bits; ImageError where nothing says what it is."""
+    """Return the value of white in grey pixels of more than 8 bits; ImageError if nothing says what it is."""
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:
         raise ImageError("grey values of more than 8 bits in which 0 is white: convert it to 8 bits")
     if max_value:

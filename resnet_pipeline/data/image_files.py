@@ -87,7 +87,7 @@ def open_image(data: bytes, limits: Limits = ANY_SIZE) -> Iterator[ImageFile.Ima
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a file's header, or None where it can't be read."""
+    """Return (height, width) from a file's header, or None if it can't be read."""
     try:
         with open_image(data) as image:
             return image.height, image.width

@@ -1,4 +1,4 @@
-"""The shards of a split as arrays of bytes: mapped where they lie, or brought from a bucket ahead of their use."""
+"""The shards of a split as arrays of bytes: mapped where they lie, or fetched from a bucket ahead of their use."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ShardFiles(Protocol):
         """Return how many of that many shards may be there at once."""
 
     def require(self, shards: int) -> None:
-        """Raise UserError where that many shards can't be there at once."""
+        """Raise UserError if that many shards can't be there at once."""
 
     def remedy(self, number: int) -> str:
         """Return what to do about a shard that holds other bytes than were staged."""
@@ -142,7 +142,7 @@ class CachedShards:
         return shards if limit is None else min(shards, limit // self._largest)
 
     def require(self, shards: int) -> None:
-        """Raise UserError where the cache may not hold so many shards; it says what would do."""
+        """Raise UserError if the cache may not hold so many shards; it says what would do."""
         room = self.room_for(shards)
         if room < shards:
             blocks = f", or train with --set order=block --set block_shards={room // 2}" if room > 1 else ""
@@ -185,7 +185,7 @@ class CachedShards:
             self._change.notify_all()
 
     def _let_the_oldest_go(self, size: int) -> None:
-        """Keep within the limit where shards are read that nobody announced."""
+        """Keep within the limit if shards are read that nobody announced."""
         limit = self._cache.folder.limit
         for number in list(self._held):
             if limit is None or sum(self._shards[held].size for held in self._held) + size <= limit:
@@ -222,7 +222,7 @@ class _Follower:
             self._files.let_go(shard for stretch in passed for shard in stretch.shards)
 
     def close(self) -> None:
-        """Stop; a shard that is being brought goes on where it was, next time."""
+        """Stop; the download of a shard that is being fetched resumes next time."""
         with self._change:
             self._closed = True
             self._change.notify_all()

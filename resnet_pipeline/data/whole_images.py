@@ -1,4 +1,4 @@
-"""Whole images at several sizes, decoded once each: what the fully convolutional protocol looks at."""
+"""Whole images at several sizes, decoded once each: the input of the fully convolutional protocol."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def whole_batches(
     """Return every sample of ``indices`` once per shorter side, in batches of one size, nothing padded.
 
     The samples are decoded ``batch_size`` at a time in the order given, which should be that of `by_shape`: a batch
-    ends where the size changes, or where one more image would make it more than ``batch_pixels`` pixels. One image may
+    ends when the size changes, or when one more image would make it more than ``batch_pixels`` pixels. One image may
     be larger than that.
     """
     samples = dataset.splits[split]

@@ -1,6 +1,6 @@
 """Score files: a network's class probabilities for each sample of a split, under one protocol, kept for good.
 
-A score file is a Parquet table: ``key`` (the sample's original name), ``label`` (int32; −1 where it is not known),
+A score file is a Parquet table: ``key`` (the sample's original name), ``label`` (int32; −1 if it is not known),
 ``scores`` (a list of one probability per class, float32 or float16). What it belongs to is JSON in the schema's
 metadata, with a hash of that and of the columns, which every reader compares; so do the pages' checksums.
 """
@@ -83,7 +83,7 @@ def write_scores(scores: Scores, path: Path) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read a score file; UserError names the file where it is missing, damaged or something else."""
+    """Read a score file; UserError, naming the file, if it is missing, damaged or something else."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))

@@ -89,7 +89,7 @@ def analyse(
 ) -> Analysis:
     """Compute each network's errors with intervals, calibration, worst classes, confusions, and each pair's agreement.
 
-    ``classes`` are names to show instead of numbers. Raises UserError where scores are of different samples or a label
+    ``classes`` are names to show instead of numbers. Raises UserError if scores are of different samples or a label
     is not known.
     """
     scores = [source.read() for source in sources]
@@ -98,6 +98,7 @@ def analyse(
     def named(number: int) -> str:
         return classes[number] if classes else str(number)
 
+    # each network by itself
     networks, calibrations, wrong = [], {}, []
     for source, own in zip(sources, scores, strict=True):
         per_class = class_errors(own.probabilities, own.labels)
@@ -124,6 +125,7 @@ def analyse(
                 **({"real": real_error(own, real_labels)} if real_labels is not None else {}),
             }
         )
+    # each pair: how far they agree, and McNemar's test
     pairs = [
         {
             "first": sources[i].name,
@@ -163,6 +165,7 @@ def ensemble(
             yield own
             del own  # before the next one is read
 
+    # one pass over the sources: the members' errors, and their mean
     mean = average(reading(), combine=combine)
     ilsvrc = mean.probabilities.shape[1] == 1000
     result: dict[str, Any] = {
@@ -172,6 +175,7 @@ def ensemble(
         **({"paper": {"top5": ENSEMBLE_TOP5, "source": ENSEMBLE_SOURCE}} if ilsvrc else {}),
     }
     del mean
+    # what needs all members at once
     if fit:
         result["fitted"] = _fitted(scores, combine)
     if greedy:

@@ -1,4 +1,4 @@
-"""Looking at a staged dataset: is it whole, what is in it, what does training see of it."""
+"""Looking at a staged dataset: whether it is intact, what is in it, what training sees of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
     """Compare every shard with its checksum in the manifest and decode every sample completely, in threads.
 
     A dataset that is good, and has no checksums of its samples (an earlier version staged it), gets them.
-    Raises UserError where the dataset can't be opened: missing, or its manifest, index or mean image damaged.
+    Raises UserError if the dataset can't be opened: missing, or its manifest, index or mean image damaged.
     """
     dataset = open_dataset(workspace, name)
     shards = {s["file"]: s["sha256"] for split in dataset.manifest["splits"].values() for s in split["shards"]}

@@ -50,13 +50,17 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
     Networks are loaded one after the other, and only those that are run stay in memory. A score file that is kept is
     read once, a new one is written and not read; one that is damaged or of something else is computed again. A test
     that was killed resumes with the chunks that are missing.
+
+    Example: ``evaluate_models(Workspace.of(), ["digits-resnet8"], TestSpec(dataset="digits", protocol="10-crop"))``
     """
     dataset = open_dataset(workspace, test.dataset)
     split = test.split or dataset.eval_split
     if split not in dataset.splits:
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
+    # the networks, and the samples that they are tested on
     parsed = {text: parse(workspace, text) for text in dict.fromkeys(expanded(references))}
     indices = chosen_samples(len(dataset.splits[split]), test.images)
+    # load one network after the other; keep those whose scores are missing, by their form of the protocol
     groups: dict[Protocol, dict[str, tuple[Member, Path]]] = {}
     known: dict[str, NetworkFacts] = {}
     paths: dict[str, Path] = {}
@@ -81,9 +85,11 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
         known[text], paths[text] = member.facts(), path
         del member  # before the next one is loaded
     scores: dict[Path, Scores] = {}
+    # run them, those of one form together
     for protocol, group in groups.items():
         plan = plan_chunks(dataset, split, protocol, indices)
         scores |= _compute(workspace, group, plan, test)
+    # read the scores that are kept
     reused = [text for text, path in paths.items() if path in kept]
     if reused:
         names = ", ".join(known[text].name for text in reused)
@@ -104,7 +110,7 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
 
 
 def _kept(path: Path, fingerprint: str, split: str, weights_sha256: str) -> Scores | None:
-    """Return the scores that are kept in a file; None where there are none, or (which is said) they are damaged."""
+    """Return the scores that are kept in a file; None if there are none, or (which is said) they are damaged."""
     if not path.exists():
         return None
     try:
@@ -158,7 +164,7 @@ def _score_here(
     lacking: Mapping[int, Sequence[str]],
     bar: Bar,
 ) -> None:
-    """Compute chunks in this process; those that the same models lack, one after the other in one go.
+    """Compute chunks in this process; those that the same models lack, one after the other in one call.
 
     The only chunk is not written: it would be all that its score file holds.
     """

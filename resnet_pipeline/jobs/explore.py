@@ -62,7 +62,7 @@ def explore(
 def explorer_data(
     dataset: Dataset, scores: Scores, *, title: str, models: Sequence[str], mistakes: int = 48
 ) -> ExplorerData:
-    """Put together what the page shows of scores on a split of a dataset; UserError where it has no labels."""
+    """Put together what the page shows of scores on a split of a dataset; UserError if it has no labels."""
     samples = dataset.splits[scores.split]
     number = {key: index for index, key in enumerate(samples.keys)}
     rows = np.array([number[key] for key in scores.keys], dtype=np.int64)
@@ -87,7 +87,7 @@ def explorer_data(
 def _mistakes(
     samples: Split, rows: Int64, scores: Scores, best: Int64, names: Sequence[ClassName], most: int
 ) -> list[Mistake]:
-    """Return the mistakes where the answer has most more probability than the label, worst first."""
+    """Return the worst mistakes, worst first: the answer's probability is the most above the label's."""
     every = np.arange(len(rows))
     of_label, of_answer = scores.probabilities[every, scores.labels], scores.probabilities[every, best[:, 0]]
     wrong = np.flatnonzero(best[:, 0] != scores.labels)

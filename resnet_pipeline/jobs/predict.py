@@ -54,7 +54,7 @@ def predict_folder(
     """Write the ``top`` best classes of every image below a folder (or of one file) to a CSV, Parquet or JSON file.
 
     The model is any MODEL reference or a registered ensemble. Class names are the model's own, else those of
-    ``dataset_name``. A file that can't be decoded is listed with the reason, in the output too. Raises UserError where
+    ``dataset_name``. A file that can't be decoded is listed with the reason, in the output too. Raises UserError if
     the model, the folder or the output can't be used, or no file is an image.
     """
     if output.suffix not in ENDINGS:

@@ -1,4 +1,4 @@
-"""The promotion job: a registered version becomes the champion where it is better than the champion before it."""
+"""The promotion job: a registered version becomes the champion if it is better than the champion before it."""
 
 from __future__ import annotations
 
@@ -121,6 +121,7 @@ def _scores(
 ) -> tuple[Path, Scores] | str:
     """Return a version's score file and what it holds, or the reason why it can't count."""
     tags = version.tags
+    # what the version says of its tests
     missing = [key for key in ("views", "split", "split_images", "weights_sha256") if key not in tags]
     if missing:
         return f"version {version.version} has no tag {missing[0]!r}: an older resnet-pipeline registered it"
@@ -132,6 +133,7 @@ def _scores(
         protocol=id_,
         weights_sha256=tags["weights_sha256"],
     )
+    # the scores: of this workspace, else those that the version links to
     if not path.exists():
         fetched = fetch_scores(tracking, version, id_, folder)
         if fetched is None:
@@ -142,6 +144,7 @@ def _scores(
                 f"--dataset {tags.get('dataset', 'NAME')} --protocol {protocol}"
             )
         path = fetched
+    # they count if they are of these weights and of all images
     scores = read_scores(path)
     if scores.weights_sha256 != tags["weights_sha256"]:
         return f"the {protocol} scores of version {version.version} are of other weights"

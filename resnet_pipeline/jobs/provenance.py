@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, ``-dirty`` where it has changes, or None."""
+    """Return the commit of the checkout that the package runs from, ``-dirty`` if it has changes, or None."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(

@@ -38,6 +38,7 @@ def report_on_runs(
     Scores that are missing are computed first. Raises UserError for what is no run directory, and if there is none.
     """
     dataset = open_dataset(workspace, dataset_name)
+    # the runs that are shown
     if runs:
         folders = {text: RunDirectory.open(parse_run(workspace, text).path) for text in runs}
     else:
@@ -45,11 +46,13 @@ def report_on_runs(
     references = list(folders)
     if not references:
         raise UserError(f"no finished run on dataset {dataset_name!r} under {workspace.runs}; train one first")
+    # their scores under each protocol
     tests = {protocol: TestSpec(dataset=dataset_name, protocol=protocol) for protocol in protocols}
     evaluations = {protocol: evaluate_models(workspace, references, test) for protocol, test in tests.items()}
     members = [
         _member(run, {protocol: e[i] for protocol, e in evaluations.items()}) for i, run in enumerate(folders.values())
     ]
+    # the page
     data = ReportData(
         title=f"Residual networks on {dataset_name}",
         dataset_name=dataset_name,

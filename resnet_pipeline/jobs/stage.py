@@ -51,12 +51,15 @@ def stage_dataset(
     """Audit and pack a source (or ``builtin:digits``) as dataset ``name`` of the workspace.
 
     A dataset that was staged from the same source with the same options is reused. Another one of that name is an error
-    unless ``replace``; one from this source whose own files are damaged is staged again. What was broken off goes on
-    where it was. Raises UserError for whatever is wrong.
+    unless ``replace``; one from this source whose own files are damaged is staged again. An interrupted one resumes.
+    Raises UserError for whatever is wrong.
+
+    Example: ``stage_dataset(Workspace.of(), "images.tar", "mine")``
     """
     options = replaced(options, limits=Limits.of_settings())
     destination = storage_at(workspace.dataset(name))
     place = _place(workspace, source)
+    # a dataset of this name: reuse it, or say why not
     if destination.stat(MANIFEST) is not None:
         if _origin(destination) == source_fingerprint(place, options):
             try:
@@ -122,7 +125,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise StoppedError("staging was stopped; the same command goes on with what is finished") from None
+        raise StoppedError("staging was stopped; the same command resumes it") from None
 
 
 @contextmanager

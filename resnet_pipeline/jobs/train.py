@@ -57,7 +57,7 @@ class Launch:
     is room for, now and later); None takes every GPU of the cluster, or one worker if it has none, as far as the batch
     divides. ``max_failures`` workers or nodes may die on Ray. ``mirror`` is a folder or ``s3://`` address where
     checkpoints are kept too, and found if this root has none; None takes the environment's RESNET_PIPELINE_MIRROR.
-    ``profile`` traces a few steps and says what they are bound by (``training.profile``).
+    ``profile`` traces a few steps and names their bottleneck (``training.profile``).
     """
 
     launcher: Literal["ray", "local", "torchrun"] = "ray"
@@ -77,6 +77,8 @@ def train_run(
 
     Returns None in a process that only helped: with torchrun, rank 0 alone shows, tracks and returns. Raises UserError
     for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
+
+    Example: ``train_run(Workspace.of(), run_config("digits/resnet8"), "digits", Launch(launcher="local"))``
     """
     if launch.profile and config.steps < LEAST_STEPS:
         raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
@@ -112,6 +114,9 @@ def run_config(
     """Return a recipe with fields changed, by dotted name; ``steps`` and ``seed`` are short for these two.
 
     Raises UserError for what is not known, not valid, or given both ways.
+
+    >>> run_config("digits/resnet8", {"optim.lr": 0.05}, steps=60).steps
+    60
     """
     short = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
     twice = next((name for name in short if name in (overrides or {})), None)
@@ -121,7 +126,7 @@ def run_config(
 
 
 def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> bool:
-    """Return whether this config was trained to its end on this dataset; False also where there is no dataset yet."""
+    """Return whether this config was trained to its end on this dataset; False also if there is no dataset yet."""
     try:
         dataset = open_dataset(workspace, dataset_name)
     except UserError:
@@ -188,7 +193,7 @@ def _train_on_ray(attempt: _Attempt) -> None:
 
 
 def _train_with(crew: Crew, attempt: _Attempt) -> None:
-    """Train in this process and the others of its crew, and show in a thread beside how far it is."""
+    """Train in this process and the others of its crew; a thread shows the progress."""
     attempt.config.check_workers(crew.size)
     run = _prepared(attempt)
     with _attended(attempt, run, (crew.size,)) as follower, repeated(follower.poll, every=_SECONDS_BETWEEN_POLLS):
@@ -196,7 +201,7 @@ def _train_with(crew: Crew, attempt: _Attempt) -> None:
 
 
 def _prepared(attempt: _Attempt) -> RunDirectory:
-    """Return the run's directory without an earlier attempt's requests, with what the mirror has that it had not."""
+    """Return the run's directory, without an earlier attempt's requests and with what only the mirror had."""
     config, launch = attempt.config, attempt.launch
     run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.about)
     for file in (run.stop_file, run.error_file, run.profile_request):

@@ -240,7 +240,7 @@ def _size_of_safetensors(path: Path) -> int:
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str]]:
-    """Return a file's tensors and metadata; UserError where it is unreadable, or they are not as they were written."""
+    """Return a file's tensors and metadata; UserError if it is unreadable, or they are not as they were written."""
     try:
         state = load_file(path)
     except Exception as error:

@@ -74,7 +74,7 @@ class TemporaryPrefect:
         return self._process is not None
 
     def wait(self) -> None:
-        """Return when the API answers; UserError where it does not."""
+        """Return when the API answers; UserError if it does not."""
         if self._process is None:
             return
         deadline = time.monotonic() + _START_SECONDS
@@ -99,12 +99,14 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
     """Start the servers and the worker, wait until each answers, and register the deployments.
 
     Yields a text on what is there and how to use it; then stays until Ctrl-C, unless it is to ``detach``. Raises
-    UserError if a port is in use, a process ends or does not answer; what was started is then stopped.
+    UserError if a port is in use, or a process ends or does not answer; what was started is then stopped.
     """
+    # refuse before anything is started
     if _alive(workspace):
         raise UserError(f"already up, from {workspace.services}; stop it first with: resnet-pipeline down")
     for name, port, option in (("Prefect", prefect_port, "--prefect-port"), ("MLflow", mlflow_port, "--mlflow-port")):
         _check_port(name, port, option)
+    # addresses, folders and signals
     api, mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
     environment = _environment(workspace, api, mlflow)
     for folder in (workspace.services, workspace.prefect, workspace.mlflow):
@@ -114,6 +116,7 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
         signal.signal(number, _interrupt)
     _stopping(workspace).unlink(missing_ok=True)  # of a `down` that was killed
     try:
+        # both servers at the same time, then what needs them
         _log.info("starting Prefect and MLflow (logs in %s)", workspace.services)
         _start(workspace, "prefect-server", environment, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
                "--port", str(prefect_port))  # fmt: skip
@@ -124,6 +127,7 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
                # clients write artifacts themselves, so that `demo` and `train` can use the store without a server
                "--no-serve-artifacts", "--default-artifact-root",
                (workspace.mlflow / "artifacts").as_uri())  # fmt: skip
+        # each answers before the next step uses it
         _wait(workspace, "mlflow-server", f"{mlflow}/health")
         _log.info("MLflow answers at %s", mlflow)
         _wait(workspace, "prefect-server", f"{api}/health")
@@ -229,7 +233,7 @@ def _pid_file(workspace: Workspace) -> Path:
 
 
 def _stopping(workspace: Workspace) -> Path:
-    """Return the file that says, while it is there, that `down` is at work: an `up` elsewhere is not to wonder."""
+    """Return the file that says, while it is there, that `down` is at work: so an `up` elsewhere ends in peace."""
     return workspace.services / "stopping"
 
 

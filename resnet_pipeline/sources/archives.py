@@ -1,6 +1,6 @@
 """Containers of files: a folder, a tar or zip file, a compressed tar file; listed and read, never unpacked.
 
-What has a place of its own (a file, a range of a tar or zip file) is read by any process that opens the storage. A
+Any process that opens the storage can read a member with a place of its own (a file, a range of a tar or zip file). A
 compressed tar file has no such places: it can only be read from its beginning on.
 """
 
@@ -91,7 +91,7 @@ def address_of(storage: Storage, name: str) -> str:
 
 
 def open_container(storage: Storage, name: str) -> Container:
-    """Return the archive ``name`` of a storage, or all of the storage where the name is empty."""
+    """Return the archive ``name`` of a storage, or all of the storage if the name is empty."""
     lower = name.lower()
     if not name:
         return Folder(storage)
@@ -103,7 +103,7 @@ def open_container(storage: Storage, name: str) -> Container:
 
 
 def read_member(storage: Storage, member: Member) -> bytes:
-    """Return a member's content from its place; UserError where it is damaged or has changed since it was listed."""
+    """Return a member's content from its place; UserError if it is damaged or has changed since it was listed."""
     if member.zipped:
         return _unzip(storage, member, member.zipped)
     return _whole(storage, member, storage.read(member.file, member.offset, member.size))

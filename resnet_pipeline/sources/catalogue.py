@@ -57,7 +57,7 @@ class Catalogue:
 
 
 def checked(catalogue: Catalogue) -> Catalogue:
-    """Return the catalogue; RefusedError where a class lacks training images, or two entries have one key."""
+    """Return the catalogue; RefusedError if a class lacks training images, or two entries have one key."""
     known = set(catalogue.classes)
     seen: set[str] = set()
     for entry in catalogue.entries:
@@ -73,8 +73,8 @@ def checked(catalogue: Catalogue) -> Catalogue:
 def with_holdout(catalogue: Catalogue, images: int) -> Catalogue:
     """Return a catalogue whose split ``val`` is ``images`` of the training images.
 
-    Which ones is a function of their keys alone: those whose keys have the smallest SHA-256. UserError where there is a
-    val split already, or no class would keep an image.
+    They are those whose keys have the smallest SHA-256, so the choice depends on the keys alone. Raises UserError if
+    there is a val split already, or if a class would keep no image.
     """
     if not images:
         return catalogue

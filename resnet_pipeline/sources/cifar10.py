@@ -35,10 +35,11 @@ _SIDE, _BYTES = 32, 3 * 32 * 32
 
 
 def cifar10(container: Container, members: list[Member], *, check: bool = True) -> Catalogue | None:
-    """Return the catalogue, None where there is no ``batches.meta`` or ``batches.meta.txt``.
+    """Return the catalogue, None if there is no ``batches.meta`` or ``batches.meta.txt``.
 
     ``check`` compares a .tar.gz with the published MD5. Raises RefusedError for a missing or damaged batch.
     """
+    # which of the two archives it is, and whether it is the published one
     meta = next((m for m in members if PurePosixPath(m.name).name in _META), None)
     if meta is None:
         return None
@@ -46,12 +47,14 @@ def cifar10(container: Container, members: list[Member], *, check: bool = True) 
     md5 = {}
     if check and container.in_sequence:
         md5[published] = _checked_md5(container.storage, members[0].file, container.address, published)
+    # all of it fits into memory: 180 MB
     inside = [m for m in members if PurePosixPath(m.name).parent == folder]
     contents = {PurePosixPath(m.name).name: data for m, data in zip(inside, container.read(inside), strict=True)}
     parse, names = (_python, _python_names) if published == PYTHON else (_binary, _binary_names)
     classes = names(contents, container.address)
     if len(classes) != 10:
         raise RefusedError(f"{container.address} names {len(classes)} classes, not CIFAR-10's 10")
+    # an entry per image, whose place is its number in its batch
     pixels: dict[str, npt.NDArray[np.uint8]] = {}
     entries = []
     for batch in _BATCHES:

@@ -106,7 +106,7 @@ class Window(io.RawIOBase):
 
 
 def check_md5(address: str, found: str, published: str) -> None:
-    """Raise RefusedError where an archive is not the published one."""
+    """Raise RefusedError if an archive is not the published one."""
     if found != published:
         raise RefusedError(
             f"archive {address} has MD5 {found}, the published one {published}: its download is damaged, or it is "

@@ -3,7 +3,7 @@
 ``ILSVRC2012_img_train.tar`` is a tar file of a tar file for each class, ``ILSVRC2012_img_val.tar`` one of images, whose
 classes are in ``ILSVRC2012_devkit_t12.tar.gz``: ``meta.mat`` numbers the classes and
 ``ILSVRC2012_validation_ground_truth.txt`` has a number for each image. ``ILSVRC2012_img_test_v10102019.tar`` is taken
-as split ``test``, without classes, where it is there.
+as split ``test``, without classes, if it is there.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ _META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 
 
 def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
-    """Return the catalogue, None where the training archive is not there.
+    """Return the catalogue, None if the training archive is not there.
 
     ``check`` compares MD5s, for which every archive is read completely. Raises RefusedError for an archive that is
     missing, damaged or not the published one.
     """
     if storage.stat(TRAIN) is None:
         return None
+    # all archives must be there
     for name in (VAL, DEVKIT):
         if storage.stat(name) is None:
             raise RefusedError(f"{address_of(storage, TRAIN)} is there, but {name} is not; put it beside it")
@@ -59,6 +60,7 @@ def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
 
     with reading(DEVKIT):  # the small archives first: a wrong one is found before 138 GB are read
         pass
+    # then what each holds, the training archive last
     words, truth = _devkit(storage)
     with reading(VAL) as file:
         entries = _validation(file, address_of(storage, VAL), truth)
@@ -68,6 +70,7 @@ def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
             entries += [Entry(member, "test", UNLABELLED) for member in members]
     with reading(TRAIN) as file:
         entries = _training(file, address_of(storage, TRAIN)) + entries
+    # the order of the labels is that of the wnids
     classes = sorted({e.label for e in entries if e.split == "train"})
     return Catalogue(
         layout="ILSVRC-2012 archives",

@@ -1,7 +1,7 @@
 """The plain layout: ``split/class/image`` files, in a folder or an archive.
 
-Splits are ``train``, ``val`` (``valid`` and ``validation`` are taken as ``val``) and ``test``. One folder may stand
-around everything.
+Splits are ``train``, ``val`` (``valid`` and ``validation`` are taken as ``val``) and ``test``. One folder may enclose
+everything.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 
 
 def image_folder(container: Container, members: list[Member]) -> Catalogue | None:
-    """Return the catalogue, None where nothing lies under ``train/<class>/``.
+    """Return the catalogue, None if nothing lies under ``train/<class>/``.
 
-    Raises RefusedError where a class folder has no files.
+    Raises RefusedError if a class folder has no files.
     """
     visible = [m for m in members if not hidden(m.name)]
     prefix = _common_prefix(m.name for m in visible)
@@ -44,7 +44,7 @@ def image_folder(container: Container, members: list[Member]) -> Catalogue | Non
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file is one of those that systems leave in folders."""
+    """Return whether a file is one that an operating system leaves in folders."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
@@ -59,7 +59,7 @@ def _check_filled(container: Container, members: list[Member], prefix: str, fill
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """Return the one folder that stands around everything, with its slash, unless the top has a split itself."""
+    """Return the one folder that encloses everything, with its slash, unless the top has a split itself."""
     tops = {name.split("/", 1)[0] for name in names}
     if tops & set(_SPLITS) or len(tops) != 1:
         return ""

@@ -21,19 +21,21 @@ _SOLUTION, _WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 
 
 def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
-    """Return the catalogue, None where there is no ``Data/CLS-LOC/train``.
+    """Return the catalogue, None if there is no ``Data/CLS-LOC/train``.
 
-    Raises RefusedError where val images are without a class.
+    Raises RefusedError if val images are without a class.
     """
     images = [(m, m.name.partition(_IMAGES)[2].split("/")) for m in members if f"/{_IMAGES}" in f"/{m.name}"]
     if not any(parts[0] == "train" for _, parts in images):
         return None
+    # the two tables: the class of each val image, and the classes' names in words
     tables = {PurePosixPath(m.name).name: m for m in members if PurePosixPath(m.name).name in (_SOLUTION, _WORDS)}
     texts = {
         PurePosixPath(m.name).name: data.decode(errors="replace")
         for m, data in _contents(container, members, list(tables.values()))
     }
     solution = _solution(texts.get(_SOLUTION, ""))
+    # an entry per image, by the folder that it lies in
     entries = []
     for member, parts in images:
         match parts:

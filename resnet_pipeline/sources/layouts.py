@@ -12,10 +12,10 @@ LAYOUTS = (ilsvrc.WANTED, kaggle.WANTED, cifar10.WANTED, image_folder.WANTED)
 
 
 def read_catalogue(storage: Storage, name: str = "", *, check_md5: bool = True) -> Catalogue:
-    """Return what a source holds: the archive ``name`` of a storage, or all of the storage where the name is empty.
+    """Return what a source holds: the archive ``name`` of a storage, or all of the storage if the name is empty.
 
-    ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s. Raises UserError where nothing
-    is there or nothing can be read, RefusedError where what is there is wrong.
+    ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s. Raises UserError if nothing
+    is there or nothing can be read, RefusedError if the content is wrong.
     """
     if name and storage.stat(name) is None:
         raise UserError(f"source {address_of(storage, name)} does not exist; name a folder or an archive of images")

@@ -1,4 +1,4 @@
-"""Where a dataset grows until it is whole, and what is kept of it when the work is broken off.
+"""Where a dataset grows until it is complete, and what is kept of it when staging is interrupted.
 
 On this machine that is a hidden folder beside the destination, which is renamed at the end: a dataset appears in one
 piece. In a bucket, where nothing can be renamed, the shards are written to their places and the manifest last: a
@@ -109,7 +109,7 @@ class LocalStagingArea(StagingArea):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def check_disk(self, needed: int) -> None:
-        """Raise UserError where the disk has less than ``needed`` bytes free."""
+        """Raise UserError if the disk has less than ``needed`` bytes free."""
         free = shutil.disk_usage(self._final.parent).free
         if needed > free:
             raise UserError(

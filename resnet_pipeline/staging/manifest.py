@@ -28,7 +28,7 @@ _COLUMNS = ("split", "shard", "offset", "length", "width", "height", "label", "k
 
 
 def labels_of(catalogue: Catalogue) -> dict[str, int]:
-    """Return the label of each class: its place among the classes, -1 where the class is not known."""
+    """Return the label of each class: its place among the classes, -1 if the class is not known."""
     return {label: number for number, label in enumerate(catalogue.classes)} | {UNLABELLED: -1}
 
 
@@ -43,7 +43,7 @@ def write_manifest(
 ) -> set[str]:
     """Write index, mean image, checksums and, last, the manifest of a dataset whose shards are all there.
 
-    Returns the names of the shards; one without a sample is not among them. Raises RefusedError where a class is left
+    Returns the names of the shards; one without a sample is not among them. Raises RefusedError if a class is left
     without training images.
     """
     label_of = labels_of(catalogue)
@@ -54,6 +54,7 @@ def write_manifest(
     checksums: dict[str, list[int]] = {}
     resized = 0
     sums: PixelSums | None = None
+    # gather what the shards' records say: rows of the index, remarks, sums of the pixels
     for shard, record in records:
         refused += record.refused
         converted += record.converted
@@ -74,9 +75,11 @@ def write_manifest(
         shards.append({"file": shard.file, "sha256": record.sha256, "bytes": record.size, "samples": len(record.rows)})
     _check_classes(catalogue, columns)
     statistics, mean_image = _statistics(sums)
+    # the small files first: the manifest has their hashes
     files = {INDEX: _parquet(columns), MEAN_IMAGE: _npy(mean_image)}
     for file, content in files.items():
         destination.write(file, content)
+    # the manifest last: with it the dataset exists
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": name,

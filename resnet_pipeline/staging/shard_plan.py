@@ -1,8 +1,8 @@
 """Which samples go into which shard: decided from the listing alone, so that shards can be made independently.
 
-The training samples are dealt out to the shards in turn, as cards are: every shard holds a fair share of every class,
-which an order that shuffles blocks of shards relies on. Within a shard they keep the source's order, so that a worker
-reads the source forwards. Other splits are cut into consecutive parts.
+The training samples are dealt out to the shards in turn, as cards are. So every shard holds a fair share of every
+class; an order that shuffles blocks of shards relies on that. Within a shard they keep the source's order, so that a
+worker reads the source forwards. Other splits are cut into consecutive parts.
 """
 
 from __future__ import annotations

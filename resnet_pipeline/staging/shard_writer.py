@@ -39,7 +39,7 @@ from resnet_pipeline.storage.local import LocalStorage
 SHARDS, RECORDS = "shards", "staging/records"
 
 _AHEAD = 16  # requests to a bucket that are under way at once: each waits some 30 ms, an image decodes in 5
-_TICK = 16  # images between two looks at whether to go on
+_TICK = 16  # images between two checks whether to continue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Task:
 
     ``side`` (height, width) is that of small images of one size, which are averaged as they are; None averages centre
     crops of 224×224. More than ``allowed`` refused images end the work. ``max_value`` is white in images of more than 8
-    bits; a file beyond ``limits`` is refused unread. ``audited`` false packs whatever has a size in its header, unseen,
-    which only a benchmark should.
+    bits; a file beyond ``limits`` is refused unread. ``audited`` false is for benchmarks: it packs every file that has
+    a size in its header, without decoding it.
     """
 
     shard: Shard
@@ -74,7 +74,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: ``finished`` is False where it was stopped or refused too many."""
+    """What became of a task: ``finished`` is False if it was stopped or refused too many."""
 
     file: str
     finished: bool
@@ -84,7 +84,7 @@ class Outcome:
 
 
 Tick = Callable[[int, int, int], bool]
-"""Called with the images, bytes and refusals since the last call; returns whether to go on."""
+"""Called with the images, bytes and refusals since the last call; returns whether to continue."""
 
 
 def pack_shard(task: Task, tick: Tick = lambda images, size, refused: True) -> Outcome:
@@ -141,7 +141,7 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record:
-        """Return the record of a file; ValueError where it is none, or damaged."""
+        """Return the record of a file; ValueError if it is none, or damaged."""
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
                 if damaged := file.testzip():

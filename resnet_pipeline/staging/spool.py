@@ -1,4 +1,4 @@
-"""What can only be read in sequence is laid out, shard by shard, in files that workers then read like any other."""
+"""What can only be read in sequence is copied, shard by shard, to files that workers then read like any other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUFFER = 256 * 2**10
 def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path) -> list[Shard]:
     """Read a catalogue once and return its shards with their members in ``folder``, a file for each shard.
 
-    Raises UserError where the folder can't be written.
+    Raises UserError if the folder can't be written.
     """
     shutil.rmtree(folder, ignore_errors=True)
     place = {id(entry): number for number, shard in enumerate(shards) for entry in shard.entries}

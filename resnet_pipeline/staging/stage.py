@@ -1,7 +1,7 @@
 """Staging: a source's images, audited, into shards, an index and a manifest.
 
-The result depends on the source and the options alone: the same bytes for any number of workers, and however often the
-work was broken off and started again.
+The result depends on the source and the options alone: the same bytes for any number of workers, and however often
+staging was interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LOOKED_AT = 64  # training images whose headers may be broken before the statis
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What decides, with the source, what comes out.
+    """What decides, beside the source, what comes out.
 
     ``holdout`` training images become split ``val``; images with a shorter side above ``max_shorter_side`` are made
     smaller; ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s. ``max_value`` is white
@@ -54,7 +54,7 @@ class Options:
     limits: Limits = DEFAULT_LIMITS
 
     def identity(self) -> str:
-        """Return what of them decides what comes out, as text."""
+        """Return the options that decide what comes out, as text."""
         chosen = {key: value for key, value in asdict(self).items() if key != "check_md5"}
         added = {"max_value": None, "limits": asdict(DEFAULT_LIMITS)}  # datasets are older than these options
         return json.dumps({k: v for k, v in chosen.items() if k not in added or v != added[k]}, sort_keys=True)
@@ -62,7 +62,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A source's place: the archive ``name`` of a storage, or all of the storage where the name is empty."""
+    """A source's place: the archive ``name`` of a storage, or all of the storage if the name is empty."""
 
     storage: Storage
     name: str = ""
@@ -93,19 +93,21 @@ def pack(
 
     Broken images are left out and listed in the manifest; as soon as more than the share ``max_refused`` of all is
     refused, the source is. ``workers`` is a number of processes (default: one for each CPU core), or makes others. What
-    is finished when the work is broken off (killed, a full disk, a lost connection) is kept, and the next call with the
-    same source and options goes on there; what of it is damaged is made again. Raises RefusedError for anything wrong
+    is finished at an interruption (a kill, a full disk, a lost connection) is kept, and the next call with the same
+    source and options resumes; what of it is damaged is made again. Raises RefusedError for anything wrong
     with the source, of which nothing is kept; UserError for what can be mended, and for a destination that exists
     (without ``replace``).
     """
     if destination.stat(MANIFEST) is not None and not replace:
         raise UserError(f"{destination.url} exists; choose another name or replace it")
+    # what an earlier staging must have been of, to be resumed
     looks = source_fingerprint(source, options)
     about = json.dumps({"source": looks, "format": FORMAT, "md5": options.check_md5}).encode()
     with staging_area(destination) as area, progress(f"staging {name}") as bar:
         catalogue = _catalogue(area, about, source, options)
         shards = plan_shards(catalogue.entries, options.shard_bytes)
         try:
+            # which shards are left to make
             finished = _finished(area.storage, shards)
             todo = [shard for shard in shards if shard.file not in finished]
             _check_disk(area, catalogue, todo)
@@ -117,6 +119,7 @@ def pack(
             with _workers(None if here and callable(workers) else workers) as pool:
                 bar.expect(limit.total, before=before)
                 _run(tasks, pool, limit, bar)
+            # all shards are there: index and manifest
             records = ((shard, _record(area.storage, shard)) for shard in shards)
             origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
             area.storage.write(SOURCE, origin.encode())
@@ -129,6 +132,7 @@ def pack(
                 max_value=options.max_value,
             )
         except BaseException as error:
+            # keep what the next call can resume from, and nothing of a source that is refused
             with suppress(UserError):  # the connection may be gone
                 worthless = not catalogue.md5 and not area.storage.files(f"{RECORDS}/")
                 if isinstance(error, RefusedError) or worthless:
@@ -169,7 +173,7 @@ class _Limit:
         self.refused = list(refused)
 
     def check(self) -> None:
-        """Raise RefusedError where there are too many."""
+        """Raise RefusedError if there are too many."""
         if len(self.refused) > self.allowed:
             first = "; ".join(f"{r.file}: {r.reason}" for r in sorted(self.refused, key=lambda r: r.file)[:3])
             raise RefusedError(
@@ -202,7 +206,7 @@ def _tasks(area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: 
 
 
 def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar) -> None:
-    """Have all tasks done, and show on the bar how far they are; RefusedError as soon as too many are refused."""
+    """Run all tasks, and show on the bar how far they are; RefusedError as soon as too many are refused."""
     limit.check()
     before = len(limit.refused)
     waiting = deque(tasks)
@@ -230,7 +234,7 @@ def _outcome(future: Future[Outcome]) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
-        raise UserError("a worker died (of too little memory?); start again with fewer --workers: it goes on") from None
+        raise UserError("a worker died (of too little memory?); start again with fewer --workers: it resumes") from None
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Storage(Protocol):
         """Return all files whose names start with ``prefix``, at any depth, sorted by name."""
 
     def stat(self, name: str) -> Stored | None:
-        """Return what is known of a file, None where there is none."""
+        """Return what is known of a file, None if there is none."""
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a range of a file, to its end by default; shorter than ``length`` only at the end of the file."""
@@ -46,4 +46,4 @@ class Storage(Protocol):
         """Write a file, from bytes or from a local file, in place of what is there; never seen half-written."""
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file; nothing happens if there is none."""

@@ -1,9 +1,9 @@
 """Files of a storage on this machine's disk: verified, shared by all processes, the least recently used ones removed.
 
 A file is named by the SHA-256 of its content, so datasets share what is the same in them, and a shard that was staged
-again is another file. Beside it lie, while it comes, ``.part`` and ``.blocks``. Who reads a file holds a shared lock on
-it, who brings it an exclusive one; locks are those of the kernel on bytes of the file ``locks``, and end with their
-process, however that ends. A finished file has a fixed modification time: with another one it is hashed again.
+again is another file. While it is fetched, ``.part`` and ``.blocks`` lie beside it. Whoever reads a file holds a shared
+lock on it, whoever fetches it an exclusive one. Locks are the kernel's, on bytes of the file ``locks``, and end with
+their process, however that ends. A finished file has a fixed modification time: with another one it is hashed again.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Cache:
             self._remove_leftovers()
 
     def hold(self, storage: Storage, wanted: Wanted, *, unless: Callable[[], bool] | None = None) -> Path | None:
-        """Return the local path of a file that stays there until ``release``; bring it where it is not.
+        """Return the local path of a file that stays there until ``release``; fetch it if it is missing.
 
-        Where another process is bringing it, that one is waited for; where it does not fit into the limit and nothing
-        can be removed, the limit is passed. With ``unless`` the answer is None instead of either, and as soon as that
-        returns True. Raises UserError where the file can't be brought.
+        If another process is fetching it, this one waits. If it does not fit into the limit and nothing can be removed,
+        the limit is exceeded. With ``unless`` the answer is None instead of either, and as soon as ``unless`` returns
+        True. Raises UserError if the file can't be fetched.
         """
         use, bring = _bytes_of(wanted.sha256)
         path = self.folder.path / wanted.sha256
@@ -111,7 +111,7 @@ class Cache:
         return False
 
     def _brought(self, storage: Storage, wanted: Wanted, unless: Callable[[], bool] | None) -> bool:
-        """Bring a file; once more where it is not what was wanted. False where it was given up."""
+        """Fetch a file; retry once if it is not what was wanted. False if it was given up."""
         path = self.folder.path / wanted.sha256
         part, done = path.with_suffix(".part"), path.with_suffix(".blocks")
         address = f"{storage.url}/{wanted.name}"
@@ -131,7 +131,7 @@ class Cache:
                 raise UserError(f"{address} can't be brought to the cache {path.parent}: {error.strerror}") from None
             except UserError:
                 if done.exists() and not done.stat().st_size:
-                    _remove(part, done)  # nothing to go on with
+                    _remove(part, done)  # nothing to resume from
                 raise
             if found is None:
                 return False
@@ -174,7 +174,7 @@ class Cache:
             self._lock(_ROOM, fcntl.F_UNLCK)
 
     def _removed_one(self, entries: dict[Path, os.stat_result], keep: Path) -> bool:
-        """Remove the least recently used file that nobody uses or brings; False where there is none."""
+        """Remove the least recently used file that nobody uses or brings; False if there is none."""
         for path in sorted(entries, key=lambda p: (p.suffix != ".part", entries[p].st_atime_ns)):
             if path != keep and path.stem not in self._held and self._removed(path):
                 return True
@@ -193,7 +193,7 @@ class Cache:
                 self._lock(lock, fcntl.F_UNLCK)
 
     def _remove_leftovers(self) -> None:
-        """Remove partial downloads that nobody went on with for a day."""
+        """Remove partial downloads that nobody resumed for a day."""
         for path, found in self._entries().items():
             if path.suffix == ".part" and time.time() - found.st_mtime > _LEFTOVER_SECONDS:
                 self._removed(path)
@@ -207,7 +207,7 @@ class Cache:
         return found
 
     def _lock(self, byte: int, kind: int, *, wait: bool = True) -> bool:
-        """Take or leave the lock of a byte; False where another has it and ``wait`` is not set."""
+        """Take or leave the lock of a byte; False if another has it and ``wait`` is not set."""
         # of the open file, not of the process: readers in one process exclude each other, and closing one frees none
         command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
         try:

@@ -21,9 +21,9 @@ def download(
 ) -> str | None:
     """Bring ``size`` bytes of a file into ``part`` and return their SHA-256, hexadecimal.
 
-    ``done`` lists the blocks that are in ``part`` already, so that a killed download goes on. Where the stored file is
+    ``done`` lists the blocks that are in ``part`` already, so that a killed download resumes. If the stored file is
     shorter, the hash is that of less. Returns None as soon as ``unless`` returns True. Raises what the storage raises,
-    and OSError where ``part`` can't be written.
+    and OSError if ``part`` can't be written.
     """
     have = _finished_blocks(done) if part.exists() else set()
     digest = hashlib.sha256()

@@ -38,7 +38,7 @@ class LocalStorage:
         return sorted(found, key=lambda stored: stored.name)
 
     def stat(self, name: str) -> Stored | None:
-        """Return size and modification time of a file, None where there is none."""
+        """Return size and modification time of a file, None if there is none."""
         path = self.root / name
         return self._stored(name, path) if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""A file over ranged reads: seekable, and reading ahead where it is read in sequence."""
+"""A file over ranged reads: seekable, and reading ahead when it is read in sequence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ReadRange = Callable[[int, int], bytes]
 
 
 def read_ahead(read: ReadRange, size: int) -> io.BufferedReader:
-    """Return a file of ``size`` bytes whose content ``read`` brings."""
+    """Return a file of ``size`` bytes whose content ``read`` fetches."""
     return io.BufferedReader(_ReadAhead(read, size), 2**18)
 
 

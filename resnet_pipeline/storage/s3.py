@@ -3,7 +3,7 @@
 Address and credentials are found as boto3 finds them: AWS_ENDPOINT_URL_S3, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on.
 
 Checksums are compared by our own means, since servers were seen to store uploads whose CRC32 was wrong: the server's
-ETag of each part must be the MD5 of what was sent; where a server's ETags are something else (encryption), the object
+ETag of each part must be the MD5 of what was sent; if a server's ETags are something else (encryption), the object
 is read back and hashed.
 """
 
@@ -29,7 +29,7 @@ from resnet_pipeline.storage.ranged_file import read_ahead
 from resnet_pipeline.storage.s3_errors import NO_BUCKET, explained, is_cut, is_missing, is_past_end
 
 PART = 16 * 2**20
-"""Bytes of an upload's part; larger where a file would have more than S3's 10,000 parts."""
+"""Bytes of an upload's part; larger if a file would have more than S3's 10,000 parts."""
 
 _MOST_PARTS = 10_000
 _UPLOADS = 8  # parts of one file that are under way at once
@@ -70,7 +70,7 @@ class S3Storage:
         return sorted(found, key=lambda stored: stored.name)
 
     def stat(self, name: str) -> Stored | None:
-        """Return size and ETag of an object, None where there is none; UserError where the bucket is missing."""
+        """Return size and ETag of an object, None if there is none; UserError if the bucket is missing."""
         with explained(self._url(name)):
             try:
                 head = _whole(_client().head_object, "ContentLength", Bucket=self.bucket, Key=self._key(name))
@@ -82,11 +82,11 @@ class S3Storage:
         return Stored(name, head["ContentLength"], head["ETag"])
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a range of an object; a connection that is cut is taken up again where it was."""
+        """Return a range of an object; a connection that is cut is retried from where it was."""
         return self.read_version(name, offset, length, None)
 
     def read_version(self, name: str, offset: int, length: int | None, version: str | None) -> bytes:
-        """Return a range of an object in the state that ``version`` names; UserError where it has changed since."""
+        """Return a range of an object in the state that ``version`` names; UserError if it has changed since."""
         if length is not None and length <= 0:
             return b""
         stop = "" if length is None else offset + length - 1
@@ -144,7 +144,7 @@ class S3Storage:
         return f"s3://{self.bucket}/{self._key(name)}"
 
     def _check_bucket(self) -> None:
-        """Raise where the bucket is missing; whoever may read objects only may not ask, and then it is there."""
+        """Raise if the bucket is missing; a user who may only read objects may not ask, and it counts as there."""
         try:
             _client().head_bucket(Bucket=self.bucket)
         except Exception as error:
@@ -209,7 +209,7 @@ class S3Storage:
             self._compare(name, md5.hexdigest())
 
     def _compare(self, name: str, expected: str) -> None:
-        """Read an object back whose ETag is not its MD5; remove it where it is not what was sent."""
+        """Read an object back whose ETag is not its MD5; remove it if it is not what was sent."""
         with self.open(name) as file:
             found = _md5(file)
         if found != expected:
@@ -217,7 +217,7 @@ class S3Storage:
             raise UserError(f"{self._url(name)}: the server stored something else than was sent; try again")
 
     def _abort_leftovers(self, name: str) -> None:
-        """End earlier uploads of this object that never ended: their parts cost money and are seen nowhere."""
+        """End earlier uploads of this object that never ended: their parts cost money, and no listing shows them."""
         client, key = _client(), self._key(name)
         with suppress(Exception):  # not every user and server may list uploads
             found = client.list_multipart_uploads(Bucket=self.bucket, Prefix=key).get("Uploads", ())
@@ -251,7 +251,7 @@ def _client() -> Any:
 
 
 def _whole(call: Callable[..., Any], field: str, **arguments: Any) -> Any:
-    """Ask until the answer has a field: headers that are cut look like a success with nothing in it."""
+    """Retry until the answer has a field: headers that are cut look like a success with nothing in it."""
 
     def ask() -> Any:
         answer = call(**arguments)

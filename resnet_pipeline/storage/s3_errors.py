@@ -65,11 +65,13 @@ def _reason(error: Exception) -> str | None:
         PartialCredentialsError,
     )
 
+    # before any answer: no credentials, no connection
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return f"no credentials for S3; {_CREDENTIALS}"
     if isinstance(error, (EndpointConnectionError, ConnectTimeoutError)):
         address = urlsplit(without_secrets(error.kwargs["endpoint_url"]))
         return f"no connection to {address.scheme}://{address.netloc}; check the network and AWS_ENDPOINT_URL"
+    # the server answered: what its code means
     code = _code(error)
     if code == "NoSuchBucket":
         return NO_BUCKET
@@ -82,6 +84,7 @@ def _reason(error: Exception) -> str | None:
     if code:
         answer = _answer(error)["Error"]
         return f"the server refuses: {' '.join(str(answer.get('Message') or code).split())}"
+    # no answer, and no refusal: a bad connection, or something of this machine
     if is_cut(error):
         return f"the connection was cut again and again ({_line(error)})"
     if isinstance(error, (BotoCoreError, ValueError)):

@@ -32,14 +32,14 @@ class TakenOverError(UserError):
 
 
 class Owner:
-    """The attempt that a run belongs to: the last one that was started; a node that was cut off may live on."""
+    """The attempt that a run belongs to: the last one that was started. One on a lost node may still run."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run, self._name = run, f"{os.getpid()}-{time.time_ns()}"
         run.owner_file.write_text(self._name)
 
     def check(self) -> None:
-        """Raise TakenOverError where a later attempt trains this run."""
+        """Raise TakenOverError if a later attempt trains this run."""
         if self._run.owner_file.read_text() != self._name:
             raise TakenOverError(f"{self._run.path} is trained by another process now; this one ends")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on, verified when read.
+"""Checkpoints: everything that a run needs to resume, verified when read.
 
 ``step-00001000.pt`` holds the tensors, ``step-00001000.json`` beside it the file's SHA-256; the second is written
 last, so a checkpoint exists once its JSON does. Files are read with ``weights_only=True``: nothing in them can run.
@@ -59,7 +59,7 @@ def checkpoint_file(folder: Path, step: int) -> Path:
 def write_checkpoint(folder: Path, payload: dict[str, Any], *, val_error: float | None = None) -> Path:
     """Write a payload of CPU tensors atomically, then its checksum; ``val_error`` is the validation's at that step.
 
-    Raises OSError where there is no space, say; what was there before stays.
+    Raises OSError if it can't be written (no space, say); what was there before stays.
     """
     path = checkpoint_file(folder, payload["step"])
     with replacing(path) as temporary:
@@ -76,7 +76,7 @@ def write_checkpoint(folder: Path, payload: dict[str, Any], *, val_error: float 
 
 
 def read_checkpoint(path: Path, *, run: str) -> Checkpoint:
-    """Read a checkpoint of the run of this name; CheckpointError where it is another's or unreadable."""
+    """Read a checkpoint of the run of this name; CheckpointError if it is another's or unreadable."""
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, OSError) as error:

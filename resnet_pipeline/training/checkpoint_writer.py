@@ -1,4 +1,4 @@
-"""Checkpoints written behind the training's back, and which of them are kept."""
+"""Checkpoints written in the background, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class CheckpointWriter:
         self._thread = start_thread(self._work, name="checkpoint")
 
     def write(self, checkpoint: Checkpoint, *, val_error: float | None = None) -> int:
-        """Copy the tensors and return their bytes; the file is written behind.
+        """Copy the tensors and return their bytes; the file is written in the background.
 
         ``val_error`` is the validation error if this step was validated.
         """
@@ -119,7 +119,7 @@ class CheckpointWriter:
 
 
 def best_checkpoint(folder: Path, steps: list[int]) -> list[int]:
-    """Return the step with the lowest validation error, the first of equals; empty where none was validated."""
+    """Return the step with the lowest validation error, the first of equals; empty if none was validated."""
     errors = {}
     for step in steps:
         try:
@@ -132,7 +132,7 @@ def best_checkpoint(folder: Path, steps: list[int]) -> list[int]:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of all tensors where they are: on a GPU that is queued behind the step, and does not wait."""
+    """Return a copy of all tensors on their device: on a GPU it is queued behind the step, and does not wait."""
     return _mapped(value, lambda tensor: tensor.detach().clone())
 
 

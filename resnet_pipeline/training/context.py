@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the process that it runs in.
+"""What the training loop needs to know about the process that it runs in.
 
 The loop is the same in one plain process, under torchrun and under Ray Train; only the context differs
 (``adapters.ray.train`` has Ray's).
@@ -45,7 +45,7 @@ class Context(Protocol):
         """Return whether this process was asked to save and stop; called at every step, so it must be cheap."""
 
     def should_save(self) -> bool:
-        """Return whether since the last call this process was announced to be ended soon.
+        """Return whether it was announced since the last call that this process will be ended soon.
 
         Called at the same step on every rank, every few seconds; every rank gets the same answer.
         """
@@ -74,7 +74,7 @@ class LocalContext:
 
 @contextmanager
 def torchrun_context() -> Iterator[LocalContext]:
-    """Join the process group that torchrun's environment describes; a single process where there is none.
+    """Join the process group that torchrun's environment describes; a single process if there is none.
 
     SIGTERM (torchrun's, Slurm's and a spot machine's warning) and Ctrl-C ask the loop to save and stop at its next
     step, however often they come: Slurm and torchrun may both send them.

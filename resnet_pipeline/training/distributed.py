@@ -1,6 +1,6 @@
 """What the processes of a run do together: gradients, collectives, notices, and how long one waits for another.
 
-The collectives are torch.distributed's where a process group exists and no-ops in a single process.
+The collectives are torch.distributed's if a process group exists and no-ops in a single process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Notices:
     """What any rank was told, known to all at the same step, without a step waiting for it.
 
     Each `exchange` starts an all-reduce beside the training and takes the result of the one before: at most one step
-    late. It runs over gloo, also where the gradients run over NCCL, and never waits for the device.
+    late. It runs over gloo, also if the gradients run over NCCL, and never waits for the device.
     """
 
     def __init__(self, world_size: int) -> None:

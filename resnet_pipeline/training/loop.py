@@ -116,6 +116,7 @@ class Trainer:
         self.run, self.dataset, self.context, self.clock = run, dataset, context, clock
         self.config = config = run.config()
         config.check_workers(context.world_size)
+        # the network, on the device in its precision
         # rank 0's choice: the others may run on other hardware
         precision = from_rank_zero(chosen_precision(config.precision, context.device), context.world_size)
         prepare_device(context.device, precision)
@@ -128,6 +129,7 @@ class Trainer:
         if context.world_size > 1:
             self.model = distribute(self.model, context.device)
         self.guard = FiniteGuard(self.state.optimizer, context.device)
+        # what watches over the attempt
         self.watchdog = Watchdog(2 * collective_timeout().total_seconds(), lambda: f"after step {self.state.step}")
         self.notices = Notices(context.world_size)
         self.looked = clock()

@@ -1,4 +1,4 @@
-"""A second home for checkpoints: a bucket or another disk, from which a run goes on where this machine is lost."""
+"""A second home for checkpoints: a bucket or another disk, from which a run resumes if this machine is lost."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def fetch_newer(run: RunDirectory, storage: Storage) -> None:
 
 
 def _fetched(storage: Storage, name: str, path: Path, digest: str) -> bool:
-    """Copy a file from the storage; False, and nothing written, where it is missing or its SHA-256 is another."""
+    """Copy a file from the storage; False, and nothing written, if it is missing or its SHA-256 is another."""
     if storage.stat(name) is None:
         return False
     with suppress(_OtherContentError), replacing(path) as temporary:

@@ -1,7 +1,7 @@
 """SGD with momentum as the paper's authors ran it (Caffe's), on PyTorch's fused kernel.
 
 Caffe:   v = m·v + lr·g;  w = w − v       PyTorch:   u = m·u + g;  w = w − lr·u
-The two are equal with v = lr·u while lr is constant. When lr changes, Caffe keeps v and so the old rate's share of it;
+The two are equal with v = lr·u while lr is constant. When lr changes, Caffe keeps v, and so the old rate's share of it.
 PyTorch rescales the whole past at once. Multiplying u by old/new at each change makes PyTorch's update Caffe's.
 """
 

@@ -1,4 +1,4 @@
-"""`train --profile`: what a step is bound by, measured in a few steps after a warm-up, and a trace of a few more.
+"""`train --profile`: a step's bottleneck, measured in a few steps after a warm-up, and a trace of a few more.
 
 It is no part of the config: a profiled run is the same run with the same arithmetic. On a CPU the shares are those of
 undisturbed steps, taken with clocks; on a GPU those of the traced steps, from the kernels' intervals.
@@ -160,7 +160,7 @@ def covered(intervals: Iterable[Interval]) -> float:
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """Return the line that says what a step is bound by."""
+    """Return the line that names a step's bottleneck."""
     bound = max(_PARTS, key=lambda part: values[part])
     parts = ", ".join(f"{part} {100 * values[part]:.1f} %" for part in _PARTS if values[part] or part != "host")
     return f"a step takes {1000 * values['seconds_per_step']:,.1f} ms and is bound by {_NAMES[bound]}: {parts}"

@@ -3,7 +3,7 @@
     <recipe>-<dataset fingerprint>-s<seed>-<config hash>/
       config.json  metrics.jsonl  result.json  weights.safetensors  checkpoints/
 
-Starting the same run again finds the same directory and goes on; a different config never does.
+Starting the same run again finds the same directory and resumes; a different config never does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Open an existing run; UserError where the folder is none."""
+        """Open an existing run; UserError if the folder is none."""
         run = cls(path)
         if not run.config_file.is_file():
             raise UserError(f"{path} is no run directory: it has no config.json")
@@ -89,7 +89,7 @@ class RunDirectory:
 
     @property
     def owner_file(self) -> Path:
-        """Names the attempt that trains this run now; an earlier one that still lives ends when it sees it."""
+        """Names the attempt that trains this run now; an earlier one that is still alive ends when it sees that."""
         return self.path / "owner"
 
     @property
@@ -99,7 +99,7 @@ class RunDirectory:
 
     @property
     def save_request(self) -> Path:
-        """Its presence asks the workers to save soon and go on; they remove it when they have seen it."""
+        """Its presence asks the workers to save soon and to train on; they remove it when they have seen it."""
         return self.path / "save-request"
 
     @property
@@ -114,7 +114,7 @@ class RunDirectory:
 
     @property
     def error_file(self) -> Path:
-        """What ended the last attempt, where it was something for the user to mend."""
+        """What ended the last attempt, if it is something that the user can mend."""
         return self.path / "error.txt"
 
     def identity(self) -> str:
@@ -122,7 +122,7 @@ class RunDirectory:
         return run_name(self.config(), self.dataset()["fingerprint"])
 
     def config(self) -> RunConfig:
-        """Read the run's config; UserError where the file is damaged."""
+        """Read the run's config; UserError if the file is damaged."""
         return from_dict(RunConfig, self._stored("config"))
 
     def dataset(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class RunningSums:
 class FiniteGuard:
     """Skips every update from the first non-finite gradient or loss on, without synchronising, until it is read.
 
-    The fused optimiser skips its update on the device where ``found_inf`` is set.
+    The fused optimiser skips its update on the device if ``found_inf`` is set.
     """
 
     def __init__(self, optimizer: torch.optim.SGD, device: torch.device) -> None:

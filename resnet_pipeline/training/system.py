@@ -60,7 +60,7 @@ class SystemMetrics:
 
 
 def gpu_utilization(device: torch.device) -> dict[str, float]:
-    """Return the percentage of time that a GPU computes; nothing where NVIDIA's library is missing or has no answer.
+    """Return the percentage of time that a GPU computes; nothing if NVIDIA's library is missing or has no answer.
 
     For a part of a GPU (MIG) it has none.
     """

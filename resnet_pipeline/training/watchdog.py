@@ -31,7 +31,7 @@ class Watchdog:
         self._thread.start()
 
     def alive(self) -> None:
-        """Say that the process goes forward."""
+        """Say that the process makes progress."""
         self._last = time.monotonic()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ class Workers:
 
     @classmethod
     def of(cls, value: int | str) -> Workers:
-        """Read ``2`` or ``1-4``; UserError where it is neither."""
+        """Read ``2`` or ``1-4``; UserError if it is neither."""
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(value))
         least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= least <= most:
@@ -31,7 +31,7 @@ class Workers:
         return self.least < self.most
 
     def counts(self, config: RunConfig) -> tuple[int, ...]:
-        """Return the numbers of workers in the range that divide the batch; ConfigError where there is none."""
+        """Return the numbers of workers in the range that divide the batch; ConfigError if there is none."""
         good = tuple(n for n in range(self.least, self.most + 1) if config.micro_batches % n == 0)
         if not good:
             config.check_workers(self.most)  # says which could

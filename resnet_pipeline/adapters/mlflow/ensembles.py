@@ -54,7 +54,7 @@ def read_ensemble(folder: Path) -> list[MemberVersion]:
 def load_members(folder: Path, fetch: Fetch) -> list[Member]:
     """Load the network of a registered model's folder, or all members of an ensemble's.
 
-    Raises UserError where the folder holds neither, a member can't be had, or its weights are not those that were
+    Raises UserError if the folder holds neither, a member can't be had, or its weights are not those that were
     registered.
     """
     if not (folder / ENSEMBLE_FILE).is_file():

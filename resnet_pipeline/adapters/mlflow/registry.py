@@ -66,7 +66,7 @@ def register(
 
     ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
     example. The same weights are registered once under a name: a second call finds the version. Raises UserError for
-    an unfinished run and for weights that are not those of its result, and TrackingError where MLflow is away.
+    an unfinished run and for weights that are not those of its result, and TrackingError if MLflow is away.
     """
     result = run.result()
     if result is None:
@@ -104,7 +104,7 @@ def register_ensemble(
     """Register an ensemble of registered versions under ``name``, alias ``candidate``, with an MLflow run of its own.
 
     The same members are registered once. The version refers to its members' versions and holds no weights. Raises
-    TrackingError where MLflow is away.
+    TrackingError if MLflow is away.
     """
     digest = ensemble_digest(members)
     own_tags = {
@@ -161,7 +161,7 @@ def describe(
 def resolve(tracking: Tracking, reference: str) -> ModelVersion:
     """Return the version that ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/NAME/latest`` names.
 
-    Raises UserError where it points nowhere, saying what there is, and TrackingError where MLflow is away.
+    Raises UserError, saying what there is, if it points nowhere, and TrackingError if MLflow is away.
     """
     found = re.fullmatch(r"models:/([^/@:']+)(?:@([^/@]+)|/(\d+|latest))", reference)
     if not found:
@@ -184,7 +184,7 @@ def resolve(tracking: Tracking, reference: str) -> ModelVersion:
 
 
 def alias_of(tracking: Tracking, name: str, alias: str) -> ModelVersion | None:
-    """Return the version of a registered model that has an alias, None where none has."""
+    """Return the version of a registered model that has an alias, None if none has."""
     number = _registered(tracking, name, f"models:/{name}").aliases.get(alias)
     return resolve(tracking, f"models:/{name}/{number}") if number else None
 
@@ -196,7 +196,7 @@ def set_alias(tracking: Tracking, version: ModelVersion, alias: str, tags: Mappi
 
 
 def version_of_weights(tracking: Tracking, weights_sha256: str) -> ModelVersion | None:
-    """Return the newest registered network with these weights, None where they were never registered."""
+    """Return the newest registered network with these weights, None if they were never registered."""
     found = guarded(lambda: tracking.client.search_model_versions(f"tags.weights_sha256 = '{weights_sha256}'"))
     versions = sorted(found, key=lambda v: int(v.creation_timestamp))
     return _as_version(versions[-1]) if versions else None
@@ -211,7 +211,7 @@ def fetch_card(tracking: Tracking, version: ModelVersion) -> str:
 
 
 def fetch_scores(tracking: Tracking, version: ModelVersion, protocol: str, folder: Path) -> Path | None:
-    """Download the score file that a version links to for a protocol id; None where it links to none."""
+    """Download the score file that a version links to for a protocol id; None if it links to none."""
     import mlflow
 
     link = version.tags.get(f"{protocol}_scores")
@@ -225,7 +225,7 @@ def fetch_scores(tracking: Tracking, version: ModelVersion, protocol: str, folde
 def fetched_model(tracking: Tracking, reference: str) -> Iterator[Path]:
     """Yield a folder with the weights and config of ``models:/name/version``, ``models:/name@alias`` or ``runs:/id``.
 
-    Raises UserError where the reference points nowhere, at an ensemble, or at a model that this program did not
+    Raises UserError if the reference points nowhere, at an ensemble, or at a model that this program did not
     register.
     """
     with _downloaded(tracking, reference) as folder:

@@ -1,7 +1,7 @@
 """MLflow's runs: parameters, files, and metrics that are delivered in the background.
 
-Nothing here can stop training: metrics are in the run directory first, a thread delivers them, keeps trying while
-MLflow is away, and remembers how far it came; what is left at the end is delivered by the next start.
+Nothing here can stop training: metrics are in the run directory first. A thread delivers them, retries while MLflow is
+away, and remembers how far it came. The next start delivers what is left at the end.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Tracking:
     def __init__(self, workspace: Workspace) -> None:
         self.uri = tracking_uri(workspace)
         self.address = without_secrets(self.uri)
-        """What may be shown and kept of where it is."""
+        """What may be shown and kept of if it is."""
         self._artifacts = workspace.mlflow / "artifacts"
         self._client: Any = None
 
     @property
     def client(self) -> Any:
-        """The MlflowClient; TrackingError where MLflow is away."""
+        """The MlflowClient; TrackingError if MLflow is away."""
         if self._client is None:
             self._client = guarded(lambda: connect(self.uri))
         return self._client
@@ -95,7 +95,7 @@ class Tracking:
         guarded(lambda: self.client.update_run(run_id, status="RUNNING"))
 
     def deliver(self, run: RunDirectory) -> int:
-        """Send the metrics that this MLflow has not yet; return how many lines. TrackingError where it is away.
+        """Send the metrics that this MLflow has not yet; return how many lines. TrackingError if it is away.
 
         What was sent is remembered after each batch. Steps that a resumed run computes again are not sent again.
         """
@@ -164,7 +164,7 @@ class MetricsSender:
         self._thread = start_thread(self._deliver_until_closed, name="mlflow-sender")
 
     def close(self, timeout: float = 60.0) -> None:
-        """Deliver what is left; after ``timeout`` seconds go on without."""
+        """Deliver what is left, for at most ``timeout`` seconds."""
         self._closing.set()
         self._thread.join(timeout)
         if self._thread.is_alive() or self._away:

@@ -26,7 +26,7 @@ class Resources:
         return sum(gpus for _, gpus in self.nodes)
 
     def most_workers(self, cpus: int = 1) -> int:
-        """Return how many workers fit at once: each on one node, with ``cpus`` CPUs, and a GPU where there are any."""
+        """Return how many workers fit at once: each on one node, with ``cpus`` CPUs, and a GPU if there are any."""
         return sum(min(c // cpus, g) if self.gpus else c // cpus for c, g in self.nodes)
 
     def cpus_per_worker(self, workers: int) -> int:
@@ -50,6 +50,7 @@ def ray_cluster() -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences its warning
     import ray
 
+    # join or start, unless an outer one has
     own = not ray.is_initialized()
     if own:
         address = surroundings().ray_address
@@ -76,7 +77,7 @@ def ray_cluster() -> Iterator[Resources]:
 
 
 def check_workers(least: int, resources: Resources) -> None:
-    """Raise UserError when the cluster can never have this many workers: a GPU each where it has any, else a CPU."""
+    """Raise UserError when the cluster can never have this many workers: a GPU each if it has any, else a CPU."""
     kind, most = ("GPUs" if resources.gpus else "CPUs"), resources.most_workers()
     if least > most:
         have = resources.gpus or sum(cpus for cpus, _ in resources.nodes)

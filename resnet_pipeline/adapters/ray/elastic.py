@@ -34,6 +34,7 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory | None) -> Any:
             super().__init__(scaling_config)
             self._wanted: tuple[ScalingDecision, list[int], float] | None = None
 
+        # of the workers that there is room for, as many as the batch divides by
         def _count_possible_workers(self, reserved_resources: Any) -> int:
             possible = super()._count_possible_workers(reserved_resources)
             return max((count for count in counts if count <= possible), default=0)
@@ -43,6 +44,7 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory | None) -> Any:
             return super().make_decision_for_non_running_worker_group()
 
         def make_decision_for_running_worker_group(self, **state: Any) -> ScalingDecision:
+            # first ask the workers to save, then wait for their checkpoint, then resize
             if self._wanted is None:
                 decision = super().make_decision_for_running_worker_group(**state)
                 if not isinstance(decision, ResizeDecision):

@@ -1,4 +1,4 @@
-"""Evaluation on Ray: a task per chunk, each on one GPU where there are any; a lost task is computed again."""
+"""Evaluation on Ray: a task per chunk, each on one GPU if there are any; a lost task is computed again."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def score_on_ray(
     """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
 
     ``lacking`` says which models lack a chunk of the plan, by its number. The dataset and the parts must lie where
-    every node sees them. The bar shows how many images are done. Raises UserError with a task's own message if that is
-    one, and if a task can't be finished.
+    every node sees them. The bar shows how many images are done. Raises UserError if a task can't be finished, with the
+    task's own message if it raised one.
     """
     import ray
 
@@ -42,11 +42,13 @@ def score_on_ray(
         count = workers or resources.most_workers()
         check_workers(count, resources)
         cpus = resources.cpus_per_worker(count)
+        # the networks go to the object store once, and from there to each node
         task = ray.remote(num_cpus=cpus, num_gpus=1 if resources.gpus else 0, max_retries=3)(_work)
         shared = ray.put(dict(models))
         waiting = list(lacking)
         running: dict[Any, int] = {}
         while waiting or running:
+            # as many tasks under way as there are workers
             while waiting and len(running) < count:
                 number = waiting.pop(0)
                 own = {name: parts[name] for name in lacking[number]}
@@ -58,6 +60,7 @@ def score_on_ray(
                     "threads": cpus,
                 }
                 running[task.remote(shared, own, number, plan.chunks[number], arguments)] = number
+            # take in what has ended; a user's error ends all
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 number = running.pop(reference)

@@ -65,7 +65,7 @@ def _settle(future: Future[Outcome], done: Future[Any]) -> None:
     error = done.exception()
     if error is not None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        future.set_exception(UserError(f"a Ray task ended: {reason}; start again: it goes on with what is finished"))
+        future.set_exception(UserError(f"a Ray task ended: {reason}; start again: it resumes"))
     elif isinstance(found := done.result(), UserError):
         future.set_exception(found)
     else:

@@ -49,9 +49,9 @@ class WorkerGroup:
     A folder of its own below ``folder``, which every node sees, holds the orders: ``order-N.json`` names a run,
     ``order-N.done`` says that its training has returned, and ``end`` sends the workers home. ``counts`` are the numbers
     of workers that the group may have, in increasing order: one, or several for an elastic run, which takes the largest
-    that there is room for, now and whenever nodes come or go. A worker or node that dies is replaced and its run goes
-    on from its newest checkpoint, ``max_failures`` times (pre-empted nodes don't count). The workers start at once, in
-    the background.
+    that there is room for, now and whenever nodes come or go. A worker or node that dies is replaced, and its run
+    resumes from its newest checkpoint, ``max_failures`` times (pre-empted nodes don't count). The workers start at
+    once, in the background.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class WorkerGroup:
         raise RuntimeError("the workers ended before their order was done")
 
     def close(self) -> None:
-        """Send the workers home; where all went well on a cluster that stays, wait until it has its CPUs back."""
+        """Send the workers home; if all went well on a cluster that stays, wait until it has its CPUs back."""
         if self._folder.exists():
             (self._folder / "end").touch()
         if self.sound and surroundings().ray_address:
@@ -123,7 +123,7 @@ def standing_workers(workspace: Workspace, count: int) -> Iterator[None]:
 def worker_group(
     workspace: Workspace, run: RunDirectory, *, counts: tuple[int, ...], resources: Resources, max_failures: int = 3
 ) -> Iterator[WorkerGroup]:
-    """Yield the standing workers where they are of these ``counts``, else a group for this run alone.
+    """Yield the standing workers if they have these ``counts``, else a group for this run alone.
 
     After an error they take no more orders.
     """
@@ -266,7 +266,7 @@ def _train_orders(arguments: dict[str, Any]) -> None:
             dataset = open_dataset_at(workspace, order["dataset"])
             train(run, dataset, context, mirror=mirror_of(run, order["mirror"]))
         except TakenOverError:
-            raise  # a later attempt goes on; what it does is no concern of this one's
+            raise  # a later attempt resumes the run; what it does is no concern of this one's
         except UserError as error:
             # The driver watches for this file: what the user has to mend is not retried.
             with replacing(run.error_file) as temporary:
