@@ -22,6 +22,7 @@ import torch
 from PIL import Image as Pillow
 
 from resnet_pipeline.data import dataset as datasets
+from resnet_pipeline.data.image_files import Limits
 from resnet_pipeline.data.loaders import view_batches
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError, did_you_mean
@@ -112,7 +113,7 @@ class Model:
         if top < 1:
             raise UserError(f"top must be at least 1, not {top}")
         files = [(_named(image, row), _encoded(image, row)) for row, image in enumerate(_listed(images))]
-        found = checked([data for _, data in files])
+        found = checked([data for _, data in files], Limits.of_settings())
         for (name, _), image in zip(files, found, strict=True):
             if isinstance(image, str):
                 raise UserError(f"{name} can't be used: {image}")

@@ -3,6 +3,9 @@
 In: a column ``image``, a row per image: an encoded file's bytes, the same as base64, or (not in a server, where it
 would let a client read the server's files) a path. Out, per image: the best ``labels``, their ``words`` and
 ``probabilities``, best first. Parameters: ``top`` (5) and ``protocol`` (center, 10-crop, multi-scale).
+
+In a server the size of an image, and the pixels of all requests that are being answered, have limits (settings). Sizes
+are taken from the files' headers, before anything is decoded.
 """
 
 from __future__ import annotations
@@ -14,18 +17,56 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.adapters.mlflow.ensembles import COLUMN, DEFAULTS, load_members, model_folder
+from resnet_pipeline.data.image_files import ImageError, Limits, image_size
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
+from resnet_pipeline.settings import settings, variable
 
 _SERVER_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # MLflow's scoring server sets it for the models that it runs
 
 _NO_SPACE = dict.fromkeys(map(ord, " \t\r\n"))
+
+
+_LEAST_PIXELS = 224 * 224  # each image, however small, is made as large as the network's input, and has its scores
+
+
+class _TooLargeError(UserError):
+    """An image, or a request, that will never be taken."""
+
+
+class _BusyError(UserError):
+    """A request that may be taken later."""
+
+
+class _Room:
+    """The pixels of the requests that are being answered, ``most`` of them at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._lock = most, 0, threading.Lock()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Hold so many pixels while inside. Raises _TooLargeError for more than there ever are, _BusyError for now."""
+        limit = f"{self._most / 1e6:,.4g} megapixels ({variable('serving_megapixels')})"
+        if pixels > self._most:
+            raise _TooLargeError(
+                f"the request's images have {pixels / 1e6:,.4g} megapixels, more than {limit}; send fewer"
+            )
+        with self._lock:
+            if self._taken + pixels > self._most:
+                raise _BusyError(f"the requests that are being answered have {limit} between them; send it again later")
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken -= pixels
 
 
 class ServedModel:
@@ -34,23 +75,30 @@ class ServedModel:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self._one_at_a_time = threading.Lock()  # a server calls from many threads; each prediction uses all cores
+        self._own, self._others = Limits.of_settings(), Limits.for_serving()
+        self._room = _Room(int(settings().serving_megapixels * 1e6))
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """Return a DataFrame with the columns labels, words and probabilities, for one with a column ``image``.
 
-        Raises MlflowException with the code BAD_REQUEST (HTTP 400), which says which image or parameter is wrong.
+        Raises MlflowException, which says which image or parameter is wrong, with the code BAD_REQUEST (HTTP 400). In a
+        server what is too large is HTTP 413, and a request for which there is no room now is TEMPORARILY_UNAVAILABLE
+        (HTTP 503).
         """
         import pandas
 
         options = {**DEFAULTS, **(params or {})}
         try:
-            images = _decoded([_encoded(value, row) for row, value in enumerate(model_input[COLUMN], 1)])
+            files = [_encoded(value, row) for row, value in enumerate(model_input[COLUMN], 1)]
             if options["top"] < 1:
                 raise UserError(f"the parameter top must be at least 1, not {options['top']}")
-            with self._one_at_a_time:
-                found = self._predictor.predict(images, protocol=options["protocol"], top=options["top"])
+            served = _is_served()
+            with self._room.taken(self._pixels(files, options["protocol"])) if served else nullcontext():
+                images = _decoded(files, self._others if served else self._own)
+                with self._one_at_a_time:
+                    found = self._predictor.predict(images, protocol=options["protocol"], top=options["top"])
         except UserError as error:
-            raise _bad_request(str(error)) from None
+            raise _refusal(error) from None
         classes, words = self._predictor.classes, self._predictor.class_words
         return pandas.DataFrame(
             {
@@ -60,13 +108,31 @@ class ServedModel:
             }
         )
 
+    def _pixels(self, files: list[bytes], protocol: str) -> int:
+        """Return how many pixels a request's images have; _TooLargeError, naming the image, where one has too many."""
+        total = 0
+        for row, data in enumerate(files, 1):
+            try:
+                self._others.check_bytes(len(data))
+                height, width = image_size(data) or (0, 0)  # what is no image is decoded no further
+                self._others.check_pixels(width, height)
+            except ImageError as error:
+                raise _TooLargeError(f"image {row} is refused: {error}") from None
+            pixels = self._predictor.largest(height, width, protocol) if height else 0
+            if pixels > self._others.pixels:
+                raise _TooLargeError(
+                    f"image {row} is refused: {width}×{height} pixels become {pixels:,} with {protocol}"
+                )
+            total += max(pixels, _LEAST_PIXELS)
+        return total
+
 
 def _load_pyfunc(path: str) -> ServedModel:
     """MLflow's entry point: ``path`` is the folder that was logged."""
     try:
         return ServedModel(Predictor(load_members(Path(path), _download), local_device()))
     except UserError as error:
-        raise _bad_request(str(error)) from None
+        raise _refusal(error) from None
 
 
 @contextmanager
@@ -77,6 +143,10 @@ def _download(reference: str) -> Iterator[Path]:
         yield model_folder(Path(mlflow.artifacts.download_artifacts(reference, dst_path=folder)), reference)
 
 
+def _is_served() -> bool:
+    return bool(os.environ.get(_SERVER_VARIABLE))
+
+
 def _encoded(value: object, row: int) -> bytes:
     if isinstance(value, (bytes, bytearray)):
         # MLflow decodes base64 in dataframe_records and dataframe_split, not in inputs and instances; no image file is
@@ -84,7 +154,7 @@ def _encoded(value: object, row: int) -> bytes:
         return _from_base64(value) or bytes(value)
     if not isinstance(value, str):
         raise UserError(f"image {row} is of type {type(value).__name__}: send the file's bytes, or them as base64")
-    served = bool(os.environ.get(_SERVER_VARIABLE))
+    served = _is_served()
     try:
         if not served:
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -106,19 +176,23 @@ def _from_base64(value: str | bytes | bytearray) -> bytes | None:
         return None
 
 
-def _decoded(files: list[bytes]) -> list[Image]:
+def _decoded(files: list[bytes], limits: Limits) -> list[Image]:
     if not files:
         raise UserError(f"no images: send a column {COLUMN!r} with at least one row")
-    images = checked(files)
+    images = checked(files, limits)
     broken = [f"image {row} can't be decoded: {found}" for row, found in enumerate(images, 1) if isinstance(found, str)]
     if broken:
         raise UserError("; ".join(broken[:10]))
     return [image for image in images if isinstance(image, Image)]
 
 
-def _bad_request(reason: str) -> Exception:
+def _refusal(error: UserError) -> Exception:
+    """Return what MLflow's server answers with: 413 for what is too large, 503 if it is busy, else 400."""
     from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 
-    error: Exception = MlflowException(reason, error_code=BAD_REQUEST)
-    return error
+    code = TEMPORARILY_UNAVAILABLE if isinstance(error, _BusyError) else BAD_REQUEST
+    refusal: Exception = MlflowException(str(error), error_code=code)
+    if isinstance(error, _TooLargeError):  # MLflow has no code for it
+        refusal.get_http_status_code = lambda: 413  # type: ignore[attr-defined]
+    return refusal

@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from resnet_pipeline.data.crops import resized_sizes
 from resnet_pipeline.data.image_audit import audit
+from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits
 from resnet_pipeline.data.memory_dataset import IMAGES, EncodedDataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import top_classes
@@ -78,6 +81,19 @@ class Predictor:
         best = top_classes(mean, top)
         return Predictions(classes=best, probabilities=np.take_along_axis(mean, best, 1))
 
+    def largest(self, height: int, width: int, protocol: str) -> int:
+        """Return the most pixels that an image of this size has while it is tested, decoded or made larger.
+
+        Raises UserError for an unknown protocol.
+        """
+        most = height * width
+        for member in self.members:
+            views = protocol_of(protocol, member.views)
+            if views.kind == "whole":  # a thin image becomes very long at a shorter side of 640
+                (size,) = resized_sizes(np.array([width]), np.array([height]), max(views.sides))
+                most = max(most, int(size[0]) * int(size[1]))
+        return most
+
     def _prepared_for(self, protocol: str) -> Mapping[Protocol, Prepared]:
         """Return the members by their own form of the protocol; they are prepared at its first use."""
         if protocol not in self._prepared:
@@ -88,13 +104,13 @@ class Predictor:
         return self._prepared[protocol]
 
 
-def checked(files: Sequence[bytes]) -> list[Image | str]:
+def checked(files: Sequence[bytes], limits: Limits = DEFAULT_LIMITS) -> list[Image | str]:
     """Decode each file as staging does; return it as it would be packed, or the reason why it can't be decoded."""
     with warnings.catch_warnings(), ThreadPoolExecutor(min(len(files), os.cpu_count() or 1) or 1) as pool:
         # audit changes the filters for itself; threads that do so at once may restore them in another order
-        return list(pool.map(_checked, files))
+        return list(pool.map(partial(_checked, limits), files))
 
 
-def _checked(data: bytes) -> Image | str:
-    found, _ = audit(data, png=data.startswith(b"\x89PNG"))  # as staging does with files named .png
+def _checked(limits: Limits, data: bytes) -> Image | str:
+    found, _ = audit(data, png=data.startswith(b"\x89PNG"), limits=limits)  # as staging does with files named .png
     return found.note if found.refused else Image(found.replacement or data, found.height, found.width)

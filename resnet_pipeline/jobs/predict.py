@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.data.image_files import ImageError, Limits
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
@@ -65,7 +66,7 @@ def predict_folder(
         protocol_of(protocol, member.views)  # a wrong name is known before anything is decoded
     names, best, broken = [], [], []
     with progress(f"predicting {folder.name}", total=len(files)) as bar:
-        for batch, found in _checked(files):
+        for batch, found in _checked(files, Limits.of_settings()):
             good = [image for image in found if isinstance(image, Image)]
             if good:
                 predicted = predictor.predict(good, protocol=protocol, top=top)
@@ -123,32 +124,38 @@ def _files(folder: Path, output: Path) -> list[Path]:
     return files
 
 
-def _checked(files: Sequence[Path]) -> Iterator[tuple[list[Path], list[Image | str]]]:
+def _checked(files: Sequence[Path], limits: Limits) -> Iterator[tuple[list[Path], list[Image | str]]]:
     """Yield the files in batches, as many as memory should hold at once, each decoded once to see whether it can be."""
     batch: list[Path] = []
     contents: list[bytes | str] = []
     size = 0
     for file in files:
-        content = _content(file)
+        content = _content(file, limits)
         batch.append(file)
         contents.append(content)
         size += len(content)
         if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES:
-            yield batch, _images(contents)
+            yield batch, _images(contents, limits)
             batch, contents, size = [], [], 0
     if batch:
-        yield batch, _images(contents)
+        yield batch, _images(contents, limits)
 
 
-def _content(file: Path) -> bytes | str:
+def _content(file: Path, limits: Limits) -> bytes | str:
+    """Return a file's content, or why it can't be had; one that is too large is not read."""
     try:
-        return file.read_bytes() if file.is_file() else "not a regular file"
+        if not file.is_file():
+            return "not a regular file"
+        limits.check_bytes(file.stat().st_size)
+        return file.read_bytes()
+    except ImageError as error:
+        return str(error)
     except OSError as error:
         return f"can't be read: {error.strerror}"
 
 
-def _images(contents: Sequence[bytes | str]) -> list[Image | str]:
-    images = iter(checked([content for content in contents if isinstance(content, bytes)]))
+def _images(contents: Sequence[bytes | str], limits: Limits) -> list[Image | str]:
+    images = iter(checked([content for content in contents if isinstance(content, bytes)], limits))
     return [content if isinstance(content, str) else next(images) for content in contents]
 
 

@@ -31,10 +31,21 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _DECOMPRESSORS: dict[str, Callable[..., Any]] = {
     ".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
 }  # fmt: skip
-_TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+_TAR_ERRORS = (
+    tarfile.TarError,
+    EOFError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, OSError, NotImplementedError)
 _BLOCK = 512
 _ZIP_HEADER = 30
+_HEADER_BYTES = 2**20  # of a tar file's member: its long names and the rest that pax headers hold
+_TABLE_BYTES = 2**26  # CIFAR-10's batches, the largest, have 31 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ class Container(Protocol):
         """Return the folders that are listed as such; of a folder on this machine, those that hold nothing."""
 
     def read(self, members: Sequence[Member]) -> Iterator[bytes]:
-        """Yield the contents of members, which are in the order of ``members()``."""
+        """Yield the contents of members, which are in the order of ``members()``; each is read whole."""
 
 
 def address_of(storage: Storage, name: str) -> str:
@@ -102,8 +113,19 @@ def open_container(storage: Storage, name: str) -> Container:
     raise UserError(f"source {address_of(storage, name)} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
 
 
+def read_tables(container: Container, members: Sequence[Member]) -> Iterator[bytes]:
+    """Yield the contents of members that tables or batches of a layout are read from; RefusedError for a huge one."""
+    for member in members:
+        if member.size > _TABLE_BYTES:
+            raise RefusedError(f"{container.address}: {member.name} of {member.size:,} bytes is too large to be read")
+    return container.read(members)
+
+
 def read_member(storage: Storage, member: Member) -> bytes:
-    """Return a member's content from its place; UserError if it is damaged or has changed since it was listed."""
+    """Return a member's content from its place; UserError where it is damaged or has changed since it was listed.
+
+    Never more than the ``size`` that was declared for it is read or inflated.
+    """
     if member.zipped:
         return _unzip(storage, member, member.zipped)
     return _whole(storage, member, storage.read(member.file, member.offset, member.size))
@@ -237,7 +259,7 @@ def walk_tar(file: BinaryIO, address: str) -> Iterator[tarfile.TarInfo]:
     Raises RefusedError for a damaged archive, a link or device, and a name that points outside.
     """
     end, last = 0, "its beginning"
-    with damaged(address), tarfile.open(fileobj=file, mode="r:") as tar:
+    with damaged(address), tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # 1.3 million of them would stay in memory
             end = info.offset_data + (-(-info.size // _BLOCK) * _BLOCK if info.isreg() else 0)
@@ -248,6 +270,21 @@ def walk_tar(file: BinaryIO, address: str) -> Iterator[tarfile.TarInfo]:
         file.seek(end)
         if file.read(_BLOCK) != b"\0" * _BLOCK:
             raise RefusedError(f"archive {address} can't be read: it is cut off or damaged after {last}")
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header; those that only say more of the next one are read whole, so they have a limit."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.type in _MORE_OF_THE_NEXT and self.size > _HEADER_BYTES):
+            raise tarfile.ReadError(f"a header says {self.size:,} bytes")
+        found: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return found
+
+
+_MORE_OF_THE_NEXT = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+)  # fmt: skip
 
 
 def clean(name: str) -> str:
@@ -284,6 +321,11 @@ def _whole(storage: Storage, member: Member, data: bytes) -> bytes:
 def _unzip(storage: Storage, member: Member, zipped: Zipped) -> bytes:
     """Read a member by its local header, whose name and extra fields may be longer than the directory's."""
     guess = _ZIP_HEADER + len(member.name.encode()) + 64
+    with damaged(address_of(storage, member.file), member.name):
+        if (
+            zipped.stored > member.size + member.size // 8 + _BLOCK
+        ):  # what can't be packed takes hardly more than itself
+            raise zipfile.BadZipFile("it takes more bytes than its content has")
     data = storage.read(member.file, member.offset, guess + zipped.stored)
     with damaged(address_of(storage, member.file), member.name):
         if data[:4] != b"PK\3\4":
@@ -293,7 +335,12 @@ def _unzip(storage: Storage, member: Member, zipped: Zipped) -> bytes:
         if start + zipped.stored > len(data):
             data = storage.read(member.file, member.offset, start + zipped.stored)
         packed = memoryview(data)[start : start + zipped.stored]
-        content = zlib.decompress(packed, -15) if zipped.method == zipfile.ZIP_DEFLATED else bytes(packed)
+        content = _inflated(packed, member.size) if zipped.method == zipfile.ZIP_DEFLATED else bytes(packed)
         if len(content) != member.size or zlib.crc32(content) != zipped.crc:
             raise zipfile.BadZipFile("its content does not match its checksum")
     return content
+
+
+def _inflated(packed: memoryview, size: int) -> bytes:
+    """Return what a deflated member inflates to, at most one byte more than its declared size."""
+    return zlib.decompressobj(-15).decompress(packed, size + 1)

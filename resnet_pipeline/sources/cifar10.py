@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from resnet_pipeline.errors import RefusedError
-from resnet_pipeline.sources.archives import Container, Member
+from resnet_pipeline.sources.archives import Container, Member, read_tables
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, check_md5
 from resnet_pipeline.storage.base import Storage
@@ -49,7 +49,9 @@ def cifar10(container: Container, members: list[Member], *, check: bool = True) 
         md5[published] = _checked_md5(container.storage, members[0].file, container.address, published)
     # all of it fits into memory: 180 MB
     inside = [m for m in members if PurePosixPath(m.name).parent == folder]
-    contents = {PurePosixPath(m.name).name: data for m, data in zip(inside, container.read(inside), strict=True)}
+    contents = {
+        PurePosixPath(m.name).name: data for m, data in zip(inside, read_tables(container, inside), strict=True)
+    }
     parse, names = (_python, _python_names) if published == PYTHON else (_binary, _binary_names)
     classes = names(contents, container.address)
     if len(classes) != 10:

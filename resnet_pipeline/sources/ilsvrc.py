@@ -20,7 +20,7 @@ from scipy.io.matlab import MatReadError
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.progress import BYTES, progress
-from resnet_pipeline.sources.archives import Tar, address_of, list_tar, walk_tar
+from resnet_pipeline.sources.archives import Tar, address_of, list_tar, read_tables, walk_tar
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, Window, check_md5
 from resnet_pipeline.storage.base import Storage
@@ -139,7 +139,7 @@ def _devkit(storage: Storage) -> tuple[dict[str, str], list[str]]:
     if missing := {_META, _TRUTH} - set(members):
         raise RefusedError(f"archive {archive.address} holds no {min(missing)}")
     wanted = sorted((members[_META], members[_TRUTH]), key=lambda m: m.offset)
-    contents = dict(zip((m.name for m in wanted), archive.read(wanted), strict=True))
+    contents = dict(zip((m.name for m in wanted), read_tables(archive, wanted), strict=True))
     wnids: dict[int, str] = {}
     words: dict[str, str] = {}
     try:

@@ -11,7 +11,7 @@ import io
 from pathlib import PurePosixPath
 
 from resnet_pipeline.errors import RefusedError
-from resnet_pipeline.sources.archives import Container, Member
+from resnet_pipeline.sources.archives import Container, Member, read_tables
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 
 WANTED = "Kaggle's ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
@@ -63,7 +63,7 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
 def _contents(container: Container, members: list[Member], wanted: list[Member]) -> list[tuple[Member, bytes]]:
     names = {m.name for m in wanted}
     ordered = [m for m in members if m.name in names]
-    return list(zip(ordered, container.read(ordered), strict=True))
+    return list(zip(ordered, read_tables(container, ordered), strict=True))
 
 
 def _solution(text: str) -> dict[str, str]:

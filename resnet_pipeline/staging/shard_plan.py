@@ -57,7 +57,7 @@ def packed_bytes(entries: Sequence[Entry]) -> int:
 
 
 def _dealt(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
-    count = max(1, -(-packed_bytes(entries) // shard_bytes))
+    count = max(1, min(len(entries), -(-packed_bytes(entries) // shard_bytes)))  # a source may say any size
     return [part for number in range(count) if (part := entries[number::count])]
 
 

@@ -17,24 +17,28 @@ from resnet_pipeline.staging.shard_plan import Shard
 _BUFFER = 256 * 2**10
 
 
-def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path) -> list[Shard]:
+def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path, largest: int) -> list[Shard]:
     """Read a catalogue once and return its shards with their members in ``folder``, a file for each shard.
 
-    Raises UserError if the folder can't be written.
+    Members of more than ``largest`` bytes keep their size there and nothing else: they are refused unread. Raises
+    UserError where the folder can't be written.
     """
     shutil.rmtree(folder, ignore_errors=True)
     place = {id(entry): number for number, shard in enumerate(shards) for entry in shard.entries}
     wanted = [entry for entry in catalogue.entries if id(entry) in place]
+    laid_out = [entry for entry in wanted if entry.member.size <= largest]
     moved: list[list[Entry]] = [[] for _ in shards]
     buffers: dict[int, bytearray] = defaultdict(bytearray)
     sizes: dict[int, int] = defaultdict(int)
-    total = sum(entry.member.size for entry in wanted)
+    total = sum(entry.member.size for entry in laid_out)
+    contents = catalogue.read(laid_out)
     try:
         folder.mkdir(parents=True)
         with progress(f"laying out {catalogue.address}", total=total, unit=BYTES) as bar:
-            for entry, data in zip(wanted, catalogue.read(wanted), strict=True):
-                number = place[id(entry)]
-                member = Member(entry.member.name, spool_file(shards[number]), sizes[number], len(data))
+            for entry in wanted:
+                number, size = place[id(entry)], entry.member.size
+                data = next(contents) if size <= largest else b""
+                member = Member(entry.member.name, spool_file(shards[number]), sizes[number], len(data) or size)
                 moved[number].append(replace(entry, member=member))
                 sizes[number] += len(data)
                 buffers[number] += data

@@ -110,7 +110,7 @@ def pack(
             # which shards are left to make
             finished = _finished(area.storage, shards)
             todo = [shard for shard in shards if shard.file not in finished]
-            _check_disk(area, catalogue, todo)
+            _check_disk(area, catalogue, todo, options.limits.bytes)
             limit = _Limit(catalogue, max_refused, [remark for refused in finished.values() for remark in refused])
             before = sum(len(shard.entries) for shard in shards if shard.file in finished)
             tasks = _tasks(area, catalogue, todo, options, limit)
@@ -187,7 +187,8 @@ def _tasks(area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: 
     side = _side(catalogue, options)
     storage = catalogue.storage
     if catalogue.stream is not None:
-        todo, storage = spooled(catalogue, todo, area.scratch), LocalStorage(area.scratch)
+        todo = spooled(catalogue, todo, area.scratch, options.limits.bytes)
+        storage = LocalStorage(area.scratch)
     label_of = labels_of(catalogue)
     return [
         Task(
@@ -280,7 +281,7 @@ def _side(catalogue: Catalogue, options: Options) -> tuple[int, int] | None:
     return side
 
 
-def _check_disk(area: StagingArea, catalogue: Catalogue, todo: list[Shard]) -> None:
-    entries = [entry for shard in todo for entry in shard.entries]
+def _check_disk(area: StagingArea, catalogue: Catalogue, todo: list[Shard], largest: int) -> None:
+    entries = [entry for shard in todo for entry in shard.entries if entry.member.size <= largest]
     spool = sum(entry.member.size for entry in entries) if catalogue.stream else 0
     area.check_disk(packed_bytes(entries) + spool)
