@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from resnet_pipeline.names import printable
 from resnet_pipeline.settings import cleaned, settings
 
 PACKAGES = ("resnet_pipeline", "flows")
@@ -81,7 +82,7 @@ class Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text."""
-        here, line = _context.get(), super().format(record)
+        here, line = _context.get(), printable(super().format(record))
         if record.levelno >= logging.WARNING:
             line = f"{record.levelname.lower()}: {line}"
         if here.rank is None:

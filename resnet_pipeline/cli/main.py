@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -45,6 +46,7 @@ from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.options import Json, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
+from resnet_pipeline.names import printable
 from resnet_pipeline.records import plain
 from resnet_pipeline.report.terminal import print_table, render_table
 from resnet_pipeline.workspace import Workspace
@@ -79,6 +81,8 @@ def _program(
 
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit status 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal has no character for
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except StoppedError as error:
@@ -97,7 +101,7 @@ def main() -> None:
 def _tell(error: UserError) -> None:
     from resnet_pipeline.settings import cleaned
 
-    print(f"resnet-pipeline: {cleaned(str(error))}", file=sys.stderr)
+    print(f"resnet-pipeline: {printable(cleaned(str(error)))}", file=sys.stderr)
 
 
 @app.command()

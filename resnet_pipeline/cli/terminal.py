@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from resnet_pipeline.names import printable
 from resnet_pipeline.report.terminal import output, print_table
 
 Row = Mapping[str, Any]
@@ -95,7 +96,7 @@ def _interval(value: tuple[float, float] | None) -> str:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table, cells = Table(title=title), list(rows)
+    table, cells = Table(title=printable(title)), [tuple(map(printable, row)) for row in rows]
     texts = [[column, *(row[place] for row in cells)] for place, column in enumerate(columns)]
     # names are folded first, down to this width
     least = [min(max(map(len, text)), _NAME) if text[0] in _WORDS else max(map(len, text)) for text in texts]

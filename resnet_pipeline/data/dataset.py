@@ -192,7 +192,9 @@ class Dataset:
         for name in ("val", "test"):
             if name in self.splits:
                 return name
-        raise UserError(f"dataset {self.name!r} has neither a val nor a test split; stage it again with one")
+        raise UserError(
+            f"dataset {self.name!r} has neither a val nor a test split; stage it again with one, or with --holdout N"
+        )
 
     @property
     def source_fingerprint(self) -> str | None:

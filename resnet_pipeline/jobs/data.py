@@ -200,6 +200,8 @@ def show_dataset(
     recipe, or an output that can't be written.
     """
     dataset = open_dataset(workspace, name)
+    if "train" not in dataset.splits:
+        raise UserError(f"dataset {name!r} has no training images to show the crops of")
     train = dataset.splits["train"]
     small = max(np.median(train.width), np.median(train.height)) <= _SMALL
     config = get_recipe(recipe or ("cifar10/resnet20" if small else "imagenet/resnet50"))

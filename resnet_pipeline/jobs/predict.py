@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +25,16 @@ from resnet_pipeline.evaluation.scoring import class_count
 from resnet_pipeline.evaluation.trained_model import Member, words_of
 from resnet_pipeline.files import replacing
 from resnet_pipeline.jobs.references import expanded, load_all, parse
+from resnet_pipeline.names import escaped, hidden
 from resnet_pipeline.progress import progress
+from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.workspace import Workspace
 
 ENDINGS = (".csv", ".parquet", ".json")
 _BATCH_IMAGES, _BATCH_BYTES = 256, 256 * 2**20
+_FORMULA = ("=", "+", "-", "@")
+
+_File = tuple[str, Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +75,7 @@ def predict_folder(
             if good:
                 predicted = predictor.predict(good, protocol=protocol, top=top)
                 best.append((predicted.classes, predicted.probabilities))
-            for file, image in zip(batch, found, strict=True):
-                name = file.relative_to(folder).as_posix() if folder.is_dir() else file.name
+            for (name, _), image in zip(batch, found, strict=True):
                 if isinstance(image, str):
                     broken.append((name, image))
                 else:
@@ -109,28 +112,28 @@ def _named(workspace: Workspace, member: Member, dataset_name: str | None) -> Me
     return replace(member, classes=tuple(dataset.classes), class_words=words)
 
 
-def _files(folder: Path, output: Path) -> list[Path]:
+def _files(folder: Path, output: Path) -> list[_File]:
+    """Return the files below a folder, links followed, each by the name that the output has and by its path."""
     if folder.is_file():
-        return [folder]
+        return [(escaped(folder.name), folder)]
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; name a folder of images, or an image")
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
-    files = [file for file in found if file.resolve() != output.resolve()]
+    listing = LocalStorage(folder).listing()
+    names = sorted([stored.name for stored in listing.files] + [name for name, _ in listing.others])
+    files = [(escaped(name), folder / name) for name in names if not hidden(name)]
+    files = [(name, file) for name, file in files if file.resolve() != output.resolve()]
     if not files:
         raise UserError(f"{folder} holds no files")
     return files
 
 
-def _checked(files: Sequence[Path], limits: Limits) -> Iterator[tuple[list[Path], list[Image | str]]]:
+def _checked(files: Sequence[_File], limits: Limits) -> Iterator[tuple[list[_File], list[Image | str]]]:
     """Yield the files in batches, as many as memory should hold at once, each decoded once to see whether it can be."""
-    batch: list[Path] = []
+    batch: list[_File] = []
     contents: list[bytes | str] = []
     size = 0
     for file in files:
-        content = _content(file, limits)
+        content = _content(file[1], limits)
         batch.append(file)
         contents.append(content)
         size += len(content)
@@ -181,10 +184,19 @@ def _write(
     try:
         with replacing(output) as temporary:
             if output.suffix == ".csv":
-                pa.csv.write_csv(table, temporary)
+                pa.csv.write_csv(_without_formulas(table), temporary)
             elif output.suffix == ".parquet":
                 pa.parquet.write_table(table, temporary)
             else:
                 temporary.write_text(json.dumps(table.to_pylist(), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{output} can't be written: {error.strerror or error}") from None
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """Return a table in which an apostrophe stands before what a spreadsheet would take for a formula and run."""
+    for place, name in enumerate(table.column_names):
+        if pa.types.is_string(table.schema.field(name).type):
+            cells = (f"'{c}" if c and c.startswith(_FORMULA) else c for c in table.column(name).to_pylist())
+            table = table.set_column(place, name, pa.array(cells, pa.string()))
+    return table

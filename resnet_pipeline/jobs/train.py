@@ -89,6 +89,7 @@ def train_run(
             crew.follow(workspace)
             return None
         dataset = open_dataset(workspace, dataset_name)
+        check_splits(dataset)
         run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
         finished = run.result()
         if finished is not None:
@@ -123,6 +124,17 @@ def run_config(
     if twice is not None:
         raise UserError(f"{twice} is given twice, as --{twice} and as an override; leave one out")
     return with_overrides(get_recipe(recipe), {**(overrides or {}), **short})
+
+
+def check_splits(dataset: Dataset) -> None:
+    """Raise UserError for a dataset without training images, or without any to validate on, as every recipe does."""
+    if "train" not in dataset.splits:
+        raise UserError(f"dataset {dataset.name!r} has no training images; it is for testing alone")
+    if not (dataset.splits[dataset.eval_split].labels >= 0).any():
+        raise UserError(
+            f"dataset {dataset.name!r} has no val split, and the classes of its test images are not known; stage it "
+            "again with val/<class>/*, or with --holdout N"
+        )
 
 
 def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> bool:

@@ -14,7 +14,8 @@ from resnet_pipeline.report.content import ReportData
 def output() -> Console:
     """Return the console of stdout, as wide as the terminal; a file or pipe has no width and gets 120 (or COLUMNS)."""
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console() if known else Console(width=120)
+    # a name is shown as it is, whatever brackets and colons it has
+    return Console(width=None if known else 120, markup=False, emoji=False)
 
 
 def print_table(table: Table) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import os
 import stat
 import struct
 import tarfile
@@ -17,11 +16,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
 from resnet_pipeline.errors import RefusedError, UserError
+from resnet_pipeline.names import escaped
 from resnet_pipeline.sources.file_views import HashingReader
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
@@ -43,7 +43,8 @@ _TAR_ERRORS = (
 )
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, OSError, NotImplementedError)
 _BLOCK = 512
-_ZIP_HEADER = 30
+_ZIP_HEADER, _ZIP_MEMBER = 30, b"PK\3\4"
+_WINDOWS = 0  # a zip file's creating system: MS-DOS, which Windows' programs say
 _HEADER_BYTES = 2**20  # of a tar file's member: its long names and the rest that pax headers hold
 _TABLE_BYTES = 2**26  # CIFAR-10's batches, the largest, have 31 MB
 
@@ -61,7 +62,9 @@ class Zipped:
 class Member:
     """A file of a source: its name (``/`` between folders), and ``size`` bytes from ``offset`` of a stored ``file``.
 
-    In a zip file ``offset`` is that of its header, in a compressed tar file that in what comes out of decompression.
+    ``name`` is fit to be shown (``names.escaped``), ``file`` is as the storage has it. In a zip file ``offset`` is that
+    of its header, in a compressed tar file that in what comes out of decompression. Of a sparse member of a tar file
+    only ``pieces`` are stored, one after the other: (offset, size) in its content.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Member:
     offset: int
     size: int
     zipped: Zipped | None = None
+    pieces: tuple[tuple[int, int], ...] | None = None
 
 
 class Container(Protocol):
@@ -90,7 +94,13 @@ class Container(Protocol):
         """List the regular files; UserError for what can't be read or could write outside of it."""
 
     def folders(self) -> list[str]:
-        """Return the folders that are listed as such; of a folder on this machine, those that hold nothing."""
+        """Return the folders that are listed as such; of a folder on this machine, those that hold nothing.
+
+        Known after ``members()``.
+        """
+
+    def others(self) -> list[tuple[str, str]]:
+        """Return the names of what is neither file nor folder, with the reason; known after ``members()``."""
 
     def read(self, members: Sequence[Member]) -> Iterator[bytes]:
         """Yield the contents of members, which are in the order of ``members()``; each is read whole."""
@@ -128,7 +138,7 @@ def read_member(storage: Storage, member: Member) -> bytes:
     """
     if member.zipped:
         return _unzip(storage, member, member.zipped)
-    return _whole(storage, member, storage.read(member.file, member.offset, member.size))
+    return _whole(storage, member, storage.read(member.file, member.offset, _stored_size(member)))
 
 
 class Folder:
@@ -138,17 +148,27 @@ class Folder:
 
     def __init__(self, storage: Storage) -> None:
         self.storage, self.address = storage, storage.url
+        self._empty: list[str] = []
+        self._others: list[tuple[str, str]] = []
 
     def members(self) -> list[Member]:
         """List all files, by name."""
-        return [Member(f.name, f.name, 0, f.size) for f in self.storage.files()]
+        if isinstance(self.storage, LocalStorage):
+            listing = self.storage.listing()
+            self._empty = [escaped(name) for name in listing.empty]
+            self._others = [(escaped(name), reason) for name, reason in listing.others]
+            files = listing.files
+        else:
+            files = self.storage.files()
+        return [Member(escaped(f.name), f.name, 0, f.size) for f in files]
 
     def folders(self) -> list[str]:
         """Return the empty folders; only a folder on this machine can have any."""
-        if not isinstance(self.storage, LocalStorage):
-            return []
-        walk = os.walk(self.storage.root, followlinks=True)
-        return [os.path.relpath(path, self.storage.root) for path, names, files in walk if not names and not files]
+        return self._empty
+
+    def others(self) -> list[tuple[str, str]]:
+        """Return broken links, and what else is no file."""
+        return self._others
 
     def read(self, members: Sequence[Member]) -> Iterator[bytes]:
         """Yield the files' contents."""
@@ -169,15 +189,15 @@ class Tar:
         """List the members in their order."""
         with self._open() as file:
             found, self._folders = list_tar(file, self.name, self.address)
-            if self.in_sequence:
-                with damaged(self.address):
-                    while file.read(2**20):  # to the end, where the decompressor finds its checksum
-                        pass
         return found
 
     def folders(self) -> list[str]:
         """Return the folders that were listed; known after ``members()``."""
         return self._folders
+
+    def others(self) -> list[tuple[str, str]]:
+        """Return nothing: an archive with a link or a device is refused."""
+        return []
 
     def read(self, members: Sequence[Member]) -> Iterator[bytes]:
         """Yield the members' contents."""
@@ -185,10 +205,12 @@ class Tar:
             yield from (read_member(self.storage, member) for member in members)
             return
         with self._open() as file:
+            place, data = -1, b""
             for member in members:
-                with damaged(self.address, member.name):
-                    file.seek(member.offset)
-                    data = file.read(member.size)
+                if member.offset != place:  # else a hard link to the one before
+                    with damaged(self.address, member.name):
+                        file.seek(member.offset)
+                        place, data = member.offset, file.read(_stored_size(member))
                 yield _whole(self.storage, member, data)
 
     @contextmanager
@@ -217,59 +239,116 @@ class Zip:
         found = []
         self._folders = []
         with damaged(self.address), self.storage.open(self.name) as file, zipfile.ZipFile(file) as archive:
+            self._check_beginning(file, archive)
+            slashes = any("/" in info.filename for info in archive.infolist())
             for info in archive.infolist():
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 check_name(self.address, info.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
-                if info.is_dir():
-                    self._folders.append(clean(info.filename))
+                name = info.filename
+                if info.create_system == _WINDOWS or not slashes:  # where a backslash stands between folders
+                    name = name.replace("\\", "/")
+                if name.endswith("/"):
+                    self._folders.append(clean(name))
                     continue
                 if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise RefusedError(
-                        f"archive {self.address} is refused: {info.filename} is encrypted or packed in an unusual way; "
+                        f"archive {self.address} is refused: {escaped(name)} is encrypted or packed in an unusual way; "
                         "zip it with deflate"
                     )
                 zipped = Zipped(info.compress_type, info.compress_size, info.CRC)
-                found.append(Member(clean(info.filename), self.name, info.header_offset, info.file_size, zipped))
+                found.append(Member(clean(name), self.name, info.header_offset, info.file_size, zipped))
         return found
 
     def folders(self) -> list[str]:
         """Return the folders that were listed; known after ``members()``."""
         return self._folders
 
+    def others(self) -> list[tuple[str, str]]:
+        """Return nothing: an archive with a link or a device is refused."""
+        return []
+
     def read(self, members: Sequence[Member]) -> Iterator[bytes]:
         """Yield the members' contents."""
         return (read_member(self.storage, member) for member in members)
+
+    def _check_beginning(self, file: BinaryIO, archive: zipfile.ZipFile) -> None:
+        first = min((info.header_offset for info in archive.infolist()), default=0)
+        file.seek(0)
+        if first and file.read(4) == _ZIP_MEMBER:
+            raise RefusedError(
+                f"archive {self.address} is refused: another zip file stands before the one that its end describes; "
+                "unpack both into a folder"
+            )
 
 
 def list_tar(file: BinaryIO, name: str, address: str, start: int = 0) -> tuple[list[Member], list[str]]:
     """Return the regular files and the folders of a tar file, which begins at ``start`` of the stored file ``name``."""
     found: list[Member] = []
     folders: list[str] = []
+    by_name: dict[str, Member] = {}
     for info in walk_tar(file, address):
         if info.isdir():
             folders.append(clean(info.name))
+        elif info.islnk():
+            by_name = by_name or {member.name: member for member in found}
+            found.append(replace(_linked(by_name, info, address), name=clean(info.name)))
         else:
-            found.append(Member(clean(info.name), name, start + info.offset_data, info.size))
+            found.append(Member(clean(info.name), name, start + info.offset_data, info.size, pieces=_pieces(info)))
+        if by_name:
+            by_name[found[-1].name] = found[-1]
+    if by_name:
+        found.sort(key=lambda member: member.offset)  # what can only be read forwards has a link beside its file
     return found, folders
 
 
 def walk_tar(file: BinaryIO, address: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the files and folders of a tar file as they come; ``file`` need only seek forwards.
+    """Yield the files, hard links and folders of a tar file as they come; ``file`` need only seek forwards.
 
-    Raises RefusedError for a damaged archive, a link or device, and a name that points outside.
+    Raises RefusedError for a damaged archive, for one that goes on after its end, for a symbolic link or device, and
+    for a name that points outside.
     """
     end, last = 0, "its beginning"
     with damaged(address), tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # 1.3 million of them would stay in memory
-            end = info.offset_data + (-(-info.size // _BLOCK) * _BLOCK if info.isreg() else 0)
-            last = info.name
-            check_name(address, info.name, plain=(info.isreg() and not info.issparse()) or info.isdir())
+            end = tar.offset  # of the next header
+            last = escaped(info.name)
+            check_name(address, info.name, plain=info.isreg() or info.isdir() or info.islnk())
             yield info
         # tarfile takes a missing end, and a damaged header, for the end
         file.seek(end)
         if file.read(_BLOCK) != b"\0" * _BLOCK:
             raise RefusedError(f"archive {address} can't be read: it is cut off or damaged after {last}")
+        while rest := file.read(2**20):  # to the end, where a decompressor finds its checksum
+            if rest.count(0) != len(rest):
+                raise RefusedError(
+                    f"archive {address} is refused: it goes on after its end, which follows {last}, as archives "
+                    "put one after the other do; unpack them into a folder, or join them with tar --concatenate"
+                )
+
+
+def _linked(by_name: dict[str, Member], info: tarfile.TarInfo, address: str) -> Member:
+    target = by_name.get(clean(info.linkname))
+    if target is None:
+        raise RefusedError(
+            f"archive {address} is refused: member {escaped(info.name)} is a link to {escaped(info.linkname)}, which "
+            "does not stand before it"
+        )
+    return target
+
+
+def _pieces(info: tarfile.TarInfo) -> tuple[tuple[int, int], ...] | None:
+    """Return what is stored of a sparse member; None of any other. ValueError if that lies outside of it."""
+    sparse: list[tuple[int, int]] | None = info.sparse  # type: ignore[assignment]
+    if sparse is None:
+        return None
+    sparse = [(offset, size) for offset, size in sparse if size]  # GNU's header has places for four, empty ones too
+    at = 0
+    for offset, size in sparse:
+        if not at <= offset <= offset + size <= info.size:
+            raise tarfile.ReadError(f"{escaped(info.name)} has a damaged map of its holes")
+        at = offset + size
+    return tuple(sparse)
 
 
 class _Header(tarfile.TarInfo):
@@ -288,17 +367,19 @@ _MORE_OF_THE_NEXT = (
 
 
 def clean(name: str) -> str:
-    """Return a member's name without ``./`` and doubled slashes."""
-    return PurePosixPath(name).as_posix()
+    """Return a member's name without ``./`` and doubled slashes, fit to be shown."""
+    return escaped(PurePosixPath(name).as_posix())
 
 
 def check_name(address: str, name: str, *, plain: bool) -> None:
     """Raise RefusedError for a member that would lie outside of its archive, or is neither file nor folder."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if name.startswith(("/", "\\")) or ".." in parts or (parts and parts[0].endswith(":")):
-        raise RefusedError(f"archive {address} is refused: member {name!r} points outside of it")
+        raise RefusedError(f"archive {address} is refused: member {escaped(name)!r} points outside of it")
     if not plain:
-        raise RefusedError(f"archive {address} is refused: member {name!r} is a link or a device, not a file")
+        raise RefusedError(
+            f"archive {address} is refused: member {escaped(name)!r} is a symbolic link or a device, not a file"
+        )
 
 
 @contextmanager
@@ -312,10 +393,21 @@ def damaged(address: str, member: str = "") -> Iterator[None]:
         raise RefusedError(f"archive {address} can't be read{at}: {reason}") from None
 
 
+def _stored_size(member: Member) -> int:
+    return member.size if member.pieces is None else sum(size for _, size in member.pieces)
+
+
 def _whole(storage: Storage, member: Member, data: bytes) -> bytes:
-    if len(data) != member.size:
+    """Return a member's content of what is stored of it: holes are zeros."""
+    if len(data) != _stored_size(member):
         raise UserError(f"{address_of(storage, member.name)} changed while it was being staged; start again")
-    return data
+    if member.pieces is None:
+        return data
+    content, at = bytearray(member.size), 0
+    for offset, size in member.pieces:
+        content[offset : offset + size] = data[at : at + size]
+        at += size
+    return bytes(content)
 
 
 def _unzip(storage: Storage, member: Member, zipped: Zipped) -> bytes:
@@ -328,7 +420,7 @@ def _unzip(storage: Storage, member: Member, zipped: Zipped) -> bytes:
             raise zipfile.BadZipFile("it takes more bytes than its content has")
     data = storage.read(member.file, member.offset, guess + zipped.stored)
     with damaged(address_of(storage, member.file), member.name):
-        if data[:4] != b"PK\3\4":
+        if data[:4] != _ZIP_MEMBER:
             raise zipfile.BadZipFile("no member begins there")
         name_size, extra_size = struct.unpack_from("<HH", data, 26)
         start = _ZIP_HEADER + name_size + extra_size

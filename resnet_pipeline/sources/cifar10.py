@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.names import escaped
 from resnet_pipeline.sources.archives import Container, Member, read_tables
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, check_md5
@@ -124,7 +125,8 @@ def _binary(contents: dict[str, bytes], batch: str, address: str) -> Batch:
 
 
 def _binary_names(contents: dict[str, bytes], address: str) -> list[str]:
-    return _content(contents, "batches.meta.txt", address).decode("ascii", "replace").split()
+    text = _content(contents, "batches.meta.txt", address).decode("ascii", "replace")
+    return [escaped(name) for name in text.split()]
 
 
 def _python(contents: dict[str, bytes], batch: str, address: str) -> Batch:
@@ -140,7 +142,7 @@ def _python_names(contents: dict[str, bytes], address: str) -> list[str]:
     names = _unpickled(_content(contents, "batches.meta", address), f"batches.meta of {address}").get("label_names")
     if not isinstance(names, list):
         raise RefusedError(f"batches.meta of {address} has no label_names")
-    return [_text(name) for name in names]
+    return [escaped(_text(name)) for name in names]
 
 
 def _text(value: Any) -> str:

@@ -3,26 +3,23 @@
 ``ILSVRC2012_img_train.tar`` is a tar file of a tar file for each class, ``ILSVRC2012_img_val.tar`` one of images, whose
 classes are in ``ILSVRC2012_devkit_t12.tar.gz``: ``meta.mat`` numbers the classes and
 ``ILSVRC2012_validation_ground_truth.txt`` has a number for each image. ``ILSVRC2012_img_test_v10102019.tar`` is taken
-as split ``test``, without classes, if it is there.
+as split ``test``, without classes, if it is there. Without the training archive there is a validation set alone.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import PurePosixPath
-from typing import BinaryIO, cast
-
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
+from typing import BinaryIO, NamedTuple, cast
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.progress import BYTES, progress
-from resnet_pipeline.sources.archives import Tar, address_of, list_tar, read_tables, walk_tar
+from resnet_pipeline.sources.archives import Tar, address_of, clean, list_tar, read_tables, walk_tar
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, Window, check_md5
+from resnet_pipeline.sources.labelled_files import META, synsets
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
@@ -38,21 +35,22 @@ MD5 = {
 }
 """As image-net.org's download page has them; torchvision's ImageNet dataset has the first three."""
 
-_META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
-    """Return the catalogue, None if the training archive is not there.
+    """Return the catalogue, None if neither the training nor the validation archive is there.
 
-    ``check`` compares MD5s, for which every archive is read completely. Raises RefusedError for an archive that is
-    missing, damaged or not the published one.
+    ``check`` compares MD5s, for which every archive is read completely. The validation archive alone is enough for
+    those who only test. Raises RefusedError for an archive that is missing, damaged or not the published one.
     """
-    if storage.stat(TRAIN) is None:
+    there = next((name for name in (TRAIN, VAL) if storage.stat(name) is not None), None)
+    if there is None:
         return None
     # all archives must be there
     for name in (VAL, DEVKIT):
         if storage.stat(name) is None:
-            raise RefusedError(f"{address_of(storage, TRAIN)} is there, but {name} is not; put it beside it")
+            raise RefusedError(f"{address_of(storage, there)} is there, but {name} is not; put it beside it")
     md5: dict[str, str] = {}
 
     def reading(name: str) -> AbstractContextManager[BinaryIO]:
@@ -61,24 +59,25 @@ def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
     with reading(DEVKIT):  # the small archives first: a wrong one is found before 138 GB are read
         pass
     # then what each holds, the training archive last
-    words, truth = _devkit(storage)
+    kit = _devkit(storage)
     with reading(VAL) as file:
-        entries = _validation(file, address_of(storage, VAL), truth)
+        entries = _validation(file, address_of(storage, VAL), kit.truth)
     if storage.stat(TEST) is not None:
         with reading(TEST) as file:
             members, _ = list_tar(file, TEST, address_of(storage, TEST))
             entries += [Entry(member, "test", UNLABELLED) for member in members]
-    with reading(TRAIN) as file:
-        entries = _training(file, address_of(storage, TRAIN)) + entries
+    if there == TRAIN:
+        with reading(TRAIN) as file:
+            entries = _training(file, address_of(storage, TRAIN)) + entries
     # the order of the labels is that of the wnids
-    classes = sorted({e.label for e in entries if e.split == "train"})
+    classes = sorted({e.label for e in entries if e.split == "train"} or kit.classes)
     return Catalogue(
         layout="ILSVRC-2012 archives",
         address=storage.url,
         storage=storage,
         entries=entries,
         classes=classes,
-        class_words={wnid: words[wnid] for wnid in classes if wnid in words},
+        class_words={wnid: kit.words[wnid] for wnid in classes if wnid in kit.words},
         md5=md5,
     )
 
@@ -105,13 +104,14 @@ def _training(file: BinaryIO, address: str) -> list[Entry]:
     """List the images of the class archives in the training archive."""
     entries = []
     for outer in walk_tar(file, address):
-        wnid, dot, kind = outer.name.partition(".")
-        if not outer.isreg() or (dot + kind) != ".tar":
-            raise RefusedError(f"archive {address} holds {outer.name}, which is no class archive <wnid>.tar")
+        name = clean(outer.name)
+        wnid, dot, kind = name.partition(".")
+        if not outer.isreg() or outer.issparse() or (dot + kind) != ".tar":
+            raise RefusedError(f"archive {address} holds {name}, which is no class archive <wnid>.tar")
         window = cast(BinaryIO, Window(file, outer.offset_data, outer.size))
-        members, _ = list_tar(window, TRAIN, f"{address}/{outer.name}", outer.offset_data)
+        members, _ = list_tar(window, TRAIN, f"{address}/{name}", outer.offset_data)
         if not members:
-            raise RefusedError(f"archive {address}/{outer.name} holds no images")
+            raise RefusedError(f"archive {address}/{name} holds no images")
         entries += [Entry(member, "train", wnid) for member in members]
     return entries
 
@@ -132,22 +132,25 @@ def _validation(file: BinaryIO, address: str, truth: list[str]) -> list[Entry]:
     return entries
 
 
-def _devkit(storage: Storage) -> tuple[dict[str, str], list[str]]:
-    """Return what each class is called, and the class of each validation image in turn."""
+class _Kit(NamedTuple):
+    """What the development kit says: words of the classes, classes with images, each validation image's class."""
+
+    words: dict[str, str]
+    classes: list[str]
+    truth: list[str]
+
+
+def _devkit(storage: Storage) -> _Kit:
     archive = Tar(storage, DEVKIT)
     members = {PurePosixPath(m.name).name: m for m in archive.members()}
-    if missing := {_META, _TRUTH} - set(members):
+    if missing := {META, _TRUTH} - set(members):
         raise RefusedError(f"archive {archive.address} holds no {min(missing)}")
-    wanted = sorted((members[_META], members[_TRUTH]), key=lambda m: m.offset)
+    wanted = sorted((members[META], members[_TRUTH]), key=lambda m: m.offset)
     contents = dict(zip((m.name for m in wanted), read_tables(archive, wanted), strict=True))
-    wnids: dict[int, str] = {}
-    words: dict[str, str] = {}
+    wnids, words, classes = synsets(contents[members[META].name], f"archive {archive.address}: {META}")
     try:
-        synsets = loadmat(io.BytesIO(contents[members[_META].name]), squeeze_me=True)["synsets"]
-        for number, wnid, text in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["words"], strict=True):
-            wnids[int(number)], words[str(wnid)] = str(wnid), str(text)
         truth = [wnids[int(line)] for line in contents[members[_TRUTH].name].split()]
-    except (ValueError, KeyError, TypeError, IndexError, MatReadError) as error:
+    except (ValueError, KeyError) as error:
         reason = f"no class has the number {error}" if isinstance(error, KeyError) else str(error)
-        raise RefusedError(f"archive {archive.address}: {_META} or {_TRUTH} can't be read: {reason}") from None
-    return words, truth
+        raise RefusedError(f"archive {archive.address}: {_TRUTH} can't be read: {reason}") from None
+    return _Kit(words, classes, truth)

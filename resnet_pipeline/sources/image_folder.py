@@ -1,66 +1,245 @@
 """The plain layout: ``split/class/image`` files, in a folder or an archive.
 
-Splits are ``train``, ``val`` (``valid`` and ``validation`` are taken as ``val``) and ``test``. One folder may enclose
-everything.
+Splits are ``train``, ``val`` (or ``valid``, ``validation``, ``eval``) and ``test`` (or ``testing``), in any case.
+Folders may stand around them, with other files beside. What lies deeper than a class's folder is of that class. A split
+without folders of classes needs a table of labels (``labelled_files``), and a validation set alone a list of all
+classes. ``class/image`` without splits is a layout too: ``--holdout`` makes the validation split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.names import hidden, is_other
 from resnet_pipeline.sources.archives import Container, Member
-from resnet_pipeline.sources.catalogue import Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored, ignored_of
+from resnet_pipeline.sources.labelled_files import CLASS_LISTS, Tables, tables_of
 
-WANTED = "images in train/<class>/* and val/<class>/*"
+_log = logging.getLogger(__name__)
+
+WANTED = "images in train/<class>/* and val/<class>/*, or <class>/* with --holdout"
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_ALSO = {"training": "train", "eval": "val", "evaluation": "val", "testing": "test"}
+"""Names that count where none of the first kind is there for the split."""
+
+_FLAT = ("images", "image", "imgs", "img", "jpegimages")
+"""Folders that hold the images of a split without being a class: Tiny ImageNet's ``val/images``."""
 
 
 def image_folder(container: Container, members: list[Member]) -> Catalogue | None:
-    """Return the catalogue, None if nothing lies under ``train/<class>/``.
+    """Return the catalogue, None where there are neither splits nor folders of classes.
 
-    Raises RefusedError if a class folder has no files.
+    Raises RefusedError if a class folder has no images, or more than one folder could be the dataset.
     """
-    visible = [m for m in members if not hidden(m.name)]
-    prefix = _common_prefix(m.name for m in visible)
-    entries = []
-    for member in visible:
-        parts = member.name.removeprefix(prefix).split("/")
-        if len(parts) >= 3 and parts[0] in _SPLITS:
-            entries.append(Entry(member, _SPLITS[parts[0]], parts[1]))
-    classes = sorted({e.label for e in entries if e.split == "train"})
-    if not classes:
+    images = [m for m in members if not hidden(m.name) and not is_other(m.name)]
+    base = _base(images, "train", below=2, address=container.address)
+    if base is None:
+        base = _base(images, "val", below=1, address=container.address)
+        if base is None:
+            return _class_folders(container, members, images)
+    return _Splits(container, members, images, base).catalogue()
+
+
+def accounted(
+    container: Container, members: Iterable[Member], entries: Iterable[Entry], reasons: dict[str, str]
+) -> tuple[int, list[Ignored]]:
+    """Return how many files are hidden, and those that are ignored; ``reasons`` are by name, if there is a special one.
+
+    Found are then the entries, the hidden and the ignored.
+    """
+    taken = {entry.member.name for entry in entries}
+    rest = [(m.name, reasons.get(m.name)) for m in members if m.name not in taken] + list(container.others())
+    seen = [(name, reason) for name, reason in rest if not hidden(name)]
+    no_place = "no image, by its name", "no place in this layout"
+    ignored = (Ignored(name, reason or no_place[not is_other(name)]) for name, reason in seen)
+    return len(rest) - len(seen), ignored_of(ignored)
+
+
+class _Splits:
+    """A source with folders of splits below ``base`` (empty, or with its slash)."""
+
+    def __init__(self, container: Container, members: list[Member], images: list[Member], base: str) -> None:
+        self.container, self.members, self.images, self.base = container, members, images, base
+        inside = [path for m in images if (path := self._path(m.name)) is not None]
+        folders = sorted({path[0] for path in inside if len(path) > 1})
+        first = {_SPLITS[folder.lower()] for folder in folders if folder.lower() in _SPLITS}
+        self.split_of = {folder: split for folder in folders if (split := _split(folder, first)) is not None}
+        self.twice = {folder for folder in self.split_of if self._stands_twice(folder, inside)}
+        for folder in sorted(self.twice):
+            _log.info(
+                "%s: the folders of %s%s lie one folder deeper; taken as its classes", container.address, base, folder
+            )
+        self.reasons: dict[str, str] = {}
+        self.flat: dict[str, list[Member]] = defaultdict(list)
+
+    def catalogue(self) -> Catalogue:
+        entries = self._in_class_folders()
+        classes = sorted({entry.label for entry in entries if entry.split == "train"})
+        tables = self._tables() if self.flat or not classes else Tables({}, {})
+        words: dict[str, str] = {}
+        if not classes:
+            classes, words = self._listed_classes(tables)
+        entries += self._in_flat_folders(tables, classes)
+        self._check_filled({(entry.split, entry.label) for entry in entries}, classes)
+        if self.flat:
+            place = {member.name: number for number, member in enumerate(self.members)}
+            entries.sort(key=lambda entry: place[entry.member.name])
+        hidden_files, ignored = accounted(self.container, self.members, entries, self.reasons)
+        return Catalogue(
+            layout="image folder",
+            address=self.container.address,
+            storage=self.container.storage,
+            entries=entries,
+            classes=classes,
+            class_words=words,
+            hidden=hidden_files,
+            ignored=ignored,
+            stream=stream_of(self.container),
+        )
+
+    def _path(self, name: str) -> list[str] | None:
+        """Return a name's parts below the base, None of what lies elsewhere."""
+        return name[len(self.base) :].split("/") if name.startswith(self.base) else None
+
+    def _stands_twice(self, folder: str, inside: list[list[str]]) -> bool:
+        """Return whether a split's one folder is the split again: ``train/train/<class>``."""
+        here = [path for path in inside if path[0] == folder]
+        second = {path[1] for path in here}
+        return len(second) == 1 and all(len(path) > 3 for path in here) and _alike(second.pop()) == _alike(folder)
+
+    def _place(self, name: str) -> tuple[str, list[str]] | None:
+        """Return the split of a file or folder and its path below that; None where it is in no split."""
+        path = self._path(name)
+        if path is None or path[0] not in self.split_of:
+            return None
+        return self.split_of[path[0]], path[2:] if path[0] in self.twice else path[1:]
+
+    def _in_class_folders(self) -> list[Entry]:
+        found = []
+        for image in self.images:
+            place = self._place(image.name)
+            if place is None:
+                folder = (self._path(image.name) or [""])[0]
+                beside = _ALSO.get(folder.lower())
+                self.reasons[image.name] = (
+                    f"{beside} is there beside {folder}" if beside else "lies in no split's folder"
+                )
+            elif len(place[1]) < 2 or (place[0] != "train" and len(place[1]) == 2 and place[1][0].lower() in _FLAT):
+                self.flat[place[0]].append(image)
+            else:
+                split, (label, *below) = place
+                found.append(Entry(image, split, label, "/".join(below)))
+        return found
+
+    def _in_flat_folders(self, tables: Tables, classes: Collection[str]) -> list[Entry]:
+        known, found = set(classes), []
+        for split, images in self.flat.items():
+            labels = tables.labels(images, known)
+            if labels is not None:
+                self.reasons[labels[1]] = "read for its labels"
+                found += [Entry(image, split, labels[0][image.name]) for image in images]
+                continue
+            for image in images:
+                folder = image.name.rpartition("/")[0].rpartition("/")[2]
+                if folder in known:  # a class that is called so
+                    found.append(Entry(image, split, folder))
+                else:
+                    self.reasons[image.name] = f"lies in {split} without a class, and no table names one"
+        return found
+
+    def _tables(self) -> Tables:
+        def may_be(member: Member) -> bool:
+            place = self._place(member.name)
+            return place is None or len(place[1]) < 3 - (place[0] == "train")
+
+        return tables_of(self.container, self.members, [m for m in self.members if not hidden(m.name) and may_be(m)])
+
+    def _listed_classes(self, tables: Tables) -> tuple[list[str], dict[str, str]]:
+        listed = tables.class_list()
+        if listed is None:
+            raise RefusedError(
+                f"{self.container.address} has no images in train/<class>/; a validation set alone needs a file of all "
+                f"classes ({', '.join(CLASS_LISTS)})"
+            )
+        classes, words, table = listed
+        self.reasons[table] = "read for its classes"
+        return classes, words
+
+    def _check_filled(self, filled: set[tuple[str, str]], classes: Collection[str]) -> None:
+        known = set(classes)
+        folders = {m.name.rpartition("/")[0] for m in self.members} | set(self.container.folders())
+        for folder in sorted(folders):
+            place = None if hidden(folder) else self._place(folder)
+            if place is None or not place[1]:
+                continue
+            split, (label, *_) = place
+            if (split, label) not in filled and (split == "train" or label in known):
+                raise RefusedError(
+                    f"class folder {folder} of {self.container.address} holds no images; fill or remove it"
+                )
+
+
+def _class_folders(container: Container, members: list[Member], images: list[Member]) -> Catalogue | None:
+    """Return the catalogue of ``class/image`` files, None where there is no place with folders of several classes."""
+    base, below = "", [image.name.split("/") for image in images]
+    while below and len({path[0] for path in below}) == 1 and len(below[0]) > 1:
+        base += f"{below[0][0]}/"
+        below = [path[1:] for path in below]
+    classes = sorted({path[0] for path in below if len(path) > 1})
+    if len(classes) < 2:
         return None
-    _check_filled(container, members, prefix, {(e.split, e.label) for e in entries})
+    placed = zip(images, below, strict=True)
+    entries = [Entry(image, "train", path[0], "/".join(path[1:])) for image, path in placed if len(path) > 1]
+    hidden_files, ignored = accounted(container, members, entries, {})
     return Catalogue(
-        layout="image folder",
+        layout="class folders",
         address=container.address,
         storage=container.storage,
         entries=entries,
         classes=classes,
-        stream=(lambda wanted: container.read([e.member for e in wanted])) if container.in_sequence else None,
+        hidden=hidden_files,
+        ignored=ignored,
+        unsplit=True,
+        stream=stream_of(container),
     )
 
 
-def hidden(name: str) -> bool:
-    """Return whether a file is one that an operating system leaves in folders."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def stream_of(container: Container) -> Callable[[Sequence[Entry]], Iterator[bytes]] | None:
+    """Return what a catalogue reads a container with that has to be read in sequence; None for any other."""
+    return (lambda wanted: container.read([e.member for e in wanted])) if container.in_sequence else None
 
 
-def _check_filled(container: Container, members: list[Member], prefix: str, filled: set[tuple[str, str]]) -> None:
-    folders = {m.name.rpartition("/")[0] for m in members} | set(container.folders())
-    for folder in sorted(folders):
-        parts = folder.removeprefix(prefix).split("/")
-        if hidden(folder) or len(parts) != 2 or parts[0] not in _SPLITS:
-            continue
-        if (_SPLITS[parts[0]], parts[1]) not in filled:
-            raise RefusedError(f"class folder {folder} of {container.address} holds no images; fill or remove it")
+def _alike(folder: str) -> str | None:
+    return (_SPLITS | _ALSO).get(folder.lower())
 
 
-def _common_prefix(names: Iterable[str]) -> str:
-    """Return the one folder that encloses everything, with its slash, unless the top has a split itself."""
-    tops = {name.split("/", 1)[0] for name in names}
-    if tops & set(_SPLITS) or len(tops) != 1:
-        return ""
-    return f"{tops.pop()}/"
+def _split(folder: str, first: Collection[str]) -> str | None:
+    """Return the split that a folder holds; ``first`` are those that have a folder by their usual name."""
+    also = _ALSO.get(folder.lower())
+    return _SPLITS.get(folder.lower()) or (also if also not in first else None)
+
+
+def _base(images: Sequence[Member], split: str, *, below: int, address: str) -> str | None:
+    """Return the folder around the splits, with its slash: the least deep one with ``split`` in it; None without one.
+
+    Below the split's folder are at least ``below`` more parts of a name.
+    """
+    found: set[str] = set()
+    depth = None
+    for image in images:
+        parts = image.name.split("/")
+        for number, part in enumerate(parts[:-below]):
+            if _alike(part) == split:
+                if depth is None or number < depth:
+                    depth, found = number, set()
+                if number == depth:
+                    found.add("".join(f"{part}/" for part in parts[:number]))
+                break
+    if len(found) > 1:
+        first, second, *_ = sorted(found)
+        raise RefusedError(f"{address} holds several datasets, {first}{split} and {second}{split}; name one of them")
+    return found.pop() if found else None

@@ -11,8 +11,10 @@ import io
 from pathlib import PurePosixPath
 
 from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.names import escaped, hidden
 from resnet_pipeline.sources.archives import Container, Member, read_tables
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
+from resnet_pipeline.sources.image_folder import accounted, stream_of
 
 WANTED = "Kaggle's ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
 
@@ -21,12 +23,14 @@ _SOLUTION, _WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 
 
 def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
-    """Return the catalogue, None if there is no ``Data/CLS-LOC/train``.
+    """Return the catalogue, None if there is neither ``Data/CLS-LOC/train`` nor ``Data/CLS-LOC/val``.
 
-    Raises RefusedError if val images are without a class.
+    A validation set alone has the classes of ``LOC_synset_mapping.txt``. Raises RefusedError if val images are without
+    a class.
     """
     images = [(m, m.name.partition(_IMAGES)[2].split("/")) for m in members if f"/{_IMAGES}" in f"/{m.name}"]
-    if not any(parts[0] == "train" for _, parts in images):
+    images = [(m, parts) for m, parts in images if not hidden(m.name)]
+    if not any(parts[0] in ("train", "val") for _, parts in images):
         return None
     # the two tables: the class of each val image, and the classes' names in words
     tables = {PurePosixPath(m.name).name: m for m in members if PurePosixPath(m.name).name in (_SOLUTION, _WORDS)}
@@ -47,16 +51,25 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
                 entries.append(Entry(member, "val", wnid))
             case ["test", _]:
                 entries.append(Entry(member, "test", UNLABELLED))
-    words = (line.partition(" ") for line in texts.get(_WORDS, "").splitlines())
-    classes = sorted({e.label for e in entries if e.split == "train"})
+    lines = (line.partition(" ") for line in texts.get(_WORDS, "").splitlines())
+    words = {escaped(wnid): escaped(text.strip()) for wnid, _, text in lines if wnid}
+    classes = sorted({e.label for e in entries if e.split == "train"} or words)
+    if not classes:
+        raise RefusedError(
+            f"{container.address} has no training images, and no {_WORDS} to name the classes; add that file"
+        )
+    reasons = {member.name: "read for its labels" for member in tables.values()}
+    hidden_files, ignored = accounted(container, members, entries, reasons)
     return Catalogue(
         layout="Kaggle's ILSVRC",
         address=container.address,
         storage=container.storage,
         entries=entries,
         classes=classes,
-        class_words={wnid: text.strip() for wnid, _, text in words if wnid in set(classes)},
-        stream=(lambda wanted: container.read([e.member for e in wanted])) if container.in_sequence else None,
+        class_words={wnid: words[wnid] for wnid in classes if wnid in words},
+        hidden=hidden_files,
+        ignored=ignored,
+        stream=stream_of(container),
     )
 
 
@@ -69,4 +82,8 @@ def _contents(container: Container, members: list[Member], wanted: list[Member])
 def _solution(text: str) -> dict[str, str]:
     """Return the wnid of each val image; a row is ``ImageId,"wnid x y x y wnid …"``."""
     rows = csv.reader(io.StringIO(text))
-    return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].split() and row[0] != "ImageId"}
+    return {
+        escaped(row[0]): escaped(row[1].split()[0])
+        for row in rows
+        if len(row) == 2 and row[1].split() and row[0] != "ImageId"
+    }

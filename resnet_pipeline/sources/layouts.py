@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resnet_pipeline.errors import RefusedError, UserError
+from resnet_pipeline.names import escaped
 from resnet_pipeline.sources import cifar10, ilsvrc, image_folder, kaggle
 from resnet_pipeline.sources.archives import address_of, open_container
 from resnet_pipeline.sources.catalogue import Catalogue, checked
@@ -51,11 +52,13 @@ def source_files(storage: Storage, name: str = "") -> str:
         if stored is None:
             raise UserError(f"source {address_of(storage, name)} does not exist; name a folder or an archive of images")
         return f"{stored.size} {stored.version}"
-    if storage.stat(ilsvrc.TRAIN) is not None:  # what else lies beside the archives does not matter
+    if any(
+        storage.stat(archive) is not None for archive in (ilsvrc.TRAIN, ilsvrc.VAL)
+    ):  # what else lies beside the archives does not matter
         files = [stored for archive in sorted(ilsvrc.MD5) if (stored := storage.stat(archive)) is not None]
     else:
         files = storage.files()
-    return "\n".join(f"{f.name} {f.size} {f.version}" for f in files)
+    return "\n".join(f"{escaped(f.name)} {f.size} {f.version}" for f in files)
 
 
 def _wanted() -> str:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,8 +24,9 @@ import pyarrow.parquet as pq
 from resnet_pipeline.data.checksums import CHECKSUMS
 from resnet_pipeline.data.dataset import INDEX, MANIFEST, MEAN_IMAGE, SOURCE
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.names import escaped, original
 from resnet_pipeline.sources.archives import Member, Zipped
-from resnet_pipeline.sources.catalogue import Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored
 from resnet_pipeline.staging.shard_writer import RECORDS, SHARDS
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
@@ -37,7 +39,7 @@ _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", 
 )
 """What the names of temporary files begin with, which a process that was killed leaves."""
 
-_LISTED = ("layout", "address", "classes", "class_words", "md5")
+_LISTED = ("layout", "address", "classes", "class_words", "md5", "hidden")
 
 
 class StagingArea:
@@ -156,16 +158,20 @@ def listing_of(catalogue: Catalogue) -> bytes:
     members = [entry.member for entry in catalogue.entries]
     columns: dict[str, Any] = {
         "name": [m.name for m in members],
-        "file": [m.file for m in members],
+        "file": [escaped(m.file) for m in members],
         "offset": [m.offset for m in members],
         "size": [m.size for m in members],
         "split": [entry.split for entry in catalogue.entries],
         "label": [entry.label for entry in catalogue.entries],
+        "below": [entry.below for entry in catalogue.entries],
         "method": pa.array([m.zipped.method if m.zipped else None for m in members], pa.int32()),
         "stored": pa.array([m.zipped.stored if m.zipped else None for m in members], pa.int64()),
         "crc": pa.array([m.zipped.crc if m.zipped else None for m in members], pa.int64()),
+        "pieces": pa.array([None if m.pieces is None else json.dumps(m.pieces) for m in members], pa.string()),
     }
-    about = json.dumps({name: getattr(catalogue, name) for name in _LISTED})
+    about = json.dumps(
+        {name: getattr(catalogue, name) for name in _LISTED} | {"ignored": [asdict(i) for i in catalogue.ignored]}
+    )
     buffer = io.BytesIO()
     # with checksums: a listing that was damaged would name other places of the source
     pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": about}), buffer, write_page_checksum=True)
@@ -184,8 +190,10 @@ def _catalogue_of(data: bytes, storage: Storage) -> Catalogue:
     table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     columns = [table.column(name).to_pylist() for name in table.column_names]
     entries = []
-    for name, file, offset, size, split, label, method, stored, crc in zip(*columns, strict=True):
+    for name, file, offset, size, split, label, below, method, stored, crc, pieces in zip(*columns, strict=True):
         zipped = None if method is None else Zipped(method, stored, crc)
-        entries.append(Entry(Member(name, file, offset, size, zipped), split, label))
+        parts = None if pieces is None else tuple((at, length) for at, length in json.loads(pieces))
+        entries.append(Entry(Member(name, original(file), offset, size, zipped, parts), split, label, below))
     about = json.loads(table.schema.metadata[b"catalogue"])
-    return Catalogue(storage=storage, entries=entries, **about)
+    ignored = [Ignored(**item) for item in about.pop("ignored")]
+    return Catalogue(storage=storage, entries=entries, ignored=ignored, **about)

@@ -45,8 +45,11 @@ def plan_shards(entries: Sequence[Entry], shard_bytes: int = SHARD_BYTES) -> lis
 
 
 def averaged_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the training entries whose pixels make the statistics, in the source's order."""
-    training = [entry for entry in entries if entry.split == "train"]
+    """Return the training entries whose pixels make the statistics, in the source's order.
+
+    Of a validation set alone these are its own.
+    """
+    training = [entry for entry in entries if entry.split == "train"] or list(entries)
     count = min(len(training), AVERAGED_IMAGES)
     return [training[i * len(training) // count] for i in range(count)]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterator
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -17,12 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
+from resnet_pipeline.data.duplicates import duplicates_of
 from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.progress import Bar, progress
-from resnet_pipeline.sources.catalogue import Catalogue, with_holdout
+from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry, with_holdout
 from resnet_pipeline.sources.layouts import read_catalogue, source_files
 from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, listing_of, staging_area
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
@@ -33,7 +37,10 @@ from resnet_pipeline.staging.spool import spooled
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
+_log = logging.getLogger(__name__)
+
 _SECONDS_BETWEEN_LOOKS = 0.2
+_NAMED = 5  # refused and ignored files that the log names
 _LOOKED_AT = 64  # training images whose headers may be broken before the statistics take centre crops
 
 
@@ -120,7 +127,8 @@ def pack(
                 bar.expect(limit.total, before=before)
                 _run(tasks, pool, limit, bar)
             # all shards are there: index and manifest
-            records = ((shard, _record(area.storage, shard)) for shard in shards)
+            packed = _Packed()
+            records = packed.counted((shard, _record(area.storage, shard)) for shard in shards)
             origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
             area.storage.write(SOURCE, origin.encode())
             files = write_manifest(
@@ -139,6 +147,64 @@ def pack(
                     area.drop()
             raise
         area.finish(files)
+    packed.log(name, catalogue)
+
+
+class _Packed:
+    """What has been packed, and what was refused, beside what was found."""
+
+    def __init__(self) -> None:
+        self.samples: Counter[str] = Counter()
+        self.refused: list[Remark] = []
+        self._packed: list[Entry] = []
+        self._checksums: list[int] = []
+
+    def counted(self, records: Iterable[tuple[Shard, Record]]) -> Iterator[tuple[Shard, Record]]:
+        """Yield the records, counting what they say."""
+        for shard, record in records:
+            self.samples[shard.split] += len(record.rows)
+            self.refused += record.refused
+            if len(record.checksums) == len(record.rows):  # an older version's record has none
+                self._packed += [shard.entries[row[0]] for row in record.rows]
+                self._checksums += record.checksums
+            yield shard, record
+
+    def log(self, name: str, catalogue: Catalogue) -> None:
+        """Log the account of the source's files, the first of each kind by name, and what the dataset lacks."""
+        ignored = sum(item.files for item in catalogue.ignored)
+        counts = (self.samples.total(), len(self.refused), catalogue.hidden, ignored)
+        _log.info(
+            "dataset %s: %s files found = %s packed + %s refused + %s hidden + %s ignored",
+            name,
+            *(f"{count:,}" for count in (sum(counts), *counts)),
+        )
+        _log_first("refused", sorted((remark.file, remark.reason) for remark in self.refused))
+        _log_first("ignored", [(item.file, item.reason) for item in catalogue.ignored])
+        label_of, packed = labels_of(catalogue), self._packed
+        duplicates = duplicates_of(
+            np.array(self._checksums, np.uint64),
+            [entry.split for entry in packed],
+            [label_of[entry.label] for entry in packed],
+            [entry.key for entry in packed],
+        )
+        for line in duplicates.lines():
+            _log.warning("dataset %s: %s; `data verify` has more", name, line)
+        splits = {entry.split for entry in catalogue.entries if entry.label != UNLABELLED and self.samples[entry.split]}
+        if "train" not in splits:
+            _log.warning("dataset %s has no training images: it is for testing alone", name)
+        elif not splits - {"train"}:
+            _log.warning(
+                "dataset %s has no validation split, and no recipe trains without one: give it val/<class>/*, or stage "
+                "it with --holdout N",
+                name,
+            )
+
+
+def _log_first(what: str, files: list[tuple[str, str]]) -> None:
+    for file, reason in files[:_NAMED]:
+        _log.info("  %s: %s, %s", what, file, reason)
+    if len(files) > _NAMED:
+        _log.info("  %s: and %s more, all in the manifest", what, f"{len(files) - _NAMED:,}")
 
 
 def source_fingerprint(source: Source, options: Options = Options()) -> str:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.storage.base import Stored
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a folder holds, by name: its files, folders with nothing in them, and what is neither, with the reason.
+
+    Links are followed; names are those of the links.
+    """
+
+    files: list[Stored]
+    empty: list[str]
+    others: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -27,20 +41,43 @@ class LocalStorage:
         return str(self.root)
 
     def files(self, prefix: str = "") -> list[Stored]:
-        """Return all files whose names start with ``prefix``; links to folders are followed."""
+        """Return all files whose names start with ``prefix``; links are followed, what can't be listed is left out."""
         found = []
-        for folder, _, files in os.walk(self.root, followlinks=True):
-            for file in files:
-                path = Path(folder) / file
-                name = path.relative_to(self.root).as_posix()
-                if name.startswith(prefix) and path.is_file():
-                    found.append(self._stored(name, path))
+        for folder, names in self._walk(strict=False):
+            for name in (f"{folder}{name}" for name in names):
+                if name.startswith(prefix):
+                    with suppress(OSError):
+                        found += [stored] if (stored := self._found(name)) else []
         return sorted(found, key=lambda stored: stored.name)
 
+    def listing(self) -> Listing:
+        """Return all that the folder holds.
+
+        Raises UserError for a folder that can't be listed, RefusedError for a link to a folder that holds it.
+        """
+        found: list[Stored] = []
+        empty: list[str] = []
+        others: list[tuple[str, str]] = []
+        for folder, names in self._walk(strict=True):
+            if not names:
+                empty.append(folder.removesuffix("/"))
+            for name in (f"{folder}{name}" for name in names):
+                path = self.root / name
+                with _named(path, "read"):
+                    stored = self._found(name)
+                if stored is not None:
+                    found.append(stored)
+                elif not path.exists():
+                    others.append((name, "a broken link"))
+                elif not path.is_dir():
+                    others.append((name, "no regular file"))
+        found.sort(key=lambda stored: stored.name)
+        return Listing(found, sorted(empty), sorted(others))
+
     def stat(self, name: str) -> Stored | None:
-        """Return size and modification time of a file, None if there is none."""
-        path = self.root / name
-        return self._stored(name, path) if path.is_file() else None
+        """Return size and modification time of a file, None where there is none."""
+        with _named(self.root / name, "read"):
+            return self._found(name)
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a range of a file."""
@@ -66,9 +103,49 @@ class LocalStorage:
         with _named(self.root / name, "removed"):
             (self.root / name).unlink(missing_ok=True)
 
-    def _stored(self, name: str, path: Path) -> Stored:
-        found = path.stat()
-        return Stored(name, found.st_size, str(found.st_mtime_ns))
+    def _found(self, name: str) -> Stored | None:
+        try:
+            found = (self.root / name).stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a broken link, too
+                return None
+            raise
+        return Stored(name, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
+
+    def _walk(self, *, strict: bool) -> Iterator[tuple[str, list[str]]]:
+        """Yield each folder, as ``""`` or ``a/b/``, and the names in it, its folders' too.
+
+        A link to a folder that holds it is not followed; ``strict`` raises for it, and for what can't be listed.
+        """
+        waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+        while waiting:
+            folder, above = waiting.pop()
+            path = self.root / folder
+            try:
+                found = path.stat()
+                here = (found.st_dev, found.st_ino)
+                if here in above:
+                    raise RefusedError(f"{path} is a link to a folder that holds it; remove the link")
+                with os.scandir(path) as entries:
+                    names = {entry.name: _is_folder(entry) for entry in entries}
+            except OSError as error:
+                if strict:
+                    raise UserError(f"{path} can't be listed: {error.strerror or error}") from None
+                continue
+            except RefusedError:
+                if strict:
+                    raise
+                continue
+            yield folder, sorted(names)
+            inside = above | {here}
+            waiting += [(f"{folder}{name}/", inside) for name in sorted(names, reverse=True) if names[name]]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 @contextmanager

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from resnet_pipeline.adapters.ray.train import WorkerGroup
 from resnet_pipeline.config_io import with_overrides
+from resnet_pipeline.data.memory_dataset import EncodedDataset
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.train import Follower, _wait_for, run_config
+from resnet_pipeline.jobs.train import Follower, _wait_for, check_splits, run_config
 from resnet_pipeline.progress import Bar, displayed_on, progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.metrics_log import MetricsLog
@@ -69,3 +73,20 @@ def test_steps_and_seed_are_short_for_the_fields_and_not_said_twice():
     assert run_config("digits/resnet8") == get_recipe("digits/resnet8")
     with pytest.raises(UserError, match="seed is given twice"):
         run_config("digits/resnet8", {"seed": 3}, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"val": [0]}, "has no training images"),
+        ({"train": [0]}, "neither a val nor a test split.*--holdout"),
+        ({"train": [0], "test": [-1]}, "the classes of its test images are not known"),
+        ({"train": [0], "val": [0], "test": [-1]}, None),
+        ({"train": [0], "test": [0]}, None),
+    ],
+)
+def test_what_can_t_be_validated_on_is_refused_before_the_first_step(splits, said):
+    dataset = EncodedDataset([], [], [], ["a"])
+    dataset.splits = {name: SimpleNamespace(labels=np.array(labels)) for name, labels in splits.items()}
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_splits(dataset)

@@ -71,9 +71,9 @@ def test_the_development_kit_is_read_as_torchvision_reads_it(archives, monkeypat
     monkeypatch.setattr(torchvision_imagenet, "_verify_archive", lambda *_: None)
     torchvision_imagenet.parse_devkit_archive(str(archives))
     classes, truth = torchvision_imagenet.load_meta_file(str(archives))
-    words, ours = ilsvrc._devkit(LocalStorage(archives))
-    assert ours == truth
-    assert {wnid: tuple(text.split(", ")) for wnid, text in words.items() if wnid in WORDS} == classes
+    kit = ilsvrc._devkit(LocalStorage(archives))
+    assert kit.truth == truth and set(kit.classes) == set(classes)
+    assert {wnid: tuple(text.split(", ")) for wnid, text in kit.words.items() if wnid in WORDS} == classes
 
 
 def test_archives_are_compared_with_their_published_md5s(archives, tmp_path, monkeypatch):

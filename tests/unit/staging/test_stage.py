@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import tarfile
 
 import numpy as np
@@ -15,6 +16,8 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.staging import shard_writer
 from resnet_pipeline.staging.stage import Options, Source, source_fingerprint, stage
+from tests.images import jpeg
+from tests.packing import InThisProcess
 from tests.recording import Recording
 
 
@@ -208,3 +211,49 @@ def test_an_image_beyond_the_limits_is_refused_by_name(photos, tmp_path):
     dataset = stage(photos, tmp_path / "x", name="x", workers=1, options=options, max_refused=0.5)
     (refused,) = dataset.manifest["refused"]
     assert refused["file"] == largest.relative_to(photos).as_posix() and "MB" in refused["reason"]
+
+
+def small(make_folder, *names, **tables):
+    return make_folder({name: jpeg(20, 30, seed=seed) for seed, name in enumerate(names)} | tables)
+
+
+def staged(caplog, folder, target, **options):
+    with caplog.at_level(logging.INFO, "resnet_pipeline"):
+        return stage(folder, target, name="x", workers=InThisProcess, **options)
+
+
+def test_the_log_has_an_account_of_the_files(make_folder, tmp_path, caplog):
+    names = [f"{split}/{label}/{i}.JPEG" for split in ("train", "val") for label in "ab" for i in range(3)]
+    folder = small(make_folder, *names, "train/a/.x", "Thumbs.db", **{"notes.txt": b"", "train/b/bad.JPEG": b"x"})
+    staged(caplog, folder, tmp_path / "x", max_refused=0.5)
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("staging.stage")]
+    assert said == [
+        "dataset x: 16 files found = 12 packed + 1 refused + 2 hidden + 1 ignored",
+        "  refused: train/b/bad.JPEG, no image format that is read here (JPEG, PNG, BMP, GIF, PPM, TIFF, WEBP)",
+        "  ignored: notes.txt, no image, by its name",
+    ]
+
+
+def test_a_dataset_that_lost_its_validation_split_says_so(make_folder, tmp_path, caplog):
+    folder = small(make_folder, "train/a/0.JPEG", "train/b/0.JPEG", "val/0.JPEG")
+    dataset = staged(caplog, folder, tmp_path / "x")
+    assert set(dataset.splits) == {"train"}
+    assert "ignored: val/0.JPEG" in caplog.text and "no validation split" in caplog.text and "--holdout" in caplog.text
+
+
+def test_a_validation_set_alone_is_staged_for_testing(make_folder, tmp_path, caplog):
+    tables = {"val.csv": b"x1,b\nx2,a\n", "synset_words.txt": b"c third\nb second\na first\n"}
+    dataset = staged(caplog, small(make_folder, "val/x1.JPEG", "val/x2.JPEG", **tables), tmp_path / "x")
+    assert dataset.eval_split == "val" and dataset.splits["val"].labels.tolist() == [1, 2]
+    assert dataset.classes == ["c", "b", "a"] and "for testing alone" in caplog.text
+    assert dataset.statistics.mean_image.shape == (20, 30, 3)
+
+
+def test_images_across_splits_and_under_two_classes_are_reported(make_folder, tmp_path, caplog):
+    names = [f"{split}/{label}/{i}.JPEG" for split in ("train", "val") for label in "ab" for i in range(2)]
+    folder = small(make_folder, *names)
+    (folder / "val/a/0.JPEG").write_bytes((folder / "train/a/1.JPEG").read_bytes())
+    (folder / "train/b/0.JPEG").write_bytes((folder / "train/a/0.JPEG").read_bytes())
+    staged(caplog, folder, tmp_path / "x")
+    assert "1 images are in more than one split, as train/a/1.JPEG and val/a/0.JPEG" in caplog.text
+    assert "1 images are under more than one class, as train/a/0.JPEG and train/b/0.JPEG" in caplog.text
