@@ -10,6 +10,7 @@ from rich.table import Table
 
 from resnet_pipeline.cli.options import Json, Root, command, complete_dataset, complete_recipe, write_result
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.names import printable
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
 
@@ -45,6 +46,7 @@ def verify(
             "good": found.good,
             "shards": {"checked": found.shards, "bad": found.bad_shards},
             "samples": {"checked": found.samples, "bad": found.bad_samples},
+            "duplicates": {"splits": found.duplicates.split_keys, "classes": found.duplicates.class_keys},
         },
     )
     for shard in found.bad_shards:
@@ -57,6 +59,8 @@ def verify(
             f"{len(found.bad_samples)} of {found.samples:,} images are bad; stage it again with --replace"
         )
     print(f"dataset {name}: {found.samples:,} images in {found.shards} shard(s), all good")
+    for line in found.duplicates.lines():
+        print(printable(line))
 
 
 @app.command()

@@ -15,8 +15,8 @@ _NAMED = 100
 class Duplicates:
     """How many contents stand in more than one split, and under more than one class; the first ones' keys."""
 
-    across_splits: int
-    across_classes: int
+    across_splits: int = 0
+    across_classes: int = 0
     split_keys: tuple[tuple[str, ...], ...] = ()
     class_keys: tuple[tuple[str, ...], ...] = ()
 

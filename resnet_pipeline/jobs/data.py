@@ -7,9 +7,9 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from PIL import Image
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.checksums import CHECKSUMS, checksum, checksums_file
 from resnet_pipeline.data.dataset import SHARDS, Dataset, Split, open_dataset
+from resnet_pipeline.data.duplicates import Duplicates, duplicates_of
 from resnet_pipeline.data.image_files import ImageError, open_image
 from resnet_pipeline.data.loaders import crops_at, train_batches
 from resnet_pipeline.errors import UserError
@@ -43,6 +44,7 @@ class Verification:
     samples: int
     bad_shards: list[dict[str, str]]
     bad_samples: list[dict[str, str]]
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
     def good(self) -> bool:
@@ -84,8 +86,25 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
     if not dataset.checked and not bad_shards and not bad_samples:
         dataset.storage.write(CHECKSUMS, checksums_file(checksums, dataset.fingerprint))
         _log.info("%s: every sample has a checksum from now on, in %s/%s", name, dataset.storage.url, CHECKSUMS)
+    good = not bad_shards and not bad_samples
     return Verification(
-        dataset=dataset, shards=len(shards), samples=total, bad_shards=bad_shards, bad_samples=bad_samples
+        dataset=dataset,
+        shards=len(shards),
+        samples=total,
+        bad_shards=bad_shards,
+        bad_samples=bad_samples,
+        duplicates=_duplicates(dataset, checksums) if good else Duplicates(),
+    )
+
+
+def _duplicates(dataset: Dataset, checksums: Mapping[str, Sequence[int]]) -> Duplicates:
+    """Return what stands more than once in a dataset, by the checksums of each split's samples."""
+    splits = dataset.splits.items()
+    return duplicates_of(
+        np.array([value for name, _ in splits for value in checksums[name]], np.uint64),
+        [name for name, split in splits for _ in range(len(split))],
+        [label for _, split in splits for label in split.labels.tolist()],
+        [key for _, split in splits for key in split.keys],
     )
 
 

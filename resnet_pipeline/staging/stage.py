@@ -188,7 +188,7 @@ class _Packed:
             [entry.key for entry in packed],
         )
         for line in duplicates.lines():
-            _log.warning("dataset %s: %s; `data verify` has more", name, line)
+            _log.warning("dataset %s: %s; `data verify --json` names more", name, line)
         splits = {entry.split for entry in catalogue.entries if entry.label != UNLABELLED and self.samples[entry.split]}
         if "train" not in splits:
             _log.warning("dataset %s has no training images: it is for testing alone", name)
@@ -204,7 +204,7 @@ def _log_first(what: str, files: list[tuple[str, str]]) -> None:
     for file, reason in files[:_NAMED]:
         _log.info("  %s: %s, %s", what, file, reason)
     if len(files) > _NAMED:
-        _log.info("  %s: and %s more, all in the manifest", what, f"{len(files) - _NAMED:,}")
+        _log.info("  %s: and %s more", what, f"{len(files) - _NAMED:,}")
 
 
 def source_fingerprint(source: Source, options: Options = Options()) -> str:

@@ -17,7 +17,10 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.data import _examples, dataset_stats, show_dataset, verify_dataset
 from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.staging.stage import stage
 from resnet_pipeline.workspace import Workspace
+from tests.images import jpeg
+from tests.packing import InThisProcess
 from tests.recording import Recording
 
 
@@ -143,3 +146,16 @@ def test_a_sheet_that_can_t_be_written_is_one_line(workspace, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         show_dataset(workspace, "digits", count=1, output=tmp_path / "file" / "x.png")
+
+
+def test_verify_names_images_across_splits_and_under_two_classes(tmp_path):
+    names = [f"{split}/{label}/{i}.JPEG" for split in ("train", "val") for label in "ab" for i in range(2)]
+    contents = {name: jpeg(20, 30, seed=number) for number, name in enumerate(names)}
+    contents |= {"val/a/0.JPEG": contents["train/a/1.JPEG"], "train/b/0.JPEG": contents["train/a/0.JPEG"]}
+    for name, data in contents.items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(data)
+    stage(tmp_path / "source", tmp_path / "work" / "datasets" / "x", name="x", workers=InThisProcess)
+    found = verify_dataset(Workspace(tmp_path / "work"), "x", threads=1)
+    assert found.good and found.duplicates.split_keys == (("train/a/1.JPEG", "val/a/0.JPEG"),)
+    assert found.duplicates.class_keys == (("train/a/0.JPEG", "train/b/0.JPEG"),)
