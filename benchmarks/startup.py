@@ -52,7 +52,7 @@ torch.set_num_threads(1)
 dataset = Dataset.open(Path(sys.argv[1]))
 with torchrun_context() as context:
     for network in ("resnet8", "resnet14", "resnet20"):
-        train(RunDirectory.create(Path(sys.argv[2]), get_recipe("digits/" + network), dataset.about), dataset, context)
+        train(RunDirectory.create(Path(sys.argv[2]), get_recipe("digits/" + network), dataset.facts), dataset, context)
 """
 
 

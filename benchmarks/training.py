@@ -214,7 +214,7 @@ def child_ours(
     staged = Dataset.open(Path(dataset))
     config = with_overrides(get_recipe(recipe), parse_assignments(json.loads(changes)))
     with tempfile.TemporaryDirectory() as temporary:
-        run = RunDirectory.create(Path(temporary), config, staged.about)
+        run = RunDirectory.create(Path(temporary), config, staged.facts)
         context = LocalContext(rank=number, world_size=workers, device=DEVICE)
         pauses: list[float] = []
         steps: list[float] = []

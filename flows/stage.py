@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from prefect import flow
 
@@ -21,6 +20,7 @@ from flows.parameters import (
 from flows.shell import form, logged, table
 from resnet_pipeline.jobs.stage import describe, summary
 from resnet_pipeline.jobs.stage import stage_dataset as stage_job
+from resnet_pipeline.records import JsonObject, plain_record
 from resnet_pipeline.staging.stage import Options
 from resnet_pipeline.workspace import Workspace
 
@@ -40,7 +40,7 @@ def stage_dataset(
     max_value: MaxValue = None,
     check_md5: CheckMd5 = True,
     replace: Replace = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Audit every image, pack the good ones into shards, list what was converted or refused."""
     staged = stage_job(
         Workspace.of(),
@@ -55,7 +55,7 @@ def stage_dataset(
     result = summary(staged)
     table(
         f"dataset-{name}",
-        [{"split": split, "images": count} for split, count in result["samples"].items()],
-        f"Dataset {name}, fingerprint {result['fingerprint'][:12]}, {len(result['refused'])} refused",
+        [{"split": split, "images": count} for split, count in result.samples.items()],
+        f"Dataset {name}, fingerprint {result.fingerprint[:12]}, {len(result.refused)} refused",
     )
-    return result
+    return plain_record(result)

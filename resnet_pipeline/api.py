@@ -27,7 +27,7 @@ from resnet_pipeline.data.loaders import view_batches
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.predictor import Image, Predictions, Predictor, checked
-from resnet_pipeline.evaluation.trained_model import Member, words_of
+from resnet_pipeline.evaluation.trained_model import Member
 from resnet_pipeline.jobs.predict import named_members
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.workspace import Workspace
@@ -144,7 +144,7 @@ class ImageDataset:
         self.staged = staged
         self.name, self.fingerprint, self.splits = staged.name, staged.fingerprint, staged.splits
         self.classes = tuple(staged.classes)
-        self.class_words = words_of(staged.classes, staged.manifest.get("class_words", {}))
+        self.class_words = staged.facts.words
 
     def batches(
         self,

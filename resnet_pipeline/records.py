@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 from resnet_pipeline.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+JsonObject = dict[str, Any]
+"""An object that is about to become JSON, or has just been read from it; nothing else is one."""
 
 # What a field's metadata may say of its JSON form: field(default=None, metadata=OMIT_NONE).
 OMIT_NONE: Mapping[str, Any] = {"omit_none": True}
@@ -21,7 +24,7 @@ INLINE: Mapping[str, Any] = {"inline": True}
 """A record whose fields stand among those of the record that holds it; nothing of it when it is None."""
 
 
-def key(name: str) -> Mapping[str, Any]:
+def json_key(name: str) -> Mapping[str, Any]:
     """Return the metadata of a field that is called ``name`` in JSON: a word that Python keeps for itself."""
     return {"key": name}
 
@@ -41,9 +44,9 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def plain_record(record: Any) -> dict[str, Any]:
+def plain_record(record: Any) -> JsonObject:
     """Return a record as a JSON object."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for f in dataclasses.fields(record):
         value = getattr(record, f.name)
         if value is None and (f.metadata.get("omit_none") or f.metadata.get("inline")):
@@ -73,6 +76,19 @@ def read_record(cls: type[T], values: Any, *, where: str = "") -> T:
         if required and name not in values:
             raise RecordError(f"missing field {where}{name}")
     return cls(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in values.items()})
+
+
+def load_record(cls: type[T], path: Path) -> T:
+    """Return the record of a JSON file; RecordError, in one line, names the file and the field that is wrong.
+
+    Raises OSError if the file can't be read.
+    """
+    try:
+        return read_record(cls, json.loads(path.read_text()))
+    except ValueError as error:
+        raise RecordError(f"{path} is no JSON: {error}") from None
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from None
 
 
 @functools.cache

@@ -132,8 +132,7 @@ def make_run(tmp_path: Path, digits: Dataset) -> Callable[..., RunDirectory]:
     def make(*assignments: str, folder: str = "runs") -> RunDirectory:
         small = ["steps=12", "eval_every=6", "checkpoint_every=4", "log_every=2", "bn_images=128", *assignments]
         config: RunConfig = with_overrides(get_recipe("digits/resnet8"), parse_assignments(small))
-        about = {"name": digits.name, "fingerprint": digits.fingerprint, "classes": digits.classes}
-        return RunDirectory.create(tmp_path / folder, config, about)
+        return RunDirectory.create(tmp_path / folder, config, digits.facts)
 
     return make
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +14,9 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.names import printable
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from resnet_pipeline.jobs.data import DatasetStats, Spread
 
 app = typer.Typer(help="Check a staged dataset, look at its training crops, and count what is in it.")
 Name = Annotated[
@@ -50,9 +54,9 @@ def verify(
         },
     )
     for shard in found.bad_shards:
-        print(f"shard {shard['file']} {shard['reason']}")
+        print(f"shard {shard.file} {shard.reason}")
     for sample in found.bad_samples:
-        print(f"{sample['split']} image {sample['file']} in shard {sample['shard']}: {sample['reason']}")
+        print(f"{sample.split} image {sample.file} in shard {sample.shard}: {sample.reason}")
     if not found.good:
         raise UserError(
             f"dataset {name!r} is damaged: {len(found.bad_shards)} of {found.shards} shard(s) and "
@@ -96,37 +100,36 @@ def stats(name: Name, root: Root = None, json_file: Json = None) -> None:
 
     found = dataset_stats(Workspace.of(root), name)
     print_table(_table(found))
-    pixels = found["statistics"]
+    pixels = found.statistics
     print(
-        f"of {pixels['images']:,} training images: mean RGB {_numbers(pixels['mean_rgb'], 2)} of 255; "
-        f"eigenvalues of the colours' covariance {_numbers(pixels['eigenvalues'], 5)} (values in 0..1)"
+        f"of {pixels.images:,} training images: mean RGB {_numbers(pixels.mean_rgb, 2)} of 255; "
+        f"eigenvalues of the colours' covariance {_numbers(pixels.eigenvalues, 5)} (values in 0..1)"
     )
-    print(f"{found['converted']} images were converted, {found['refused']} refused; fingerprint {found['fingerprint']}")
+    print(f"{found.converted} images were converted, {found.refused} refused; fingerprint {found.fingerprint}")
     write_result(json_file, found)
 
 
-def _table(found: dict[str, Any]) -> Table:
-    table = Table(title=f"{found['name']}: {found['classes']} classes", title_justify="left")
+def _table(found: DatasetStats) -> Table:
+    table = Table(title=f"{found.name}: {found.classes} classes", title_justify="left")
     for column in ("split", "images", "classes", "images\nper class", "width", "height", "MB"):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for name, split in found["splits"].items():
-        spreads = (split[key] for key in ("images_per_class", "width", "height"))
+    for name, split in found.splits.items():
         table.add_row(
             name,
-            f"{split['images']:,}",
-            f"{split['classes']:,}",
-            *(_spread(values) for values in spreads),
-            f"{split['bytes'] / 1e6:,.1f}",
+            f"{split.images:,}",
+            f"{split.classes:,}",
+            *map(_spread, (split.images_per_class, split.width, split.height)),
+            f"{split.bytes / 1e6:,.1f}",
         )
     table.caption = "least..most, median in brackets, where they differ"
     return table
 
 
-def _spread(values: dict[str, int]) -> str:
-    if values["least"] == values["most"]:
-        return f"{values['least']:,}"
-    return f"{values['least']:,}..{values['most']:,}\n({values['median']:,})"
+def _spread(values: Spread) -> str:
+    if values.least == values.most:
+        return f"{values.least:,}"
+    return f"{values.least:,}..{values.most:,}\n({values.median:,})"
 
 
-def _numbers(values: list[float], digits: int) -> str:
+def _numbers(values: Sequence[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)

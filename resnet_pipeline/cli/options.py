@@ -14,6 +14,7 @@ from flows.parameters import Parameter
 from resnet_pipeline.cli.console import shown
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.files import write_json
+from resnet_pipeline.records import plain
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -118,10 +119,10 @@ def _read(name: str, hint: Any, typed: Any) -> Any:
 
 
 def write_result(path: Path | None, value: Any) -> None:
-    """Write a result as JSON if a path was given; UserError if it can't be written."""
+    """Write a result, a record or plain values, as JSON if a path was given; UserError if it can't be written."""
     if path is None:
         return
     try:
-        write_json(path, value)
+        write_json(path, plain(value))
     except OSError as error:
         raise UserError(f"--json {path} can't be written: {error.strerror or error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resnet_pipeline.data.checksums import CHECKSUMS, Checksums, checksum, read_checksums
+from resnet_pipeline.data.manifest import (
+    INDEX,
+    MANIFEST,
+    MEAN_IMAGE,
+    SHARDS,
+    DamagedDatasetError,
+    DatasetFacts,
+    Manifest,
+    NoDatasetError,
+    read_manifest,
+)
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.shard_reader import CachedShards, LocalShards, ShardFiles
 from resnet_pipeline.errors import UserError
@@ -27,10 +37,6 @@ from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.workspace import Workspace
-
-FORMAT = 2
-MANIFEST, INDEX, SOURCE, MEAN_IMAGE = "manifest.json", "index.parquet", "source.json", "mean_image.npy"
-SHARDS = "shards"
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -109,14 +115,6 @@ class Split:
         return int(self._offset[sample]), int(self._length[sample])
 
 
-class NoDatasetError(UserError):
-    """There is no dataset at an address."""
-
-
-class DamagedDatasetError(UserError):
-    """A dataset's own files are not as they were staged: staging it again mends that."""
-
-
 class Dataset:
     """A staged dataset, in a folder or in a bucket.
 
@@ -124,13 +122,11 @@ class Dataset:
     """
 
     def __init__(
-        self, storage: Storage, path: Path, manifest: dict[str, Any], splits: dict[str, Split], statistics: Statistics
+        self, storage: Storage, path: Path, manifest: Manifest, splits: dict[str, Split], statistics: Statistics
     ) -> None:
         self.storage, self.path = storage, path
         self.manifest, self.splits, self.statistics = manifest, splits, statistics
-        self.name: str = manifest["name"]
-        self.classes: list[str] = manifest["classes"]
-        self.fingerprint: str = manifest["fingerprint"]
+        self.name, self.classes, self.fingerprint = manifest.name, list(manifest.classes), manifest.fingerprint
 
     @classmethod
     def open(cls, place: Path | Storage, cache: CacheFolder | None = None) -> Dataset:
@@ -141,7 +137,7 @@ class Dataset:
         """
         storage = LocalStorage(place) if isinstance(place, Path) else place
         cache = None if isinstance(storage, LocalStorage) else cache
-        manifest = _manifest(storage)
+        manifest = read_manifest(storage)
         make: Callable[[list[Wanted]], ShardFiles]
         if isinstance(storage, LocalStorage):
             path = storage.root
@@ -151,30 +147,34 @@ class Dataset:
             make = partial(CachedShards, storage, folder=cache)
         else:
             raise ValueError(f"a dataset in {storage.url} needs a cache")
-        index, mean_image = (_content(storage, name, manifest["files"][name], cache) for name in (INDEX, MEAN_IMAGE))
+        index, mean_image = (_content(storage, name, manifest.files[name], cache) for name in (INDEX, MEAN_IMAGE))
         table = _parsed(storage, INDEX, lambda: pq.read_table(index))
         checksums = _checksums(storage, manifest) or {}
         splits = {
             name: Split(
-                [shard["file"] for shard in split["shards"]],
+                [shard.file for shard in split.shards],
                 table.filter(pc.equal(table["split"], name)),
-                make([Wanted(f"{SHARDS}/{s['file']}", s["bytes"], s["sha256"]) for s in split["shards"]]),
+                make([Wanted(f"{SHARDS}/{shard.file}", shard.bytes, shard.sha256) for shard in split.shards]),
                 checksums.get(name),
             )
-            for name, split in manifest["splits"].items()
+            for name, split in manifest.splits.items()
         }
         statistics = Statistics(
-            mean_rgb=np.array(manifest["statistics"]["mean_rgb"], dtype=np.float32),
+            mean_rgb=np.array(manifest.statistics.mean_rgb, dtype=np.float32),
             mean_image=_parsed(storage, MEAN_IMAGE, lambda: np.load(mean_image)),
-            color_basis=np.array(manifest["statistics"]["color_basis"], dtype=np.float64),
+            color_basis=np.array(manifest.statistics.color_basis, dtype=np.float64),
         )
         return cls(storage, path, manifest, splits, statistics)
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What runs and registered models keep of their dataset, as plain JSON types."""
-        words = self.manifest.get("class_words", {})
-        return {"name": self.name, "fingerprint": self.fingerprint, "classes": self.classes, "class_words": words}
+    def facts(self) -> DatasetFacts:
+        """What runs and registered models keep of their dataset."""
+        return DatasetFacts(
+            name=self.name,
+            fingerprint=self.fingerprint,
+            classes=tuple(self.classes),
+            class_words=self.manifest.class_words,
+        )
 
     @property
     def checked(self) -> bool:
@@ -196,55 +196,24 @@ class Dataset:
             f"dataset {self.name!r} has neither a val nor a test split; stage it again with one, or with --holdout N"
         )
 
-    @property
-    def source_fingerprint(self) -> str | None:
-        """What the source's files looked like when they were staged (``stage.source_fingerprint``)."""
-        try:
-            value: str = json.loads(self.storage.read(SOURCE))["fingerprint"]
-        except (UserError, ValueError, KeyError, TypeError):
-            return None
-        return value
 
-
-def fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's content; the dataset's name and the fingerprint itself do not count."""
-    content = {key: value for key, value in manifest.items() if key not in ("name", "fingerprint")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def whole_manifest(storage: Storage) -> dict[str, Any]:
+def checked_manifest(storage: Storage) -> Manifest:
     """Return the manifest of a dataset whose small files match it and whose shards are there, of the right size.
 
     What is in the shards is not looked at: ``data verify`` does that. Raises NoDatasetError if there is no manifest,
     DamagedDatasetError if a file is missing or is not as the manifest says, other UserErrors if one can't be read.
     """
-    manifest = _manifest(storage)
-    for name, sha256 in manifest["files"].items():
+    manifest = read_manifest(storage)
+    for name, sha256 in manifest.files.items():
         _content(storage, name, sha256, None)
     _checksums(storage, manifest)
     sizes = {stored.name: stored.size for stored in storage.files(f"{SHARDS}/")}
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            name = f"{SHARDS}/{shard['file']}"
-            if sizes.get(name) != shard["bytes"]:
-                what = f"has not its {shard['bytes']:,} bytes" if name in sizes else "is missing"
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            name = f"{SHARDS}/{shard.file}"
+            if sizes.get(name) != shard.bytes:
+                what = f"has not its {shard.bytes:,} bytes" if name in sizes else "is missing"
                 raise DamagedDatasetError(f"{storage.url}/{name} {what}; stage the dataset again")
-    return manifest
-
-
-def _manifest(storage: Storage) -> dict[str, Any]:
-    address = f"{storage.url}/{MANIFEST}"
-    if storage.stat(MANIFEST) is None:
-        raise NoDatasetError(
-            f"no dataset at {storage.url}; stage it with: resnet-pipeline stage --source FOLDER-OR-ARCHIVE --name NAME"
-        )
-    try:
-        manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
-        whole = manifest.get("format") == FORMAT and manifest.get("fingerprint") == fingerprint(manifest)
-    except (ValueError, AttributeError) as error:
-        raise DamagedDatasetError(f"{address} is damaged ({error}); stage the dataset again") from None
-    if not whole:
-        raise DamagedDatasetError(f"{address} was changed, or another version wrote it; stage the dataset again")
     return manifest
 
 
@@ -267,10 +236,10 @@ def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None
     return BytesIO(content)
 
 
-def _checksums(storage: Storage, manifest: dict[str, Any]) -> dict[str, Checksums] | None:
-    samples = {name: split["samples"] for name, split in manifest["splits"].items()}
+def _checksums(storage: Storage, manifest: Manifest) -> dict[str, Checksums] | None:
+    samples = {name: split.samples for name, split in manifest.splits.items()}
     try:
-        return read_checksums(storage, manifest["fingerprint"], samples)
+        return read_checksums(storage, manifest.fingerprint, samples)
     except ValueError as error:
         raise DamagedDatasetError(
             f"{storage.url}/{CHECKSUMS} is damaged ({error}); remove it: `resnet-pipeline data verify` makes it anew"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from resnet_pipeline.config import RunConfig, ViewConfig
+from resnet_pipeline.config import ConfigError, RunConfig, ViewConfig
 from resnet_pipeline.config_io import from_dict
+from resnet_pipeline.data.manifest import DatasetFacts
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.caffe import read_mean_image
 from resnet_pipeline.models.weights import build_for_weights, load_weights, stored_preprocessing, weights_sha256
+from resnet_pipeline.records import RecordError, read_record
 
 MODEL_FILES = ("weights.safetensors", "config.json")
 """What a folder must hold to be a network of this program; a run directory holds both."""
@@ -61,11 +62,10 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
     for file in MODEL_FILES:
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: it is no finished run")
-    stored = json.loads((folder / "config.json").read_text())
-    config = from_dict(RunConfig, stored["config"])
+    config, dataset = _stored(folder / "config.json")
     network = build_model(
         config.model.name,
-        num_classes=len(stored["dataset"]["classes"]),
+        num_classes=len(dataset.classes),
         shortcut=config.model.shortcut,
         stride=config.model.stride,
     )
@@ -81,8 +81,8 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
         weights_sha256=digest,
         network=config.model.name,
         recipe=config.recipe,
-        classes=tuple(classes := stored["dataset"]["classes"]),
-        class_words=words_of(classes, stored["dataset"].get("class_words", {})),
+        classes=dataset.classes,
+        class_words=dataset.words,
     )
 
 
@@ -130,9 +130,12 @@ def _check_result(folder: Path, digest: str) -> None:
         )
 
 
-def words_of(classes: Sequence[str], class_words: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the words of each class in order; its name if there are none."""
-    return tuple(class_words.get(name) or name for name in classes)
+def _stored(file: Path) -> tuple[RunConfig, DatasetFacts]:
+    try:
+        stored = json.loads(file.read_text())
+        return from_dict(RunConfig, stored["config"]), read_record(DatasetFacts, stored["dataset"])
+    except (ValueError, KeyError, TypeError, ConfigError, RecordError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
 
 
 def _mean_shape(weights: Path) -> list[int]:

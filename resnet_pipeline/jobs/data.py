@@ -11,17 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.checksums import CHECKSUMS, checksum, checksums_file
-from resnet_pipeline.data.dataset import SHARDS, Dataset, Split, open_dataset
+from resnet_pipeline.data.dataset import Dataset, Split, open_dataset
 from resnet_pipeline.data.duplicates import Duplicates, duplicates_of
 from resnet_pipeline.data.image_files import ImageError, open_image
 from resnet_pipeline.data.loaders import crops_at, train_batches
+from resnet_pipeline.data.manifest import SHARDS, PixelStatistics, Remark, ShardEntry
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.progress import progress
@@ -36,14 +38,24 @@ _SMALL = 64  # a dataset of smaller images is shown as the CIFAR-10 recipes trai
 
 
 @dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """An image that is not what the index says: its split, its name, the shard that holds it, and what is wrong."""
+
+    split: str
+    file: str
+    shard: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How many shards and samples were looked at; the bad ones, as {file, reason} and {split, file, shard, reason}."""
+    """How many shards and samples were looked at, and the bad ones."""
 
     dataset: Dataset
     shards: int
     samples: int
-    bad_shards: list[dict[str, str]]
-    bad_samples: list[dict[str, str]]
+    bad_shards: list[Remark]
+    bad_samples: list[BadSample]
     duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
@@ -59,13 +71,13 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
     Raises UserError if the dataset can't be opened: missing, or its manifest, index or mean image damaged.
     """
     dataset = open_dataset(workspace, name)
-    shards = {s["file"]: s["sha256"] for split in dataset.manifest["splits"].values() for s in split["shards"]}
+    shards = {s.file: s.sha256 for split in dataset.manifest.splits.values() for s in split.shards}
     total = sum(len(split) for split in dataset.splits.values())
-    bad_shards: list[dict[str, str]] = []
-    bad_samples: list[dict[str, str]] = []
+    bad_shards: list[Remark] = []
+    bad_samples: list[BadSample] = []
     checksums: dict[str, list[int]] = {name: [] for name in dataset.splits}
 
-    def check(chunk: _Chunk) -> tuple[list[int], str | None, list[dict[str, str]]]:
+    def check(chunk: _Chunk) -> tuple[list[int], str | None, list[BadSample]]:
         fault = _shard_fault(dataset.storage, chunk.shard, shards[chunk.shard]) if chunk.first else None
         sums: list[int] = []
         return sums, fault, list(_sample_faults(dataset.storage, dataset.splits[chunk.split], chunk, sums))
@@ -79,7 +91,7 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
         chunks = list(_chunks(dataset))
         for chunk, (sums, fault, found) in zip(chunks, pool.map(check, chunks), strict=True):
             if fault:
-                bad_shards.append({"file": chunk.shard, "reason": fault})
+                bad_shards.append(Remark(chunk.shard, fault))
             bad_samples += found
             checksums[chunk.split] += sums
             bar.advance(len(chunk.samples), detail=f"{len(bad_samples)} bad")
@@ -134,7 +146,7 @@ def _shard_fault(storage: Storage, shard: str, sha256: str) -> str | None:
     return None if found == sha256 else "does not match its checksum in the manifest"
 
 
-def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, sums: list[int]) -> Iterator[dict[str, str]]:
+def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, sums: list[int]) -> Iterator[BadSample]:
     """Yield the samples of a chunk that are not what the index says, as they lie in the storage, whatever its hash.
 
     The checksums of all that are there are added to ``sums``.
@@ -155,7 +167,7 @@ def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, sums: list[int
             if reason is None and split.checksums is not None and sums[-1] != split.checksums[sample]:
                 reason = "does not match its checksum"
         if reason:
-            yield {"split": chunk.split, "file": split.keys[sample], "shard": chunk.shard, "reason": reason}
+            yield BadSample(split=chunk.split, file=split.keys[sample], shard=chunk.shard, reason=reason)
 
 
 def _fault(data: bytes, indexed: str) -> str | None:
@@ -168,39 +180,72 @@ def _fault(data: bytes, indexed: str) -> str | None:
     return None if found == indexed else f"is {found} pixels, {indexed} in the index"
 
 
-def dataset_stats(workspace: Workspace, name: str) -> dict[str, Any]:
-    """Return what is in a dataset as plain JSON types: images, classes, sizes, bytes per split; pixel statistics."""
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The least, the median and the greatest of some numbers."""
+
+    least: int
+    median: int
+    most: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitStats:
+    """What is in a split; ``classes`` are those that have images, sizes are in pixels."""
+
+    images: int
+    classes: int
+    images_per_class: Spread
+    width: Spread
+    height: Spread
+    shards: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetStats:
+    """What is in a dataset: numbers of classes, of images converted and refused; each split; the pixels' statistics."""
+
+    name: str
+    fingerprint: str
+    classes: int
+    splits: Mapping[str, SplitStats]
+    statistics: PixelStatistics
+    converted: int
+    refused: int
+
+
+def dataset_stats(workspace: Workspace, name: str) -> DatasetStats:
+    """Count what is in a dataset. UserError if it can't be opened."""
     dataset = open_dataset(workspace, name)
     manifest = dataset.manifest
-    return {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "classes": len(dataset.classes),
-        "splits": {
-            split: _split_stats(dataset.splits[split], about["shards"]) for split, about in manifest["splits"].items()
-        },
-        "statistics": manifest["statistics"],
-        "converted": len(manifest["converted"]),
-        "refused": len(manifest["refused"]),
-    }
+    return DatasetStats(
+        name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        classes=len(dataset.classes),
+        splits={split: _split_stats(dataset.splits[split], entry.shards) for split, entry in manifest.splits.items()},
+        statistics=manifest.statistics,
+        converted=len(manifest.converted),
+        refused=len(manifest.refused),
+    )
 
 
-def _split_stats(split: Split, shards: list[dict[str, Any]]) -> dict[str, Any]:
+def _split_stats(split: Split, shards: Sequence[ShardEntry]) -> SplitStats:
     per_class = np.bincount(split.labels[split.labels >= 0])  # an unlabelled test split has -1
     per_class = per_class[per_class > 0]
-    return {
-        "images": len(split),
-        "classes": len(per_class),
-        "images_per_class": _spread(per_class) if len(per_class) else {"least": 0, "median": 0, "most": 0},
-        "width": _spread(split.width),
-        "height": _spread(split.height),
-        "shards": len(shards),
-        "bytes": sum(shard["bytes"] for shard in shards),
-    }
+    return SplitStats(
+        images=len(split),
+        classes=len(per_class),
+        images_per_class=_spread(per_class) if len(per_class) else Spread(least=0, median=0, most=0),
+        width=_spread(split.width),
+        height=_spread(split.height),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+    )
 
 
-def _spread(values: Any) -> dict[str, int]:
-    return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
+def _spread(values: npt.NDArray[np.integer]) -> Spread:
+    return Spread(least=int(values.min()), median=int(np.median(values)), most=int(values.max()))
 
 
 def show_dataset(

@@ -14,7 +14,6 @@ from resnet_pipeline.evaluation.confusion import Int64, class_errors, confusion_
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import Scores
-from resnet_pipeline.evaluation.trained_model import words_of
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.references import fully_expanded
 from resnet_pipeline.jobs.register import measured_errors
@@ -66,8 +65,7 @@ def explorer_data(
     samples = dataset.splits[scores.split]
     number = {key: index for index, key in enumerate(samples.keys)}
     rows = np.array([number[key] for key in scores.keys], dtype=np.int64)
-    words = words_of(dataset.classes, dataset.manifest.get("class_words", {}))
-    names = [ClassName(name, in_words) for name, in_words in zip(dataset.classes, words, strict=True)]
+    names = [ClassName(name, words) for name, words in zip(dataset.classes, dataset.facts.words, strict=True)]
     best = top_classes(scores.probabilities, _GUESSES)
     return ExplorerData(
         title=title,

@@ -22,7 +22,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
 from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scoring import class_count
-from resnet_pipeline.evaluation.trained_model import Member, words_of
+from resnet_pipeline.evaluation.trained_model import Member
 from resnet_pipeline.files import replacing
 from resnet_pipeline.jobs.references import expanded, load_all, parse
 from resnet_pipeline.names import escaped, hidden
@@ -108,8 +108,7 @@ def _named(workspace: Workspace, member: Member, dataset_name: str | None) -> Me
     dataset = open_dataset(workspace, dataset_name)
     if len(dataset.classes) != count:
         raise UserError(f"{member.name} has {count} classes, dataset {dataset_name!r} has {len(dataset.classes)}")
-    words = words_of(dataset.classes, dataset.manifest.get("class_words", {}))
-    return replace(member, classes=tuple(dataset.classes), class_words=words)
+    return replace(member, classes=tuple(dataset.classes), class_words=dataset.facts.words)
 
 
 def _files(folder: Path, output: Path) -> list[_File]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Any
 
-from resnet_pipeline.data.dataset import MANIFEST, SOURCE, DamagedDatasetError, whole_manifest
+from resnet_pipeline.data.dataset import checked_manifest
 from resnet_pipeline.data.image_files import Limits
+from resnet_pipeline.data.manifest import MANIFEST, DamagedDatasetError, Manifest, Remark, read_origin
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import ARCHIVES
@@ -20,7 +19,6 @@ from resnet_pipeline.sources.digits import write_digits
 from resnet_pipeline.staging.shard_pool import Workers
 from resnet_pipeline.staging.stage import Options, Source, pack, source_fingerprint
 from resnet_pipeline.storage import storage_at
-from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -34,7 +32,27 @@ class StagedDataset:
     """A staged dataset: where it is, and its manifest; ``reused`` if the same source had been staged before."""
 
     address: str
-    manifest: dict[str, Any]
+    manifest: Manifest
+    reused: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagingSummary:
+    """What machines are told of a staged dataset.
+
+    ``samples`` counts those of each split, ``classes`` the classes, ``resized`` the images that were made smaller;
+    ``refused`` and ``converted`` are lists.
+    """
+
+    name: str
+    path: str
+    layout: str
+    fingerprint: str
+    samples: Mapping[str, int]
+    classes: int
+    refused: tuple[Remark, ...]
+    converted: tuple[Remark, ...]
+    resized: int
     reused: bool
 
 
@@ -61,9 +79,10 @@ def stage_dataset(
     place = _place(workspace, source)
     # a dataset of this name: reuse it, or say why not
     if destination.stat(MANIFEST) is not None:
-        if _origin(destination) == source_fingerprint(place, options):
+        origin = read_origin(destination)
+        if origin is not None and origin.fingerprint == source_fingerprint(place, options):
             try:
-                manifest = whole_manifest(destination)
+                manifest = checked_manifest(destination)
             except DamagedDatasetError as error:
                 fault = str(error).partition(";")[0]
                 _log.warning("dataset %s: %s; staging it again from the same files", name, fault)
@@ -85,39 +104,39 @@ def stage_dataset(
             max_refused=max_refused,
             replace=replace,
         )
-    return StagedDataset(address=destination.url, manifest=whole_manifest(destination), reused=False)
+    return StagedDataset(address=destination.url, manifest=checked_manifest(destination), reused=False)
 
 
 def describe(staged: StagedDataset) -> str:
     """Return one line on a dataset: samples per split, classes, what was converted and refused, fingerprint."""
     manifest = staged.manifest
     if staged.reused:
-        return f"dataset {manifest['name']}: staged before from the same files ({manifest['fingerprint'][:12]})"
-    samples = ", ".join(f"{split['samples']:,} {name}" for name, split in manifest["splits"].items())
-    resized = manifest["resized"]["images"]
+        return f"dataset {manifest.name}: staged before from the same files ({manifest.fingerprint[:12]})"
+    samples = ", ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
+    resized = manifest.resized.images
     return (
-        f"dataset {manifest['name']}: {samples} images of {len(manifest['classes'])} classes "
-        f"({manifest['layout']}); {len(manifest['converted'])} converted, "
-        f"{f'{resized:,} made smaller, ' if resized else ''}{len(manifest['refused'])} refused; "
-        f"fingerprint {manifest['fingerprint'][:12]}; in {staged.address}"
+        f"dataset {manifest.name}: {samples} images of {len(manifest.classes)} classes "
+        f"({manifest.layout}); {len(manifest.converted)} converted, "
+        f"{f'{resized:,} made smaller, ' if resized else ''}{len(manifest.refused)} refused; "
+        f"fingerprint {manifest.fingerprint[:12]}; in {staged.address}"
     )
 
 
-def summary(staged: StagedDataset) -> dict[str, Any]:
+def summary(staged: StagedDataset) -> StagingSummary:
     """Return what ``--json`` writes."""
     manifest = staged.manifest
-    return {
-        "name": manifest["name"],
-        "path": staged.address,
-        "layout": manifest["layout"],
-        "fingerprint": manifest["fingerprint"],
-        "samples": {name: split["samples"] for name, split in manifest["splits"].items()},
-        "classes": len(manifest["classes"]),
-        "refused": manifest["refused"],
-        "converted": manifest["converted"],
-        "resized": manifest["resized"]["images"],
-        "reused": staged.reused,
-    }
+    return StagingSummary(
+        name=manifest.name,
+        path=staged.address,
+        layout=manifest.layout,
+        fingerprint=manifest.fingerprint,
+        samples={name: split.samples for name, split in manifest.splits.items()},
+        classes=len(manifest.classes),
+        refused=manifest.refused,
+        converted=manifest.converted,
+        resized=manifest.resized.images,
+        reused=staged.reused,
+    )
 
 
 @contextmanager
@@ -139,17 +158,6 @@ def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]
 
     with ray_cluster() as resources:
         yield lambda: RayTasks(resources, workers)
-
-
-def _origin(storage: Storage) -> str | None:
-    """Return the fingerprint of the source that a dataset was staged from; None if its note of that is damaged."""
-    if storage.stat(SOURCE) is None:
-        return None
-    try:
-        value: str = json.loads(storage.read(SOURCE))["fingerprint"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return value
 
 
 def _place(workspace: Workspace, source: str) -> Source:

@@ -215,7 +215,7 @@ def _train_with(crew: Crew, attempt: _Attempt) -> None:
 def _prepared(attempt: _Attempt) -> RunDirectory:
     """Return the run's directory, without an earlier attempt's requests and with what only the mirror had."""
     config, launch = attempt.config, attempt.launch
-    run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.about)
+    run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.facts)
     for file in (run.stop_file, run.error_file, run.profile_request):
         file.unlink(missing_ok=True)
     if launch.profile:

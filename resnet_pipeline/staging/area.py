@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resnet_pipeline.data.checksums import CHECKSUMS
-from resnet_pipeline.data.dataset import INDEX, MANIFEST, MEAN_IMAGE, SOURCE
+from resnet_pipeline.data.manifest import INDEX, MANIFEST, MEAN_IMAGE, SHARDS, SOURCE
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.names import escaped, original
 from resnet_pipeline.sources.archives import Member, Zipped
 from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored
-from resnet_pipeline.staging.shard_writer import RECORDS, SHARDS
+from resnet_pipeline.staging.shard_writer import RECORDS
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 

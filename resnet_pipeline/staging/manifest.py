@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resnet_pipeline.data.checksums import CHECKSUMS, checksums_file
-from resnet_pipeline.data.dataset import FORMAT, INDEX, MANIFEST, MEAN_IMAGE, fingerprint
 from resnet_pipeline.data.image_audit import QUALITY, PixelSums
+from resnet_pipeline.data.manifest import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    MEAN_IMAGE,
+    Manifest,
+    PixelStatistics,
+    Remark,
+    Resized,
+    ShardEntry,
+    SplitEntry,
+    fingerprint_of,
+)
 from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.records import plain_record
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue
 from resnet_pipeline.staging.shard_plan import Shard
-from resnet_pipeline.staging.shard_writer import Record, Remark
+from resnet_pipeline.staging.shard_writer import Record
 from resnet_pipeline.storage.base import Storage
 
 _TYPES = {"split": pa.string(), "key": pa.string(), "offset": pa.int64(), "length": pa.int64()}
@@ -48,7 +61,7 @@ def write_manifest(
     """
     label_of = labels_of(catalogue)
     columns: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
-    splits: dict[str, list[dict[str, Any]]] = {}
+    splits: dict[str, list[ShardEntry]] = {}
     refused: list[Remark] = []
     converted: list[Remark] = []
     checksums: dict[str, list[int]] = {}
@@ -72,7 +85,7 @@ def write_manifest(
             row = (shard.split, len(shards), offset, length, width, height, label_of[entry.label], entry.key)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
-        shards.append({"file": shard.file, "sha256": record.sha256, "bytes": record.size, "samples": len(record.rows)})
+        shards.append(ShardEntry(file=shard.file, sha256=record.sha256, bytes=record.size, samples=len(record.rows)))
     _check_classes(catalogue, columns)
     statistics, mean_image = _statistics(sums)
     # the small files first: the manifest has their hashes
@@ -80,29 +93,28 @@ def write_manifest(
     for file, content in files.items():
         destination.write(file, content)
     # the manifest last: with it the dataset exists
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "layout": catalogue.layout,
-        "md5": catalogue.md5,
-        "classes": catalogue.classes,
-        "class_words": catalogue.class_words,
-        "splits": {
-            split: {"samples": sum(s["samples"] for s in shards), "shards": shards} for split, shards in splits.items()
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        layout=catalogue.layout,
+        md5=catalogue.md5,
+        classes=tuple(catalogue.classes),
+        class_words=catalogue.class_words,
+        splits={
+            split: SplitEntry(samples=sum(shard.samples for shard in shards), shards=tuple(shards))
+            for split, shards in splits.items()
         },
-        "files": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
-        "statistics": statistics,
-        "converted": sorted(map(asdict, converted), key=lambda remark: remark["file"]),
-        "refused": sorted(map(asdict, refused), key=lambda remark: remark["file"]),
-        "resized": {"max_shorter_side": max_shorter_side, "quality": QUALITY, "images": resized},
-    }
-    if max_value:
-        manifest["max_value"] = max_value
-    manifest["fingerprint"] = fingerprint(manifest)
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    destination.write(CHECKSUMS, checksums_file(checksums, manifest["fingerprint"]))
-    destination.write(MANIFEST, text.encode())
-    return {shard["file"] for shards in splits.values() for shard in shards}
+        files={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+        statistics=statistics,
+        converted=tuple(sorted(converted, key=attrgetter("file"))),
+        refused=tuple(sorted(refused, key=attrgetter("file"))),
+        resized=Resized(max_shorter_side=max_shorter_side, quality=QUALITY, images=resized),
+        max_value=max_value or None,
+    )
+    manifest = replace(manifest, fingerprint=fingerprint_of(plain_record(manifest)))
+    destination.write(CHECKSUMS, checksums_file(checksums, manifest.fingerprint))
+    destination.write(MANIFEST, manifest.to_bytes())
+    return {shard.file for shards in splits.values() for shard in shards}
 
 
 def _check_classes(catalogue: Catalogue, columns: dict[str, list[Any]]) -> None:
@@ -127,7 +139,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _statistics(sums: PixelSums | None) -> tuple[dict[str, Any], Any]:
+def _statistics(sums: PixelSums | None) -> tuple[PixelStatistics, npt.NDArray[np.float32]]:
     """Return the manifest's statistics and the mean image float32 [H, W, 3]."""
     if sums is None or sums.pixels == 0:
         raise RefusedError("no training image could be read, so there is no mean to subtract")
@@ -142,10 +154,10 @@ def _statistics(sums: PixelSums | None) -> tuple[dict[str, Any], Any]:
         mean_image = np.broadcast_to(mean.astype(np.float32), (*sums.side, 3)).copy()
     # + 0: of grey images two values are 0 but for rounding, whose sign, and so that of a written -0.0, differs between
     # processors; one dataset has one fingerprint everywhere
-    statistics = {
-        "images": sums.images,
-        "mean_rgb": [round(float(m), 6) for m in mean],
-        "eigenvalues": (np.round(values, 10) + 0).tolist(),
-        "color_basis": (np.round(vectors * values * 255, 8) + 0).tolist(),
-    }
+    statistics = PixelStatistics(
+        images=sums.images,
+        mean_rgb=tuple(round(float(m), 6) for m in mean),
+        eigenvalues=tuple((np.round(values, 10) + 0).tolist()),
+        color_basis=tuple(map(tuple, (np.round(vectors * values * 255, 8) + 0).tolist())),
+    )
     return statistics, mean_image

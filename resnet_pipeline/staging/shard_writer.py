@@ -27,16 +27,18 @@ from PIL import Image
 from resnet_pipeline.data.checksums import checksum
 from resnet_pipeline.data.image_audit import Audited, PixelSums, audit, centre_crop
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, ImageError, Limits, image_size
+from resnet_pipeline.data.manifest import SHARDS, Remark
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.parallel import map_ahead
+from resnet_pipeline.records import json_key, plain_record
 from resnet_pipeline.sources.archives import read_member
 from resnet_pipeline.sources.catalogue import Entry
 from resnet_pipeline.staging.shard_plan import Shard
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
-SHARDS, RECORDS = "shards", "staging/records"
+RECORDS = "staging/records"
 
 _AHEAD = 16  # requests to a bucket that are under way at once: each waits some 30 ms, an image decodes in 5
 _TICK = 16  # images between two checks whether to continue
@@ -62,14 +64,6 @@ class Task:
     limits: Limits = DEFAULT_LIMITS
     allowed: int
     audited: bool = True
-
-
-@dataclass(frozen=True)
-class Remark:
-    """A file of the source, and why it was refused or what was changed."""
-
-    file: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -162,6 +156,15 @@ class Record:
             raise ValueError(f"no record of a shard: {error}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a shard says of an image beside it: the number and the name of its class, and its original name."""
+
+    label: int
+    class_name: str = field(metadata=json_key("class"))
+    key: str
+
+
 class TarWriter:
     """Writes a tar file of samples and hashes it as it goes; one system call for each sample."""
 
@@ -175,10 +178,10 @@ class TarWriter:
         """The SHA-256 of all that was written."""
         return self._digest.hexdigest()
 
-    def add(self, data: bytes, suffix: str, about: dict[str, Any]) -> int:
+    def add(self, data: bytes, suffix: str, sample: Sample) -> int:
         """Write one sample, its image and what is known of it; return the image's offset."""
         stem = f"{self.samples:08d}"
-        text = json.dumps(about).encode()
+        text = json.dumps(plain_record(sample)).encode()
         offset = self.bytes + 512
         self._write(
             _header(f"{stem}.{suffix}", len(data)),
@@ -246,8 +249,8 @@ def _pack(task: Task, position: int, data: bytes | None, tar: TarWriter, record:
     if image is not None and task.shard.averaged[position]:
         record.sums.add(np.asarray(image.convert("RGB") if task.side else centre_crop(image)))
     packed = data if result.replacement is None else result.replacement
-    about = {"label": task.labels[position], "class": entry.label, "key": entry.key}
-    offset = tar.add(packed, "png" if png else "jpg", about)
+    sample = Sample(label=task.labels[position], class_name=entry.label, key=entry.key)
+    offset = tar.add(packed, "png" if png else "jpg", sample)
     record.rows.append((position, offset, len(packed), result.width, result.height))
     record.checksums.append(checksum(packed))
 

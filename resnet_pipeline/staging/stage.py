@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from resnet_pipeline.data.dataset import FORMAT, MANIFEST, SOURCE, Dataset
+from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.duplicates import duplicates_of
 from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
+from resnet_pipeline.data.manifest import FORMAT, MANIFEST, SHARDS, SOURCE, Origin, Remark
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.progress import Bar, progress
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry, with_holdout
@@ -32,7 +33,7 @@ from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, lis
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
 from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
 from resnet_pipeline.staging.shard_pool import Processes, Workers
-from resnet_pipeline.staging.shard_writer import RECORDS, SHARDS, Outcome, Record, Remark, Task, record_name
+from resnet_pipeline.staging.shard_writer import RECORDS, Outcome, Record, Task, record_name
 from resnet_pipeline.staging.spool import spooled
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
@@ -129,8 +130,7 @@ def pack(
             # all shards are there: index and manifest
             packed = _Packed()
             records = packed.counted((shard, _record(area.storage, shard)) for shard in shards)
-            origin = json.dumps({"path": catalogue.address, "fingerprint": looks}, indent=2) + "\n"
-            area.storage.write(SOURCE, origin.encode())
+            area.storage.write(SOURCE, Origin(path=catalogue.address, fingerprint=looks).to_bytes())
             files = write_manifest(
                 area.storage,
                 name,

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import config_hash, from_dict, to_dict
+from resnet_pipeline.data.manifest import DatasetFacts
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.models.weights import check_weights
+from resnet_pipeline.records import JsonObject, RecordError, plain_record, read_record
 from resnet_pipeline.training.result import RunResult
 
 
@@ -33,15 +34,12 @@ class RunDirectory:
         self.path = path
 
     @classmethod
-    def create(cls, parent: Path, config: RunConfig, dataset: dict[str, Any]) -> RunDirectory:
-        """Return the run's directory, new or as an earlier start left it.
-
-        ``dataset`` holds at least ``name`` and ``fingerprint``; it is kept with the config.
-        """
-        run = cls(parent / run_name(config, dataset["fingerprint"]))
+    def create(cls, parent: Path, config: RunConfig, dataset: DatasetFacts) -> RunDirectory:
+        """Return the run's directory, new or as an earlier start left it; ``dataset`` is kept with the config."""
+        run = cls(parent / run_name(config, dataset.fingerprint))
         if not run.config_file.exists():
             run.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_json(run.config_file, {"config": to_dict(config), "dataset": dataset})
+            write_json(run.config_file, {"config": to_dict(config), "dataset": plain_record(dataset)})
         return run
 
     @classmethod
@@ -119,15 +117,18 @@ class RunDirectory:
 
     def identity(self) -> str:
         """Return the name that the run's recipe, dataset, seed and config give it, however the directory is called."""
-        return run_name(self.config(), self.dataset()["fingerprint"])
+        return run_name(self.config(), self.dataset().fingerprint)
 
     def config(self) -> RunConfig:
         """Read the run's config; UserError if the file is damaged."""
         return from_dict(RunConfig, self._stored("config"))
 
-    def dataset(self) -> dict[str, Any]:
-        """Read what was kept of the dataset: name, fingerprint, classes."""
-        return self._stored("dataset")
+    def dataset(self) -> DatasetFacts:
+        """Read what was kept of the dataset; UserError if the file is damaged."""
+        try:
+            return read_record(DatasetFacts, self._stored("dataset"), where="dataset.")
+        except RecordError as error:
+            raise UserError(f"{self.config_file} is damaged: {error}") from None
 
     def result(self) -> RunResult | None:
         """Return the result of a finished run, else None; UserError if it is damaged."""
@@ -141,9 +142,9 @@ class RunDirectory:
             again = f"or remove {self.result_file} and train the same run again: its newest checkpoint finishes it"
             raise UserError(f"{error}, {again}") from None
 
-    def _stored(self, key: str) -> dict[str, Any]:
+    def _stored(self, key: str) -> JsonObject:
         try:
-            value: dict[str, Any] = json.loads(self.config_file.read_text())[key]
+            value: JsonObject = json.loads(self.config_file.read_text())[key]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{self.config_file} can't be read ({error}); is {self.path} a run directory?") from None
         return value

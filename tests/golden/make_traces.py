@@ -81,7 +81,7 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
     every = ["log_every=1", "eval_every=1000", "checkpoint_every=1000"]
     changes = parse_assignments([*traced.changes, *every, f"precision={precision}"])
     config = with_overrides(get_recipe(traced.recipe), changes)
-    run = RunDirectory.create(folder, config, {"name": name, "fingerprint": dataset.fingerprint})
+    run = RunDirectory.create(folder, config, dataset.facts)
     torch.set_num_threads(1)
     steps = itertools.count(1)
     train(run, dataset, LocalContext(stop=lambda: precision == FLOAT64 and next(steps) == FLOAT64_STEPS))

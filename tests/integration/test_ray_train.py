@@ -42,8 +42,7 @@ def config(*changes: str):
 
 def reference(digits, tmp_path, run_config, world: int) -> RunDirectory:
     """Train the same config in plain processes."""
-    about = {"name": digits.name, "fingerprint": digits.fingerprint, "classes": digits.classes}
-    run = RunDirectory.create(tmp_path / "reference", run_config, about)
+    run = RunDirectory.create(tmp_path / "reference", run_config, digits.facts)
     for process in launch(run, digits, world):
         assert process.wait(200) == 0
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_the_error_explorer_is_drawn_fits_sorts_and_runs_no_class_s_name(browser
         "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">Unbreakably"
         + "long" * 20
     )
-    monkeypatch.setitem(digits.manifest, "class_words", {"3": hostile})
+    monkeypatch.setattr(digits, "manifest", replace(digits.manifest, class_words={"3": hostile}))
     data = explorer_data(digits, scores_of(digits), title="Errors", models=["a"])
     page = write_explorer(data, tmp_path / "errors.html")
     browser(f"--window-size={width},1800", f"--screenshot={tmp_path / 'page.png'}", page.as_uri())

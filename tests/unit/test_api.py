@@ -35,7 +35,7 @@ def workspace(tmp_path_factory, digits):
     workspace.datasets.mkdir(parents=True)
     (workspace.datasets / "digits").symlink_to(digits.path)
     config = with_overrides(get_recipe("digits/resnet8"), {"steps": 20, "eval_every": 20, "bn_images": 128})
-    run = RunDirectory.create(workspace.runs, config, digits.about)
+    run = RunDirectory.create(workspace.runs, config, digits.facts)
     train(run, digits, LocalContext())
     run.path.rename(workspace.runs / "short")
     return workspace

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pipeline.records import INLINE, OMIT_NONE, RecordError, key, plain, read_record
+from resnet_pipeline.records import INLINE, OMIT_NONE, RecordError, json_key, load_record, plain, read_record
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def test_a_missing_field_is_named_and_one_with_a_default_is_not_missed():
 
 @dataclass(frozen=True)
 class Row:
-    label: str = field(metadata=key("class"))
+    label: str = field(metadata=json_key("class"))
     path: Path
     inner: Inner | None = field(default=None, metadata=INLINE)
     paper: float | None = field(default=None, metadata=OMIT_NONE)
@@ -74,3 +74,20 @@ def test_results_are_written_under_their_own_names_without_none():
     assert plain(Row("cat", Path("a/b"))) == {"class": "cat", "path": "a/b", "kept": None}
     row = plain([Row("cat", Path("a"), Inner("n", (1,)), 2.0)])
     assert row == [{"class": "cat", "path": "a", "name": "n", "sizes": [1], "paper": 2.0, "kept": None}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1", "is no JSON"),
+        ("[1]", "the whole must be a group of fields"),
+        ('{"name": 1}', "name must be of type str, not 1"),
+        ("{}", "missing field name"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line_that_names_it(tmp_path, text, message):
+    file = tmp_path / "inner.json"
+    file.write_text(text)
+    with pytest.raises(RecordError, match=message) as error:
+        load_record(Inner, file)
+    assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)

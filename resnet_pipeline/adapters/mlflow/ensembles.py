@@ -7,16 +7,16 @@ versions that were tested; so serving one needs the registry that it came from, 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from resnet_pipeline.data.manifest import DatasetFacts
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member, load_folder
 from resnet_pipeline.files import write_json
+from resnet_pipeline.records import load_record, plain_record
 
 ENSEMBLE_FILE = "ensemble.json"
 
@@ -36,19 +36,25 @@ class MemberVersion:
     weights_sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Ensemble:
+    members: tuple[MemberVersion, ...]
+    dataset: DatasetFacts
+
+
 def ensemble_digest(members: Sequence[MemberVersion]) -> str:
     """Return the identity of an ensemble: a hash of its members' weights, in any order."""
     return hashlib.sha256("\n".join(sorted(m.weights_sha256 for m in members)).encode()).hexdigest()
 
 
-def write_ensemble(folder: Path, members: Sequence[MemberVersion], dataset: Mapping[str, Any]) -> None:
-    """Write the folder of an ensemble; ``dataset`` has its name, fingerprint and classes."""
-    write_json(folder / ENSEMBLE_FILE, {"members": [asdict(m) for m in members], "dataset": dict(dataset)})
+def write_ensemble(folder: Path, members: Sequence[MemberVersion], dataset: DatasetFacts) -> None:
+    """Write the folder of an ensemble."""
+    write_json(folder / ENSEMBLE_FILE, plain_record(_Ensemble(members=tuple(members), dataset=dataset)))
 
 
 def read_ensemble(folder: Path) -> list[MemberVersion]:
-    """Return the members that an ensemble's folder names."""
-    return [MemberVersion(**m) for m in json.loads((folder / ENSEMBLE_FILE).read_text())["members"]]
+    """Return the members that an ensemble's folder names; UserError if its file is damaged."""
+    return list(load_record(_Ensemble, folder / ENSEMBLE_FILE).members)
 
 
 def load_members(folder: Path, fetch: Fetch) -> list[Member]:

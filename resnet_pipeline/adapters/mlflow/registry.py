@@ -24,6 +24,7 @@ from resnet_pipeline.adapters.mlflow.ensembles import (
     write_ensemble,
 )
 from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.data.manifest import DatasetFacts
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
 from resnet_pipeline.models.weights import check_weights
@@ -78,8 +79,8 @@ def register(
         "weights_sha256": result.weights_sha256,
         "run": run.name,
         "recipe": config.recipe,
-        "dataset": run.dataset()["name"],
-        "dataset_fingerprint": run.dataset()["fingerprint"],
+        "dataset": run.dataset().name,
+        "dataset_fingerprint": run.dataset().fingerprint,
     }
     before = _found(tracking, name, own_tags)
     if before:
@@ -96,7 +97,7 @@ def register_ensemble(
     tracking: Tracking,
     name: str,
     members: Sequence[MemberVersion],
-    dataset: Mapping[str, Any],
+    dataset: DatasetFacts,
     *,
     tags: Mapping[str, str],
     example: bytes,
@@ -110,8 +111,8 @@ def register_ensemble(
     own_tags = {
         "weights_sha256": digest,
         "members": ", ".join(m.uri for m in members),
-        "dataset": dataset["name"],
-        "dataset_fingerprint": dataset["fingerprint"],
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
     }
     client = tracking.client
     before = _found(tracking, name, own_tags)

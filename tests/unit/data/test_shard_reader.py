@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from resnet_pipeline.config import AugmentConfig
-from resnet_pipeline.data.dataset import Dataset, NoDatasetError
+from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches, view_batches
+from resnet_pipeline.data.manifest import NoDatasetError
 from resnet_pipeline.data.order import Stretch
 from resnet_pipeline.data.whole_images import whole_batches
 from resnet_pipeline.errors import UserError
@@ -71,7 +72,7 @@ def opened(storage, folder, shards=None):
 
 
 def cached_shards(folder, dataset, split):
-    names = {shard["sha256"]: i for i, shard in enumerate(dataset.manifest["splits"][split]["shards"])}
+    names = {shard.sha256: i for i, shard in enumerate(dataset.manifest.splits[split].shards)}
     return {names[path.name] for path in folder.iterdir() if path.name in names}
 
 

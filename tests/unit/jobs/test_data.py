@@ -14,7 +14,7 @@ from resnet_pipeline import cli
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.data import _examples, dataset_stats, show_dataset, verify_dataset
+from resnet_pipeline.jobs.data import Spread, _examples, dataset_stats, show_dataset, verify_dataset
 from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.staging.stage import stage
@@ -91,7 +91,7 @@ def test_verify_sees_one_changed_byte_that_every_decoder_overlooks(copied, tmp_p
         file.seek(-1, io.SEEK_END)
         file.write(b"\1")
     found = verify_dataset(Workspace(tmp_path / "work"), "digits")
-    assert [s["file"] for s in found.bad_shards] == [shard.name] and not found.bad_samples
+    assert [shard.file for shard in found.bad_shards] == [shard.name] and not found.bad_samples
 
 
 def test_verify_sees_a_good_image_of_another_size(copied, tmp_path):
@@ -101,7 +101,7 @@ def test_verify_sees_a_good_image_of_another_size(copied, tmp_path):
     assert len(other.getvalue()) <= room
     overwrite(copied, "train", 9, other.getvalue())
     (bad,) = verify_dataset(Workspace(tmp_path / "work"), "digits").bad_samples
-    assert "8×4" in bad["reason"] and bad["file"] == copied.splits["train"].keys[9]
+    assert "8×4" in bad.reason and bad.file == copied.splits["train"].keys[9]
 
 
 def test_stats_are_those_of_the_images(workspace, digits):
@@ -109,15 +109,15 @@ def test_stats_are_those_of_the_images(workspace, digits):
     for name, split in digits.splits.items():
         images = [Image.open(io.BytesIO(split.encoded(i).tobytes())) for i in range(len(split))]
         sizes = sorted(image.height for image in images)
-        about = found["splits"][name]
-        assert about["images"] == len(images) and about["bytes"] > sum(len(split.encoded(i)) for i in range(len(split)))
-        assert about["height"] == {"least": sizes[0], "median": sizes[len(sizes) // 2], "most": sizes[-1]}
-        assert about["images_per_class"]["most"] == max(split.labels.tolist().count(label) for label in range(10))
+        counted = found.splits[name]
+        assert counted.images == len(images) and counted.bytes > sum(len(split.encoded(i)) for i in range(len(split)))
+        assert counted.height == Spread(least=sizes[0], median=sizes[len(sizes) // 2], most=sizes[-1])
+        assert counted.images_per_class.most == max(split.labels.tolist().count(label) for label in range(10))
         if name == "train":
             pixels = np.concatenate([np.asarray(image.convert("RGB")).reshape(-1, 3) for image in images]) / 255
-            np.testing.assert_allclose(found["statistics"]["mean_rgb"], pixels.mean(0) * 255, rtol=1e-5)
+            np.testing.assert_allclose(found.statistics.mean_rgb, pixels.mean(0) * 255, rtol=1e-5)
             values = np.linalg.eigvalsh(np.cov(pixels.T, bias=True))
-            np.testing.assert_allclose(found["statistics"]["eigenvalues"], values, atol=1e-8)
+            np.testing.assert_allclose(found.statistics.eigenvalues, values, atol=1e-8)
 
 
 def test_what_is_shown_is_what_training_gets(digits):

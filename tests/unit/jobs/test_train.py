@@ -32,7 +32,7 @@ class Ended(WorkerGroup):
 @pytest.mark.parametrize("said", [True, False])
 def test_a_worker_s_own_message_comes_before_the_end_of_the_workers(digits, tmp_path, said):
     config = with_overrides(get_recipe("digits/resnet8"), {"steps": 2})
-    run = RunDirectory.create(tmp_path, config, digits.about)
+    run = RunDirectory.create(tmp_path, config, digits.facts)
     if said:
         run.error_file.write_text("shard x is damaged")
     with pytest.raises(UserError, match="shard x is damaged" if said else "training failed: Ray's words"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,7 +89,8 @@ def test_the_page_is_whole_and_fetches_nothing(digits, tmp_path):
 
 
 def test_hostile_names_are_shown_as_text(digits, tmp_path, monkeypatch):
-    monkeypatch.setitem(digits.manifest, "class_words", {name: HOSTILE + name for name in digits.classes})
+    words = {name: HOSTILE + name for name in digits.classes}
+    monkeypatch.setattr(digits, "manifest", replace(digits.manifest, class_words=words))
     page, checker = page_of(digits, tmp_path)
     assert page.count("<script") == 1 and "onerror=alert(1)>" not in page
     assert not [a for tag, a in checker.tags if "onerror" in a]

@@ -64,7 +64,7 @@ def test_both_versions_give_the_same_dataset_pixel_for_pixel(batches, tmp_path):
         for i in range(len(split)):
             assert image(split, i).format == "PNG"
             np.testing.assert_array_equal(np.asarray(image(split, i)).transpose(2, 0, 1), pixels[i])
-    assert one.manifest["converted"] == []
+    assert one.manifest.converted == ()
     assert one.statistics.mean_image.shape == (32, 32, 3)
     np.testing.assert_allclose(one.statistics.mean_image, train.mean(0).transpose(1, 2, 0), atol=1e-3)
 

@@ -63,8 +63,8 @@ def test_the_original_archives_are_read_without_unpacking(images, archives, tmp_
     dataset = stage(archives, tmp_path / "datasets" / "x", name="x", options=OTHER, workers=1)
     assert samples(dataset) == expected(images)
     assert dataset.classes == sorted(WORDS)
-    assert dataset.manifest["class_words"] == WORDS
-    assert dataset.manifest["layout"] == "ILSVRC-2012 archives"
+    assert dataset.manifest.class_words == WORDS
+    assert dataset.manifest.layout == "ILSVRC-2012 archives"
 
 
 def test_the_development_kit_is_read_as_torchvision_reads_it(archives, monkeypatch):
@@ -187,8 +187,8 @@ def test_kaggle_s_layout_holds_the_same_samples(images, tmp_path, make_folder, k
     }[kind]()
     dataset = stage(path, tmp_path / "datasets" / "x", name="x", workers=1)
     assert samples(dataset) == expected(images)
-    assert (dataset.classes, dataset.manifest["class_words"]) == (sorted(WORDS), WORDS)
-    assert dataset.manifest["layout"] == "Kaggle's ILSVRC"
+    assert (dataset.classes, dataset.manifest.class_words) == (sorted(WORDS), WORDS)
+    assert dataset.manifest.layout == "Kaggle's ILSVRC"
 
 
 def test_kaggle_s_validation_images_need_their_classes(images, make_folder):
@@ -220,7 +220,7 @@ def test_a_thousand_real_images_come_out_of_a_nested_archive(imagenet_sample, tm
     options = Options(check_md5=False, shard_bytes=2**20)
     dataset = stage(folder, tmp_path / "datasets" / "x", name="x", options=options, workers=2)
     assert len(dataset.splits["train"].shards) > 5
-    assert dataset.manifest["refused"] == dataset.manifest["converted"] == []
+    assert dataset.manifest.refused == dataset.manifest.converted == ()
     found = samples(dataset)
     for label, wnid in enumerate(sorted(train)):
         assert found[f"train/{wnid}/{wnid}_1.JPEG"] == (train[wnid][f"{wnid}_1.JPEG"], label)
@@ -242,7 +242,7 @@ def test_a_stopped_staging_neither_lists_nor_hashes_again(images, archives, tmp_
         patched.setattr(staging, "read_catalogue", None)
         dataset = stage(archives, target, name="x", workers=1)
     assert samples(dataset) == expected(images)
-    assert dataset.manifest["md5"] == ilsvrc.MD5
+    assert dataset.manifest.md5 == ilsvrc.MD5
     assert [p.name for p in target.parent.iterdir()] == ["x"]
 
 

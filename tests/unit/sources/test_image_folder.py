@@ -79,7 +79,7 @@ def test_other_names_of_the_validation_split(make_folder, target, name):
 def test_hidden_files_do_not_count(make_folder, target):
     contents = files() | {"train/a/.DS_Store": b"x", "__MACOSX/train/a/._0.JPEG": b"x", ".cache/y": b"x"}
     dataset = stage(make_folder(contents), target, name="x", workers=1)
-    assert len(dataset.splits["train"]) == 6 and dataset.manifest["refused"] == []
+    assert len(dataset.splits["train"]) == 6 and dataset.manifest.refused == ()
 
 
 def test_bad_sources_are_named_and_leave_nothing(tmp_path, make_folder, target):

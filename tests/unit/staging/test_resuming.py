@@ -20,6 +20,7 @@ from PIL import Image
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.image_audit import PixelSums
+from resnet_pipeline.data.manifest import read_origin
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.stage import stage_dataset
 from resnet_pipeline.staging import stage as staging
@@ -245,7 +246,7 @@ def test_from_bucket_to_bucket(photos, tmp_path, bucket, monkeypatch):
         assert {n: target.read(n) for n in names if n != "manifest.json"} == {
             n: data for n, data in contents(whole.path).items() if n != "manifest.json"
         }
-        assert staged.manifest["fingerprint"] == whole.fingerprint
+        assert staged.manifest.fingerprint == whole.fingerprint
         assert stage_dataset(*arguments, options=options).reused
     with pytest.raises(UserError, match=f"s3://{bucket}/raw/none.tar does not exist"):
         stage_dataset(Workspace.of(), f"s3://{bucket}/raw/none.tar", "none")
@@ -291,7 +292,7 @@ def test_a_damaged_note_of_the_source_is_one_line(photos, tmp_path):
     note = tmp_path / "datasets/x/source.json"
     for damage in DAMAGED.values():
         note.write_bytes(damage(b""))
-        assert Dataset.open(note.parent).source_fingerprint is None
+        assert read_origin(LocalStorage(note.parent)) is None
         with pytest.raises(UserError, match=r"^dataset 'x' exists and was staged from other .*--replace it$"):
             stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1)
     again = stage_dataset(Workspace(tmp_path), str(photos), "x", workers=1, replace=True)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.image_files import Limits
+from resnet_pipeline.data.manifest import Resized
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.staging import shard_writer
@@ -38,15 +39,15 @@ def test_the_result_is_the_same_for_any_number_of_workers(photos, tmp_path):
 def test_shards_are_tar_files_of_the_original_bytes(photos, tmp_path):
     dataset = stage(photos, tmp_path / "x", name="x", workers=1, options=Options(shard_bytes=100_000))
     seen = set()
-    for name, split in dataset.manifest["splits"].items():
-        for shard in split["shards"]:
-            path = dataset.path / "shards" / shard["file"]
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
-            assert path.stat().st_size == shard["bytes"] + 1024 or path.stat().st_size == shard["bytes"]
+    for name, split in dataset.manifest.splits.items():
+        for shard in split.shards:
+            path = dataset.path / "shards" / shard.file
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
+            assert path.stat().st_size == shard.bytes + 1024 or path.stat().st_size == shard.bytes
             with tarfile.open(path) as tar:
                 members = {m.name: tar.extractfile(m).read() for m in tar}
             stems = sorted({n.split(".")[0] for n in members})
-            assert len(stems) == shard["samples"]
+            assert len(stems) == shard.samples
             for stem in stems:
                 about = json.loads(members[f"{stem}.json"])
                 assert members[f"{stem}.jpg"] == (photos / about["key"]).read_bytes()
@@ -99,7 +100,7 @@ def test_refusals_are_listed_and_too_many_stop(make_folder, photos, tmp_path):
         stage(photos, tmp_path / "x", name="x", workers=1)
     assert not (tmp_path / "x").exists()
     dataset = stage(photos, tmp_path / "x", name="x", workers=1, max_refused=0.05)
-    assert [r["file"] for r in dataset.manifest["refused"]] == ["train/cat/broken.JPEG"]
+    assert [remark.file for remark in dataset.manifest.refused] == ["train/cat/broken.JPEG"]
     assert len(dataset.splits["train"]) == 24
 
 
@@ -171,7 +172,7 @@ def test_larger_images_are_made_smaller_where_asked(photos, tmp_path):
             theirs = Image.fromarray(pixels(before, i)).resize(size, Image.Resampling.LANCZOS)
             assert np.abs(pixels(split, i).astype(int) - np.asarray(theirs)).mean() < 1.5
     assert 0 < count < 34
-    assert small.manifest["resized"] == {"max_shorter_side": 300, "quality": 95, "images": count}
+    assert small.manifest.resized == Resized(max_shorter_side=300, quality=95, images=count)
     assert small.fingerprint != plain.fingerprint
 
 
@@ -201,7 +202,7 @@ def test_another_white_is_an_option_that_the_manifest_keeps(tmp_path):
     plain = stage(tmp_path / "source", tmp_path / "plain", name="x", workers=1)
     white = stage(tmp_path / "source", tmp_path / "white", name="x", workers=1, options=Options(max_value=4095))
     assert pixels(plain.splits["train"], 0).max() == 16 and pixels(white.splits["train"], 0).max() == 255
-    assert "max_value" not in plain.manifest and white.manifest["max_value"] == 4095
+    assert plain.manifest.max_value is None and white.manifest.max_value == 4095
 
 
 def test_an_image_beyond_the_limits_is_refused_by_name(photos, tmp_path):
@@ -209,8 +210,8 @@ def test_an_image_beyond_the_limits_is_refused_by_name(photos, tmp_path):
     largest = max(sizes, key=sizes.get)
     options = Options(limits=Limits(bytes=sizes[largest] - 1))
     dataset = stage(photos, tmp_path / "x", name="x", workers=1, options=options, max_refused=0.5)
-    (refused,) = dataset.manifest["refused"]
-    assert refused["file"] == largest.relative_to(photos).as_posix() and "MB" in refused["reason"]
+    (refused,) = dataset.manifest.refused
+    assert refused.file == largest.relative_to(photos).as_posix() and "MB" in refused.reason
 
 
 def small(make_folder, *names, **tables):

@@ -27,8 +27,7 @@ def test_resnet20_learns_cifar10_from_the_archive(cifar10_archive, tmp_path):
         {"steps": 80, "log_every": 10, "eval_every": 1000, "bn_images": 1280, "checkpoint_every": 1000},
     )
     assert (config.augment.kind, config.augment.pad, config.augment.crop) == ("pad-crop", 4, 32)
-    about = {"name": dataset.name, "fingerprint": dataset.fingerprint, "classes": dataset.classes}
-    run = RunDirectory.create(tmp_path / "runs", config, about)
+    run = RunDirectory.create(tmp_path / "runs", config, dataset.facts)
     train(run, dataset, LocalContext())
     errors = [line["error"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
     assert errors[-1] < errors[0] - 6

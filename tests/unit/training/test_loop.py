@@ -345,7 +345,7 @@ def test_the_gradient_of_a_step_is_the_mean_over_its_micro_batches(make_run, dig
 def test_training_from_a_bucket_is_training_from_the_folder(make_run, sharded_digits, digits_in_s3, tmp_path):
     """A cold cache that holds a third of the shards: two blocks of the order."""
     changes = ["order=block", "block_shards=2", "steps=24", "eval_every=24"]  # more than an epoch
-    largest = max(shard["bytes"] for shard in sharded_digits.manifest["splits"]["train"]["shards"])
+    largest = max(shard.bytes for shard in sharded_digits.manifest.splits["train"].shards)
     cache = CacheFolder(tmp_path / "cache", limit=5 * largest)
     for folder, dataset in (("folder", sharded_digits), ("bucket", Dataset.open(digits_in_s3, cache))):
         assert train(make_run(*changes, folder=folder), dataset, LocalContext())
