@@ -15,15 +15,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
 from resnet_pipeline.adapters.mlflow.client import make_database
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
+from resnet_pipeline.records import RecordError, plain, read_record
 from resnet_pipeline.services.deployments import POOL, deploy
 from resnet_pipeline.settings import ROOT_VARIABLE, for_children, surroundings, without_secrets
 from resnet_pipeline.workspace import Workspace
@@ -223,9 +224,8 @@ def _start(workspace: Workspace, name: str, environment: dict[str, str], *argume
         start_new_session=True,  # Ctrl-C in the terminal reaches `up`, which stops them in order
     )
     started = psutil.Process(process.pid).create_time()
-    entries = _entries(workspace)
-    entries[name] = {"pid": process.pid, "started": started}
-    write_json(_pid_file(workspace), entries)
+    entries = {**_entries(workspace), name: ServerProcess(pid=process.pid, started=started)}
+    write_json(_pid_file(workspace), plain(entries))
 
 
 def _pid_file(workspace: Workspace) -> Path:
@@ -237,12 +237,21 @@ def _stopping(workspace: Workspace) -> Path:
     return workspace.services / "stopping"
 
 
-def _entries(workspace: Workspace) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ServerProcess:
+    """A process of `up`: its id, and its start in Unix time, which tells it from a later one of that id."""
+
+    pid: int
+    started: float
+
+
+def _entries(workspace: Workspace) -> dict[str, ServerProcess]:
+    """Return the processes that `up` has started, by name; none if the note of them is damaged."""
     try:
-        entries: dict[str, Any] = json.loads(_pid_file(workspace).read_text())
-    except (FileNotFoundError, ValueError):
+        entries = json.loads(_pid_file(workspace).read_text())
+        return {name: read_record(ServerProcess, entry) for name, entry in entries.items()}
+    except (FileNotFoundError, ValueError, AttributeError, RecordError):
         return {}
-    return entries
 
 
 def _alive(workspace: Workspace) -> list[tuple[str, psutil.Process]]:
@@ -251,8 +260,8 @@ def _alive(workspace: Workspace) -> list[tuple[str, psutil.Process]]:
     order = ("prefect-server", "mlflow-server", "prefect-worker")
     for name, entry in sorted(_entries(workspace).items(), key=lambda item: order.index(item[0])):
         with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(entry["pid"])
-            if abs(process.create_time() - entry["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+            process = psutil.Process(entry.pid)
+            if abs(process.create_time() - entry.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
                 found.append((name, process))
     return found
 

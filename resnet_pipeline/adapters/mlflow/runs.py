@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_ur
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.parallel import start_thread
+from resnet_pipeline.records import RecordError, load_record, plain_record
 from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
@@ -68,14 +70,15 @@ class Tracking:
 
     def run_id(self, run: RunDirectory) -> str:
         """Return the MLflow run of a run directory: the one it had at this MLflow, else a new one."""
-        state = _State(run)
-        if without_secrets(state.uri) == self.address and state.run_id:
-            if state.uri != self.address:  # earlier versions kept the password
-                state.save(uri=self.address, run_id=state.run_id, sent=state.sent, steps=state.steps)
-            return state.run_id
+        known = Delivery.of(run)
+        if without_secrets(known.uri) == self.address and known.run_id:
+            if known.uri != self.address:  # earlier versions kept the password
+                replace(known, uri=self.address).keep(run)
+            return known.run_id
         created = guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
-        state.save(uri=self.address, run_id=created.info.run_id, sent=0, steps={})
-        return str(created.info.run_id)
+        new = Delivery(uri=self.address, run_id=str(created.info.run_id))
+        new.keep(run)
+        return new.run_id
 
     def describe(self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Record the run's parameters and tags; recording them again changes nothing."""
@@ -102,12 +105,12 @@ class Tracking:
         run_id = self.run_id(run)
         if not run.metrics_file.exists():
             return 0
-        state = _State(run)
+        before = Delivery.of(run)
         with run.metrics_file.open("rb") as file:
-            file.seek(state.sent)
+            file.seek(before.sent)
             data = file.read()
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-        sent, steps, batch = state.sent, dict(state.steps), []
+        sent, kept, steps, batch = before.sent, before.sent, dict(before.steps), []
         for number, raw in enumerate(lines, 1):
             line, sent = _parsed(raw), sent + len(raw)
             if line["kind"] in _METRIC_NAMES and line["step"] > steps.get(line["kind"], -1):
@@ -116,9 +119,9 @@ class Tracking:
             if len(batch) > _BATCH or (number == len(lines) and batch):
                 guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
                 batch = []
-                state.save(uri=self.address, run_id=run_id, sent=sent, steps=steps)
-        if sent != state.sent:
-            state.save(uri=self.address, run_id=run_id, sent=sent, steps=steps)
+                Delivery(uri=self.address, run_id=run_id, sent=(kept := sent), steps=steps).keep(run)
+        if sent != kept:
+            Delivery(uri=self.address, run_id=run_id, sent=sent, steps=steps).keep(run)
         return len(lines)
 
     def log_values(self, run: RunDirectory, values: Mapping[str, float], step: int) -> None:
@@ -198,26 +201,29 @@ class MetricsSender:
         self._tracking.deliver(self._run)
 
 
-class _State:
-    """How far a run's metrics were delivered, and to which MLflow run, kept in the run directory.
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """How far a run's metrics were delivered, and to which run of which MLflow; kept in the run directory.
 
-    ``steps`` is the last step sent of each kind of line.
+    ``sent`` are bytes of the metrics file, ``steps`` the last step sent of each kind of line.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._path = run.delivery_file
-        try:
-            values = json.loads(self._path.read_text())
-        except (FileNotFoundError, ValueError):
-            values = {}
-        self.uri: str = values.get("uri", "")
-        self.run_id: str = values.get("run_id", "")
-        self.sent: int = values.get("sent", 0)
-        self.steps: dict[str, int] = values.get("steps", {})
+    uri: str = ""
+    run_id: str = ""
+    sent: int = 0
+    steps: Mapping[str, int] = field(default_factory=dict)
 
-    def save(self, *, uri: str, run_id: str, sent: int, steps: dict[str, int]) -> None:
-        self.uri, self.run_id, self.sent, self.steps = uri, run_id, sent, dict(steps)
-        write_json(self._path, {"uri": uri, "run_id": run_id, "sent": sent, "steps": steps})
+    @classmethod
+    def of(cls, run: RunDirectory) -> Delivery:
+        """Return what the run directory remembers; that nothing was sent if that is damaged."""
+        try:
+            return load_record(cls, run.delivery_file)
+        except (FileNotFoundError, RecordError):
+            return cls()
+
+    def keep(self, run: RunDirectory) -> None:
+        """Remember it in the run directory."""
+        write_json(run.delivery_file, plain_record(self))
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.protocols import Protocol
 from resnet_pipeline.evaluation.scores import Parts
 from resnet_pipeline.evaluation.scoring import Plan, score_chunks
 from resnet_pipeline.models import Classifier
@@ -45,6 +47,7 @@ def score_on_ray(
         # the networks go to the object store once, and from there to each node
         task = ray.remote(num_cpus=cpus, num_gpus=1 if resources.gpus else 0, max_retries=3)(_work)
         shared = ray.put(dict(models))
+        setting = _Setting(workspace.root, plan.dataset.storage.url, plan.split, plan.protocol, threads=cpus)
         waiting = list(lacking)
         running: dict[Any, int] = {}
         while waiting or running:
@@ -52,14 +55,7 @@ def score_on_ray(
             while waiting and len(running) < count:
                 number = waiting.pop(0)
                 own = {name: parts[name] for name in lacking[number]}
-                arguments = {
-                    "root": str(workspace.root),
-                    "dataset": plan.dataset.storage.url,
-                    "protocol": plan.protocol,
-                    "split": plan.split,
-                    "threads": cpus,
-                }
-                running[task.remote(shared, own, number, plan.chunks[number], arguments)] = number
+                running[task.remote(shared, own, number, plan.chunks[number], setting)] = number
             # take in what has ended; a user's error ends all
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
@@ -73,13 +69,24 @@ def score_on_ray(
                 bar.advance(len(plan.chunks[number]))
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """What all tasks have in common; ``dataset`` is an address."""
+
+    root: Path
+    dataset: str
+    split: str
+    protocol: Protocol
+    threads: int
+
+
 def _work(
-    models: Mapping[str, Classifier], parts: Mapping[str, Parts], number: int, chunk: Int64, arguments: dict[str, Any]
+    models: Mapping[str, Classifier], parts: Mapping[str, Parts], number: int, chunk: Int64, setting: _Setting
 ) -> None:
-    torch.set_num_threads(arguments["threads"])
+    torch.set_num_threads(setting.threads)
     # with the settings of its own node: each has its own cache
-    dataset = open_dataset_at(Workspace(Path(arguments["root"])), arguments["dataset"])
-    plan = Plan(dataset=dataset, split=arguments["split"], protocol=arguments["protocol"], chunks=[chunk])
+    dataset = open_dataset_at(Workspace(setting.root), setting.dataset)
+    plan = Plan(dataset=dataset, split=setting.split, protocol=setting.protocol, chunks=[chunk])
     (found,) = score_chunks({name: models[name] for name in parts}, plan, device=local_device())
     for name, scores in found.items():
         parts[name].write(number, scores)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -13,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, write_json
 from resnet_pipeline.logs import configured
+from resnet_pipeline.records import JsonObject, load_record, plain_record, read_record
 from resnet_pipeline.settings import ROOT_VARIABLE, TIMEOUT_VARIABLE, surroundings
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
@@ -41,6 +42,25 @@ returns to the kernel; only its main arena keeps what is freed (`device.keep_fre
 
 _SECONDS_FOR_LEAVING = 60.0
 _SECONDS_BETWEEN_LOOKS = 0.2  # at the stop file, which may lie on a network drive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A run's directory, the address of its dataset, and where its checkpoints are kept too."""
+
+    run: str
+    dataset: str
+    mirror: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a worker knows from its start: the folder of orders, the root, its CPU threads, the timeout in seconds."""
+
+    folder: str
+    root: str
+    threads: int
+    timeout: float
 
 
 class WorkerGroup:
@@ -81,8 +101,8 @@ class WorkerGroup:
     def begin(self, run: RunDirectory, dataset: str, mirror: str | None = None) -> None:
         """Order the training of a run on the dataset at an address; ``mirror`` is where checkpoints are kept too."""
         self._orders += 1
-        order = {"run": str(run.path), "dataset": dataset, "mirror": mirror}
-        write_json(self._folder / f"order-{self._orders}.json", order)
+        order = Order(run=str(run.path), dataset=dataset, mirror=mirror)
+        write_json(self._folder / f"order-{self._orders}.json", plain_record(order))
 
     def finished(self) -> bool:
         """Return whether the last order's training has returned; raise what ended the workers before that."""
@@ -180,9 +200,10 @@ def _trainer(
     use_gpu = resources.gpus > 0
     cpus = resources.cpus_per_worker(min(counts[-1], resources.most_workers()))
     seconds = collective_timeout().total_seconds()
+    standing = Standing(folder=str(folder), root=str(root), threads=cpus, timeout=seconds)
     return trainer_class(counts, elastic)(
         _work,
-        train_loop_config={"folder": str(folder), "root": str(root), "threads": cpus, "timeout": seconds},
+        train_loop_config=plain_record(standing),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(seconds)),
         scaling_config=ScalingConfig(
             num_workers=counts[0] if len(counts) == 1 else (counts[0], counts[-1]),
@@ -242,29 +263,30 @@ class RayContext:
         return bool(new) or asked
 
 
-def _work(arguments: dict[str, Any]) -> None:
+def _work(config: JsonObject) -> None:
     """Be a worker: its log goes to its stderr, which Ray keeps in a file."""
     with configured():
-        _train_orders(arguments)
+        _train_orders(config)
 
 
-def _train_orders(arguments: dict[str, Any]) -> None:
+def _train_orders(config: JsonObject) -> None:
     """Train what is ordered until the end; a group that starts anew begins with its first order, which is finished."""
-    torch.set_num_threads(arguments["threads"])
-    os.environ[TIMEOUT_VARIABLE] = str(arguments["timeout"])
+    standing = read_record(Standing, config)
+    torch.set_num_threads(standing.threads)
+    os.environ[TIMEOUT_VARIABLE] = str(standing.timeout)
     # with the settings of its own node: each has its own cache
-    workspace, folder = Workspace(Path(arguments["root"])), Path(arguments["folder"])
+    workspace, folder = Workspace(Path(standing.root)), Path(standing.folder)
     if not folder.exists():
         raise UserError(f"Ray's node {socket.gethostname()} does not see {folder}: {ROOT_VARIABLE} must be shared")
     for number in itertools.count(1):
         order = _next_order(folder, number)
         if order is None:
             return
-        run = RunDirectory.open(Path(order["run"]))
+        run = RunDirectory.open(Path(order.run))
         context = RayContext(run)
         try:
-            dataset = open_dataset_at(workspace, order["dataset"])
-            train(run, dataset, context, mirror=mirror_of(run, order["mirror"]))
+            dataset = open_dataset_at(workspace, order.dataset)
+            train(run, dataset, context, mirror=mirror_of(run, order.mirror))
         except TakenOverError:
             raise  # a later attempt resumes the run; what it does is no concern of this one's
         except UserError as error:
@@ -276,13 +298,12 @@ def _train_orders(arguments: dict[str, Any]) -> None:
             (folder / f"order-{number}.done").touch()
 
 
-def _next_order(folder: Path, number: int) -> dict[str, Any] | None:
+def _next_order(folder: Path, number: int) -> Order | None:
     """Wait for an order; None when there will be no more, also when the folder is gone."""
     file = folder / f"order-{number}.json"
     while folder.exists() and not (folder / "end").exists():
         with contextlib.suppress(FileNotFoundError):
-            order: dict[str, Any] = json.loads(file.read_text())
-            return order
+            return load_record(Order, file)
         time.sleep(_SECONDS_BETWEEN_LOOKS / 4)
     return None
 
