@@ -221,7 +221,7 @@ def average_files(folder: Path) -> None:
     errors = errors_of(average(read_scores(path) for path in sorted(folder.glob("*.parquet"))))
     end = time.perf_counter()
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({**errors, "seconds": end - ready, "with_imports": end - start, "gib": gib}))
+    print(json.dumps({**vars(errors), "seconds": end - ready, "with_imports": end - start, "gib": gib}))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from prefect import flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -24,6 +24,7 @@ from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
 from resnet_pipeline.jobs.train import is_finished
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.records import JsonObject
 from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.services.local import TemporaryPrefect
 from resnet_pipeline.settings import without_secrets
@@ -40,7 +41,7 @@ _NETWORKS: tuple[DigitsNetwork, ...] = get_args(DigitsNetwork)
 @flow(name="demo")
 @logged
 @form
-def demo_flow(workers: DemoWorkers = 2) -> list[dict[str, Any]]:
+def demo_flow(workers: DemoWorkers = 2) -> list[JsonObject]:
     """Stage the digits, train and register three networks, test each alone and all together, register that too."""
     _log.info("1/3  Staging the built-in digits")
     stage_dataset(source=DIGITS, name=DATASET)

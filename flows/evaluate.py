@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from prefect import flow
 
@@ -26,10 +25,12 @@ from flows.parameters import (
     Split,
 )
 from flows.shell import form, logged, table
+from resnet_pipeline.evaluation.ensemble import Measured
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.analyse import ensemble, evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
+from resnet_pipeline.records import JsonObject, plain_record
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -48,14 +49,14 @@ def evaluate(
     images: Images = None,
     workers: ScoringWorkers = None,
     half: Half = False,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Test networks under one protocol; networks whose scores are kept are not run again."""
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
         workers=workers, half=half,
     )  # fmt: skip
     evaluations = evaluate_models(Workspace.of(), models, test)
-    rows = [{"model": evaluation.reference, **evaluation.errors} for evaluation in evaluations]
+    rows = [_row(evaluation.reference, Measured.of(evaluation.scores)) for evaluation in evaluations]
     table(f"evaluation-{dataset}-{protocol}", rows, f"Errors on {dataset}, {protocol}, percent")
     return rows
 
@@ -77,7 +78,7 @@ def ensemble_evaluate(
     contributions: Contributions = False,
     workers: ScoringWorkers = None,
     registered_as: RegisteredAs = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers
@@ -85,21 +86,24 @@ def ensemble_evaluate(
     check_registrable(registered_as, members, test, combine=combine)
     sources = score_sources(Workspace.of(), members, test)
     result = ensemble(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
-    tested = f"{dataset or 'score files'}, {protocol}"
-    rows = [
-        {"model": row["model"], "images": row["images"], "top1": row["top1"], "top5": row["top5"]}
-        for row in [*result["members"], {"model": "ensemble", **result["ensemble"]}]
-    ]
-    table(f"ensemble-{tested}", rows, f"Errors on {tested}, percent")
-    name, errors, paper = f"ensemble of {len(sources)}", result["ensemble"], result.get("paper")
-    also = f" (the paper: top-5 {paper['top5']} %; {paper['source']}, not these images)" if paper else ""
-    _log.info(
-        "%s on %s: top-1 error %.2f %%, top-5 error %.2f %%%s", name, tested, errors["top1"], errors["top5"], also
-    )
+    tested_on = f"{dataset or 'score files'}, {protocol}"
+    rows = [*(_row(row.model, row.tested) for row in result.members), _row("ensemble", result.ensemble)]
+    table(f"ensemble-{tested_on}", rows, f"Errors on {tested_on}, percent")
+    name, errors, paper = f"ensemble of {len(sources)}", result.ensemble.errors, result.paper
+    found = f"top-1 error {errors.top1:.2f} %, top-5 error {errors.top5:.2f} %" if errors else "no labels, no errors"
+    also = f" (the paper: top-5 {paper.top5} %; {paper.source}, not these images)" if paper else ""
+    _log.info("%s on %s: %s%s", name, tested_on, found, also)
     version = None
     if registered_as and dataset:
         registered = register_ensemble_of(Workspace.of(), registered_as, evaluations_of(sources), dataset)
         _log.info("%s: %s", name, registered.describe())
         version = registered.uri
-    more: dict[str, Any] = {key: result[key] for key in ("fitted", "greedy", "without") if key in result}
+    plain = plain_record(result)
+    more: JsonObject = {key: plain[key] for key in ("fitted", "greedy", "without") if key in plain}
     return {"version": version, "members": rows[:-1], "ensemble": rows[-1], **more}
+
+
+def _row(model: str, found: Measured) -> JsonObject:
+    """Return a row of a table of errors; images without labels have none."""
+    errors = {"top1": found.errors.top1, "top5": found.errors.top5} if found.errors else {}
+    return {"model": model, "images": found.images, **errors}

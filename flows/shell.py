@@ -17,6 +17,7 @@ from pydantic import Field
 
 from flows.parameters import Parameter
 from resnet_pipeline.logs import handled
+from resnet_pipeline.records import JsonObject
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +71,7 @@ def _bounded(kind: Any, said: Parameter) -> Any:
     return None if kind is NoneType else kind
 
 
-def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
+def table(key: str, rows: list[JsonObject], description: str) -> None:
     """Keep rows as a table artifact of the flow run; keys hold lower-case letters, digits and dashes."""
     create_table_artifact(
         table=rows, key="".join(c if c.isalnum() else "-" for c in key.lower()), description=description

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from prefect import flow, task
 
@@ -29,7 +29,7 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import check_network_name, register_run
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
-from resnet_pipeline.records import plain
+from resnet_pipeline.records import JsonObject, plain
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def imagenet_train(
     profile: Profile = False,
     protocols: Protocols = ["center", "10-crop"],  # noqa: B006 - Prefect shows it in its form and never changes it
     evaluation_images: Images = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train a network of the paper on ImageNet, by default as the paper did, test it, register it.
 
     Starting it again with the same parameters resumes where it stopped.
@@ -101,7 +101,7 @@ def cifar10_train(
     profile: Profile = False,
     protocols: Protocols = ["center"],  # noqa: B006
     evaluation_images: Images = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train a network of the paper's CIFAR-10 study, test it on single views, register it.
 
     Starting it again with the same parameters resumes where it stopped.
@@ -130,7 +130,7 @@ def digits_train(
     profile: Profile = False,
     protocols: Protocols = ["center", "10-crop"],  # noqa: B006
     evaluation_images: Images = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train a small network on the built-in handwritten digits: minutes on a laptop, the same way as ImageNet."""
     config = run_config(f"digits/{network}", overrides, steps=steps, seed=seed)
     launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
@@ -160,7 +160,7 @@ def register(trained: TrainedRun, evaluations: list[Evaluation], name: str | Non
 
 def _train_test_register(
     config: RunConfig, dataset: str, launch: Launch, tests: list[TestSpec], *, registered: bool, name: str | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return what the finished run came to; nothing in the processes that torchrun started to help rank 0."""
     check_network_name(name, registered=registered)
     trained = train(config, dataset, launch)
@@ -169,7 +169,7 @@ def _train_test_register(
     evaluations = [evaluate(str(trained.run.path), test) for test in tests]
     version = register(trained, evaluations, name) if registered else None
     errors = {
-        test.protocol: {"top1": e.errors["top1"], "top5": e.errors["top5"], "images": int(e.errors["images"])}
+        test.protocol: {"top1": e.errors.top1, "top5": e.errors.top5, "images": e.errors.images}
         for test, e in zip(tests, evaluations, strict=True)
     }
     table(

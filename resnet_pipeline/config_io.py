@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from resnet_pipeline.config import ConfigError, RunConfig
 from resnet_pipeline.errors import did_you_mean
-from resnet_pipeline.records import RecordError, plain_record, read_record
+from resnet_pipeline.records import JsonObject, RecordError, plain_record, read_record
 
 T = TypeVar("T")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> JsonObject:
     """Return a config as plain JSON types."""
     return plain_record(config)
 
@@ -31,13 +31,13 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
         raise ConfigError(str(error)) from None
 
 
-def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+def parse_assignments(texts: Iterable[str]) -> JsonObject:
     """Return what ``KEY=VALUE`` texts say: values as JSON, and words as they are; the last of equal keys counts.
 
     >>> parse_assignments(["optim.lr=0.05", "schedule.kind=step"])
     {'optim.lr': 0.05, 'schedule.kind': 'step'}
     """
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator:
@@ -74,7 +74,7 @@ def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
     return from_dict(type(config), values)
 
 
-def _stretch(values: dict[str, Any], config: RunConfig, assigned: Mapping[str, Any]) -> None:
+def _stretch(values: JsonObject, config: RunConfig, assigned: Mapping[str, Any]) -> None:
     """Fit the schedule to a changed number of steps, in place; what was assigned stays."""
     before, steps, schedule = config.steps, values["steps"], values["schedule"]
     if not isinstance(steps, int) or steps < 1 or steps == before or not isinstance(schedule, dict):

@@ -29,6 +29,7 @@ from flows.parameters import (
 )  # fmt: skip
 from resnet_pipeline.cli.options import Json, Root, write_result
 from resnet_pipeline.cli.terminal import (
+    ErrorLine,
     print_errors,
     print_fitted,
     print_member_errors,
@@ -38,6 +39,7 @@ from resnet_pipeline.cli.terminal import (
 )
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
+from resnet_pipeline.records import plain_record
 from resnet_pipeline.workspace import Workspace
 
 
@@ -67,8 +69,7 @@ def evaluate(
 
     After an interruption the same command resumes.
     """
-    from resnet_pipeline.evaluation.ensemble import intervals_of
-    from resnet_pipeline.jobs.evaluate import evaluate_models
+    from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models
 
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
@@ -76,23 +77,8 @@ def evaluate(
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models, ema=ema)]
     evaluations = evaluate_models(Workspace.of(root), references, test)
-    rows = [
-        {
-            "model": e.reference,
-            "network": e.member.network,
-            "weights_sha256": e.member.weights_sha256,
-            "split": e.scores.split,
-            "protocol": e.scores.protocol,
-            **e.errors,
-            **(intervals_of(e.scores) if e.scores.labelled else {}),
-            "seconds": round(e.scores.seconds, 3),
-            "images_per_second": round(e.scores.images_per_second, 2),
-            "scores": str(e.path),
-            "reused": e.reused,
-        }
-        for e in evaluations
-    ]
-    print_errors(f"{protocol} on {dataset}", rows)
+    rows = [TestRow.of(evaluation) for evaluation in evaluations]
+    print_errors(f"{protocol} on {dataset}", [ErrorLine(row.model, row.tested, row.images_per_second) for row in rows])
     write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": rows})
 
 
@@ -127,23 +113,24 @@ def ensemble(
     check_registrable(registered_as, members, test, combine=combine)
     sources = score_sources(Workspace.of(root), members, test)
     result = combined(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
-    name = f"ensemble of {len(sources)}"
-    print_errors(f"{protocol} on {dataset}" if dataset else "from score files", [
-        *result["members"], {"model": name, **result["ensemble"]}
-    ])  # fmt: skip
-    if "paper" in result:
-        print(f"The paper: top-5 error {result['paper']['top5']} % ({result['paper']['source']}, not these images)")
-    if "fitted" in result:
-        print_fitted([source.name for source in sources], result["fitted"])
-    for key, title in (("greedy", "Best member added at a time"), ("without", "The ensemble without one member")):
-        if key in result:
-            print_member_errors(title, result[key])
-    models = result.pop("members")
+    lines = [ErrorLine(row.model, row.tested) for row in result.members]
+    print_errors(
+        f"{protocol} on {dataset}" if dataset else "from score files",
+        [*lines, ErrorLine(f"ensemble of {len(sources)}", result.ensemble)],
+    )
+    if result.paper:
+        print(f"The paper: top-5 error {result.paper.top5} % ({result.paper.source}, not these images)")
+    if result.fitted:
+        print_fitted([source.name for source in sources], result.fitted)
+    if result.greedy:
+        print_member_errors("Best member added at a time", result.greedy)
+    if result.without:
+        print_member_errors("The ensemble without one member", result.without)
+    written = {"dataset": dataset, "protocol": protocol, **plain_record(result)}
     if registered_as and dataset:
         version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), dataset)
-        print(f"{name}: {version.describe()}")
-        result["version"] = version.uri
-    write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": models, **result})
+        written["version"] = version.uri
+    write_result(json_file, written)
 
 
 def analyse(
@@ -176,17 +163,18 @@ def analyse(
     classes = open_dataset(workspace, dataset).classes if dataset else None
     labels = read_real_labels(real_labels) if real_labels else None
     found = analysed(sources, classes=classes, real_labels=labels, most=most)
-    print_errors(f"{protocol} on {dataset}" if dataset else "from score files", found.values["models"])
-    for network in found.values["models"]:
+    lines = [ErrorLine(network.model, network.tested) for network in found.models]
+    print_errors(f"{protocol} on {dataset}" if dataset else "from score files", lines)
+    for network in found.models:
         print_network(network, most)
-    if found.values["pairs"]:
-        print_pairs(found.values["pairs"])
+    if found.pairs:
+        print_pairs(found.pairs)
     if figure is not None:
         from resnet_pipeline.report.evaluation_figures import reliability_figure, save_figure
 
         save_figure(reliability_figure(found.calibrations), figure)
         print(figure)
-    write_result(json_file, {"dataset": dataset, "protocol": protocol, **found.values})
+    write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": found.models, "pairs": found.pairs})
 
 
 def submission(

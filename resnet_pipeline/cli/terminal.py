@@ -5,62 +5,73 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
 
 from resnet_pipeline.names import printable
 from resnet_pipeline.report.terminal import output, print_table
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from resnet_pipeline.evaluation.ensemble import Measured
+    from resnet_pipeline.jobs.analyse import FittedWeights, NamedErrors, NetworkStatistics, PairStatistics
+
 _WORDS = ("model", "member", "class", "taken for", "first", "second")
 _NAME = 24
 
 
-def print_errors(title: str, rows: Sequence[Row]) -> None:
-    """Print errors with their intervals, as far as a row has them; a split without labels has none."""
+class ErrorLine(NamedTuple):
+    """A line of a table of errors: of which model, what was found, how fast the test was."""
+
+    model: str
+    tested: Measured
+    images_per_second: float | None = None
+
+
+def print_errors(title: str, lines: Iterable[ErrorLine]) -> None:
+    """Print errors with their intervals; a split without labels has none."""
     columns = ("model", "images", "top-1 error %", "95 %", "top-5 error %", "95 %", "images/s")
-    _print_table(title, columns, map(_errors, rows))
+    _print_table(title, columns, map(_errors, lines))
 
 
-def print_fitted(names: Sequence[str], fitted: Row) -> None:
+def print_fitted(names: Sequence[str], fitted: FittedWeights) -> None:
     """Print the weights of an ensemble's members and the errors on the half that they were not fitted on."""
-    weights = ((name, f"{weight:.3f}") for name, weight in zip(names, fitted["weights"], strict=True))
-    _print_table(f"Weights fitted on {fitted['fitted_on']:,} images", ("member", "weight"), weights)
-    rows = [{"model": kind, **fitted[kind]} for kind in ("weighted", "equal")]
-    print_errors(f"Reported on the other {fitted['reported_on']:,}", rows)
+    weights = ((name, f"{weight:.3f}") for name, weight in zip(names, fitted.weights, strict=True))
+    _print_table(f"Weights fitted on {fitted.fitted_on:,} images", ("member", "weight"), weights)
+    lines = [ErrorLine("weighted", fitted.weighted), ErrorLine("equal", fitted.equal)]
+    print_errors(f"Reported on the other {fitted.reported_on:,}", lines)
 
 
-def print_member_errors(title: str, rows: Iterable[Row]) -> None:
+def print_member_errors(title: str, rows: Iterable[NamedErrors]) -> None:
     """Print an ensemble's errors with or without each member."""
-    cells = ((row["member"], _number(row["top1"]), _number(row["top5"])) for row in rows)
+    cells = ((row.member, _number(row.top1), _number(row.top5)) for row in rows)
     _print_table(title, ("member", "top-1 error %", "top-5 error %"), cells)
 
 
-def print_network(network: Row, most: int) -> None:
+def print_network(network: NetworkStatistics, most: int) -> None:
     """Print a network's calibration, worst classes and confusions."""
-    real = f", ReaL top-1 error {_number(network['real']['top1'])} %" if "real" in network else ""
-    print(f"{network['model']}: calibration error {_number(network['calibration_error'])} %{real}")
-    worst = sorted(network["classes"], key=lambda c: (-c["top1"], -c["images"]))[:most]
-    cells = ((c["class"], f"{c['images']:,}", _number(c["top1"]), _number(c["top5"])) for c in worst)
+    real = f", ReaL top-1 error {_number(network.real.top1)} %" if network.real else ""
+    print(f"{network.model}: calibration error {_number(network.calibration_error)} %{real}")
+    worst = sorted(network.classes, key=lambda row: (-row.top1, -row.images))[:most]
+    cells = ((row.name, f"{row.images:,}", _number(row.top1), _number(row.top5)) for row in worst)
     _print_table("Worst classes", ("class", "images", "top-1 error %", "top-5 error %"), cells)
-    confusions = ((c["class"], c["taken_for"], f"{c['images']:,}") for c in network["confusions"])
+    confusions = ((row.name, row.taken_for, f"{row.images:,}") for row in network.confusions)
     _print_table("Most frequent confusions", ("class", "taken for", "images"), confusions)
 
 
-def print_pairs(pairs: Iterable[Row]) -> None:
+def print_pairs(pairs: Iterable[PairStatistics]) -> None:
     """Print how far networks agree, and McNemar's test of whether they err equally often."""
     columns = ("first", "second", "same answer %", "only first wrong", "only second wrong", "McNemar's p")
     cells = (
         (
-            p["first"],
-            p["second"],
-            _number(p["agreement"]),
-            f"{p['only_first']:,}",
-            f"{p['only_second']:,}",
-            f"{p['p_value']:.2g}",
+            pair.first,
+            pair.second,
+            _number(pair.agreement),
+            f"{pair.test.only_first:,}",
+            f"{pair.test.only_second:,}",
+            f"{pair.test.p_value:.2g}",
         )
-        for p in pairs
+        for pair in pairs
     )
     _print_table("Pairs of networks", columns, cells)
 
@@ -75,24 +86,24 @@ def print_responses(found: Mapping[str, Sequence[float]]) -> None:
     _print_table("Standard deviation of the 3×3 layers' responses", columns, cells)
 
 
-def _errors(row: Row) -> tuple[str, ...]:
+def _errors(line: ErrorLine) -> tuple[str, ...]:
+    errors, speed = line.tested.errors, line.images_per_second
     return (
-        row["model"],
-        f"{int(row['images']):,}",
-        _number(row.get("top1")),
-        _interval(row.get("top1_interval")),
-        _number(row.get("top5")),
-        _interval(row.get("top5_interval")),
-        f"{row['images_per_second']:,.1f}" if "images_per_second" in row else "",
-    )
+        line.model,
+        f"{int(line.tested.images):,}",
+        *(("", "", "", "") if errors is None else (
+            _number(errors.top1), _interval(errors.top1_interval), _number(errors.top5), _interval(errors.top5_interval)
+        )),
+        "" if speed is None else f"{speed:,.1f}",
+    )  # fmt: skip
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.2f}"
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
-def _interval(value: tuple[float, float] | None) -> str:
-    return "" if value is None else f"{value[0]:.2f}–{value[1]:.2f}"
+def _interval(value: tuple[float, float]) -> str:
+    return f"{value[0]:.2f}–{value[1]:.2f}"
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -7,7 +7,7 @@ constant per sample, which the softmax of the mean takes out again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import check_labelled, label_places
 from resnet_pipeline.evaluation.scores import Scores, check_same_samples
 from resnet_pipeline.evaluation.statistics import error_interval
+from resnet_pipeline.records import INLINE
 
 Combine = Literal["probabilities", "logits"]
 Float64 = npt.NDArray[np.float64]
@@ -26,21 +27,65 @@ _ROWS = 256  # what is computed at once stays in the caches
 _EM_STEPS = 500
 
 
-def errors_of(scores: Scores) -> dict[str, float]:
-    """Return top-1 and top-5 error in percent and the number of images; UserError if a label is not known."""
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Top-1 and top-5 error in percent of ``images`` images."""
+
+    top1: float
+    top5: float
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalErrors:
+    """Top-1 and top-5 error in percent, each with Wilson's 95 % interval."""
+
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    top5_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """On how many images something was tested, and its errors; None if their labels are not known.
+
+    ``images`` is a whole number that ``--json`` has always written as ``364.0``.
+    """
+
+    images: float
+    errors: IntervalErrors | None = field(default=None, metadata=INLINE)
+
+    @classmethod
+    def of(cls, scores: Scores) -> Measured:
+        """Return the number of images of scores, and the errors if the labels are known."""
+        return cls(images=float(len(scores.keys)), errors=interval_errors(scores) if scores.labelled else None)
+
+
+def errors_of(scores: Scores) -> Errors:
+    """Return top-1 and top-5 error; UserError if a label is not known."""
+    return _errors(label_places(scores.probabilities, scores.labels))
+
+
+def interval_errors(scores: Scores) -> IntervalErrors:
+    """Return top-1 and top-5 error with their intervals; UserError if a label is not known, or there is no image."""
     places = label_places(scores.probabilities, scores.labels)
+    errors = _errors(places)
+    return IntervalErrors(
+        top1=errors.top1,
+        top1_interval=error_interval(places >= 1),
+        top5=errors.top5,
+        top5_interval=error_interval(places >= 5),
+    )
+
+
+def _errors(places: npt.NDArray[np.int64]) -> Errors:
     images = max(len(places), 1)
-    return {
-        "top1": 100 * int(np.count_nonzero(places >= 1)) / images,
-        "top5": 100 * int(np.count_nonzero(places >= 5)) / images,
-        "images": float(len(places)),
-    }
-
-
-def intervals_of(scores: Scores) -> dict[str, tuple[float, float]]:
-    """Return Wilson's 95 % intervals of top-1 and top-5 error in percent; UserError as `errors_of`."""
-    places = label_places(scores.probabilities, scores.labels)
-    return {"top1_interval": error_interval(places >= 1), "top5_interval": error_interval(places >= 5)}
+    return Errors(
+        top1=100 * int(np.count_nonzero(places >= 1)) / images,
+        top5=100 * int(np.count_nonzero(places >= 5)) / images,
+        images=len(places),
+    )
 
 
 class Mean:
@@ -107,8 +152,8 @@ def average(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedyStep:
-    """A member that greedy selection took, and the errors in percent of all taken so far."""
+class MemberErrors:
+    """The errors in percent of an ensemble with a member added, or without it; ``member`` is its number."""
 
     member: int
     top1: float
@@ -117,7 +162,7 @@ class GreedyStep:
 
 def greedy_selection(
     members: Sequence[Scores], *, combine: Combine = "probabilities", by: Literal["top1", "top5"] = "top5"
-) -> list[GreedyStep]:
+) -> list[MemberErrors]:
     """Take, one after the other, the member that lowers the ensemble's error most; the curve has a step per member.
 
     Ties fall to the other error, then to the earlier member. The curve is selected on the samples that it reports:
@@ -125,21 +170,21 @@ def greedy_selection(
     """
     check_same_samples(members)
     total = np.zeros(members[0].probabilities.shape, dtype=np.float64)
-    left, steps = list(range(len(members))), list[GreedyStep]()
-    second = "top1" if by == "top5" else "top5"
+    left, steps = list(range(len(members))), list[MemberErrors]()
+    first, second = (0, 1) if by == "top1" else (1, 0)
     while left:
         found = {i: _errors_with(total, members[i], combine, members[0].labels) for i in left}
-        best = min(left, key=lambda i: (found[i][by], found[i][second], i))
+        best = min(left, key=lambda i: (found[i][first], found[i][second], i))
         for start in range(0, len(total), _ROWS):
             part = slice(start, start + _ROWS)
             total[part] += _terms(members[best].probabilities[part], combine)
-        steps.append(GreedyStep(member=best, top1=found[best]["top1"], top5=found[best]["top5"]))
+        steps.append(MemberErrors(member=best, top1=found[best][0], top5=found[best][1]))
         left.remove(best)
     return steps
 
 
-def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilities") -> list[dict[str, float]]:
-    """Return the errors in percent of the ensemble without each member; UserError if it has only one."""
+def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilities") -> list[MemberErrors]:
+    """Return the errors of the ensemble without each member; UserError if it has only one."""
     check_same_samples(members)
     if len(members) < 2:
         raise UserError("leaving a member out needs at least two members")
@@ -148,7 +193,8 @@ def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilitie
         for start in range(0, len(total), _ROWS):
             part = slice(start, start + _ROWS)
             total[part] += _terms(member.probabilities[part], combine)
-    return [_errors_with(total, member, combine, members[0].labels, sign=-1) for member in members]
+    without = (_errors_with(total, member, combine, members[0].labels, sign=-1) for member in members)
+    return [MemberErrors(member=i, top1=top1, top5=top5) for i, (top1, top5) in enumerate(without)]
 
 
 def halves(samples: int, *, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -227,12 +273,12 @@ def _probabilities(mean: Float64, combine: Combine) -> Float64:
 
 def _errors_with(
     total: Float64, member: Scores, combine: Combine, labels: npt.NDArray[np.int64], *, sign: int = 1
-) -> dict[str, float]:
-    """Return the errors of a sum of members with one more, or one fewer; the order of a sum is that of its mean."""
+) -> tuple[float, float]:
+    """Return top-1 and top-5 error of a sum of members with one more, or one fewer; a sum's order is its mean's."""
     wrong1 = wrong5 = 0
     for start in range(0, len(labels), _ROWS):
         part = slice(start, start + _ROWS)
         places = label_places(total[part] + sign * _terms(member.probabilities[part], combine), labels[part])
         wrong1 += int(np.count_nonzero(places >= 1))
         wrong5 += int(np.count_nonzero(places >= 5))
-    return {"top1": 100 * wrong1 / len(labels), "top5": 100 * wrong5 / len(labels)}
+    return 100 * wrong1 / len(labels), 100 * wrong5 / len(labels)

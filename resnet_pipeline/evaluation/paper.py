@@ -38,9 +38,17 @@ PUBLISHED: dict[str, PublishedError] = {
     "cifar10/highway20": PublishedError(7.54, None, "center", _TABLE_6 + " (19 layers, 2.3M parameters)"),
 }
 
+
+@dataclass(frozen=True)
+class PublishedEnsemble:
+    """The top-5 error of the paper's ensemble, and where it stands."""
+
+    top5: float
+    source: str
+
+
 # Table 5: six models of different depth, two of them 152 layers, ILSVRC 2015 test server
-ENSEMBLE_TOP5 = 3.57
-ENSEMBLE_SOURCE = "Table 5: ensemble of six, ImageNet test server"
+PUBLISHED_ENSEMBLE = PublishedEnsemble(3.57, "Table 5: ensemble of six, ImageNet test server")
 
 ENSEMBLES: dict[str, tuple[str, ...]] = {
     # The paper names neither the six models nor their order, only that two have 152 layers (docs/DEVIATIONS.md).

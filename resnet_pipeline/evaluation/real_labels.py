@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,16 @@ def read_real_labels(path: Path) -> RealLabels:
     return values
 
 
-def real_error(scores: Scores, labels: RealLabels) -> dict[str, float]:
-    """Return top-1 error in percent and the images counted: those that have at least one right label.
+@dataclass(frozen=True, kw_only=True)
+class RealError:
+    """Top-1 error in percent, and how many images were counted: those that have at least one right label."""
+
+    top1: float
+    images: float
+
+
+def real_error(scores: Scores, labels: RealLabels) -> RealError:
+    """Return the error against several right labels per image.
 
     An answer is right if it is one of the image's labels. A key is looked up whole, then by its file name alone. Raises
     UserError for a sample that the labels don't know, and for a class that the scores don't have.
@@ -46,7 +55,7 @@ def real_error(scores: Scores, labels: RealLabels) -> dict[str, float]:
             raise UserError(f"the labels give {key} class {max(found)}, but the scores have {classes} classes")
         if found:
             right.append(int(answer) in found)
-    return {"top1": 100 * (1 - sum(right) / max(len(right), 1)), "images": float(len(right))}
+    return RealError(top1=100 * (1 - sum(right) / max(len(right), 1)), images=float(len(right)))
 
 
 def agreement(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.ensemble import average, errors_of
+from resnet_pipeline.evaluation.ensemble import Errors, Measured, average, errors_of
 from resnet_pipeline.evaluation.protocols import Protocol, TestSpec, protocol_of
 from resnet_pipeline.evaluation.scores import Parts, Scores, lacking_models, read_scores, score_path, write_scores
 from resnet_pipeline.evaluation.scoring import Plan, check_models, chosen_samples, plan_chunks, score_chunks
@@ -21,6 +23,7 @@ from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
 from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.progress import Bar, progress
+from resnet_pipeline.records import INLINE
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.workspace import Workspace
 
@@ -32,7 +35,7 @@ class Evaluation:
     """One network's errors under a protocol; ``reused`` if the scores were kept from before.
 
     ``reference`` is what the user wrote, ``parsed`` what it stands for, ``member`` what is known of it without its
-    weights. Errors of a split whose labels are not known hold the number of images alone.
+    weights.
     """
 
     reference: str
@@ -40,8 +43,47 @@ class Evaluation:
     member: NetworkFacts
     scores: Scores
     path: Path
-    errors: dict[str, float]
     reused: bool
+
+    @cached_property
+    def errors(self) -> Errors:
+        """Top-1 and top-5 error; UserError if the split's labels are not known."""
+        return errors_of(self.scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestRow:
+    """What ``evaluate --json`` says of a network; ``scores`` is its score file, ``seconds`` are what the test took."""
+
+    __test__: ClassVar[bool] = False  # no test of pytest's
+
+    model: str
+    network: str
+    weights_sha256: str
+    split: str
+    protocol: str
+    tested: Measured = field(metadata=INLINE)
+    seconds: float
+    images_per_second: float
+    scores: str
+    reused: bool
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> TestRow:
+        """Return what machines are told of an evaluation."""
+        scores = evaluation.scores
+        return cls(
+            model=evaluation.reference,
+            network=evaluation.member.network,
+            weights_sha256=evaluation.member.weights_sha256,
+            split=scores.split,
+            protocol=scores.protocol,
+            tested=Measured.of(scores),
+            seconds=round(scores.seconds, 3),
+            images_per_second=round(scores.images_per_second, 2),
+            scores=str(evaluation.path),
+            reused=evaluation.reused,
+        )
 
 
 def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestSpec) -> list[Evaluation]:
@@ -100,9 +142,8 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
             reference=text,
             parsed=parsed[text],
             member=known[text],
-            scores=(own := scores[path]),
+            scores=scores[path],
             path=path,
-            errors=errors_of(own) if own.labelled else {"images": float(len(own.keys))},
             reused=text in reused,
         )
         for text, path in paths.items()
@@ -123,7 +164,7 @@ def _kept(path: Path, fingerprint: str, split: str, weights_sha256: str) -> Scor
     return scores
 
 
-def ensemble_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+def ensemble_errors(evaluations: Sequence[Evaluation]) -> Errors:
     """Return the errors of the members' averaged probabilities, from their kept scores."""
     return errors_of(average([e.scores for e in evaluations]))
 

@@ -24,8 +24,8 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config import RunConfig, ViewConfig
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.ensemble import average, errors_of, intervals_of
-from resnet_pipeline.evaluation.paper import ENSEMBLE_SOURCE, ENSEMBLE_TOP5, PUBLISHED, PublishedError
+from resnet_pipeline.evaluation.ensemble import average, interval_errors
+from resnet_pipeline.evaluation.paper import PUBLISHED, PUBLISHED_ENSEMBLE, PublishedError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
 from resnet_pipeline.files import write_json
@@ -63,7 +63,7 @@ def register_run(
     """
     tracking, run, result = Tracking(workspace), trained.run, trained.result
     config = run.config()
-    dataset = open_dataset(workspace, run.dataset()["name"])
+    dataset = open_dataset(workspace, run.dataset().name)
     split = dataset.eval_split
     tags = {
         "val_top1_error": f"{result.validation['top1']:.3f}",
@@ -117,7 +117,7 @@ def register_ensemble_of(
     )
     write_scores(scores, path)
     tags = _about_tests(views, dataset, scores.split)
-    version = register_ensemble(tracking, name, members, dataset.about, tags=tags, example=example_image(views))
+    version = register_ensemble(tracking, name, members, dataset.facts, tags=tags, example=example_image(views))
     card = _ensemble_card(name, members, dataset).markdown()
     record_tests(tracking, version, {path: scores}, card=card)
     return version
@@ -153,16 +153,13 @@ def record_tests(
 
 def measured_errors(scores: Scores, of: int) -> MeasuredErrors:
     """Return the errors of scores with their intervals; ``of`` is the number of the split's images."""
-    errors, intervals = errors_of(scores), intervals_of(scores)
+    errors = interval_errors(scores)
     return MeasuredErrors(
         protocol=scores.protocol,
         split=scores.split,
         images=len(scores.keys),
         of=of,
-        top1=errors["top1"],
-        top1_interval=intervals["top1_interval"],
-        top5=errors["top5"],
-        top5_interval=intervals["top5_interval"],
+        **vars(errors),
     )
 
 
@@ -267,7 +264,7 @@ def _ensemble_card(name: str, members: Sequence[MemberVersion], dataset: Dataset
     return ModelCard(
         title=f"{name}: an ensemble of {len(members)} on {dataset.name}",
         facts={f"member {i}": f"{m.uri} ({m.recipe})" for i, m in enumerate(members, 1)}
-        | ({"the paper's error": f"top-5 {ENSEMBLE_TOP5} %, {ENSEMBLE_SOURCE}"} if ilsvrc else {}),
+        | ({"the paper's error": f"top-5 {PUBLISHED_ENSEMBLE.top5} %, {PUBLISHED_ENSEMBLE.source}"} if ilsvrc else {}),
         data=_data(dataset),
         training={
             "method": "the members' class probabilities are averaged; nothing is trained",
@@ -287,8 +284,8 @@ def _data(dataset: Dataset) -> dict[str, str]:
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
         "images": ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-        + f" of {len(dataset.classes):,} classes; {len(manifest['refused'])} refused, "
-        f"{len(manifest['converted'])} converted when they were staged",
+        + f" of {len(dataset.classes):,} classes; {len(manifest.refused)} refused, "
+        f"{len(manifest.converted)} converted when they were staged",
     }
 
 

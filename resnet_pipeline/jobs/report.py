@@ -59,7 +59,7 @@ def report_on_runs(
         dataset_fingerprint=dataset.fingerprint,
         classes=len(dataset.classes),
         samples={name: len(split) for name, split in dataset.splits.items()},
-        refused=len(dataset.manifest["refused"]),
+        refused=len(dataset.manifest.refused),
         members=members,
         ensemble=_ensemble(members, evaluations),
         environment=environment(),
@@ -75,7 +75,7 @@ def report_on_runs(
 
 def _finished(workspace: Workspace, dataset: Dataset) -> list[RunDirectory]:
     found = [RunDirectory.open(p.parent) for p in sorted(workspace.runs.glob("*/result.json"))]
-    return [run for run in found if run.dataset()["fingerprint"] == dataset.fingerprint]
+    return [run for run in found if run.dataset().fingerprint == dataset.fingerprint]
 
 
 def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
@@ -83,7 +83,7 @@ def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
     if result is None:
         raise UserError(f"run {run.name} is not finished; train it to its end before reporting on it")
     history = read_metrics(run.metrics_file)
-    cost = network_cost(config, classes=len(run.dataset()["classes"]))
+    cost = network_cost(config, classes=len(run.dataset().classes))
     published = PUBLISHED.get(config.recipe)
     return Member(
         name=config.recipe,
@@ -91,7 +91,7 @@ def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
         depth=depth_of(config.model.name),
         parameters=cost.parameters,
         multiply_adds=cost.multiply_adds,
-        errors={p: (e.errors["top1"], e.errors["top5"]) for p, e in evaluations.items()},
+        errors={p: (e.errors.top1, e.errors.top5) for p, e in evaluations.items()},
         images_per_second=result.images_per_second,
         seconds=result.seconds,
         test_images_per_second=list(evaluations.values())[-1].scores.images_per_second,
@@ -112,8 +112,8 @@ def _ensemble(members: Sequence[Member], evaluations: dict[str, list[Evaluation]
     first = next(iter(errors.values()))
     return Ensemble(
         members=[m.name for m in members],
-        errors={protocol: (e["top1"], e["top5"]) for protocol, e in errors.items()},
-        samples=int(first["images"]),
+        errors={protocol: (e.top1, e.top5) for protocol, e in errors.items()},
+        samples=first.images,
         test_images_per_second=average([e.scores for e in list(evaluations.values())[-1]]).images_per_second,
     )
 

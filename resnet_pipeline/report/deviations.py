@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import to_dict
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.records import JsonObject
 
 _ALWAYS = (
     "Training crops are cut from the original in whole pixels and resized, instead of resizing and then cropping.",
@@ -47,7 +47,7 @@ def _of_the_config(config: RunConfig) -> Iterator[str]:
         yield "The learning rate follows half a cosine, not steps."
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _changes(before: JsonObject, after: JsonObject, prefix: str = "") -> Iterator[str]:
     for key in after.keys() | before.keys():
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -57,9 +57,9 @@ def test_the_ensemble_s_error_is_small_and_comes_from_score_files(demo):
         assert len(scores) == 3
         assert sorted(scores[0].keys) == sorted(dataset.splits["val"].keys)
         errors = errors_of(average(scores))
-        assert errors["top1"] <= 3
+        assert errors.top1 <= 3
         np.testing.assert_allclose([s.probabilities.sum(1) for s in scores], 1, atol=1e-4)
-        assert f"top-1 error {errors['top1']:.2f} %" in out
+        assert f"top-1 error {errors.top1:.2f} %" in out
 
 
 def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monkeypatch):

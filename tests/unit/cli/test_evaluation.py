@@ -11,6 +11,8 @@ import torch
 from resnet_pipeline import cli
 from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.models import build_model
+from tests.images import jpeg
+from tests.json_keys import check_keys
 
 
 @pytest.fixture
@@ -120,6 +122,23 @@ def test_weights_and_network_may_be_options(run, tmp_path):
     assert code == 0, err
     (row,) = json.loads((tmp_path / "e.json").read_text())["models"]
     assert row["protocol"] == "center-32-of-32-36-logits" and row["images"] == 80
+
+
+@pytest.mark.parametrize("name", ["evaluate", "ensemble", "ensemble of files", "analyse", "data stats"])
+def test_json_keeps_its_keys(run, models, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    if name == "ensemble of files":
+        run("evaluate", *models, *ON)
+        for number, file in enumerate(sorted((tmp_path / "work" / "scores").rglob("*.parquet"))):
+            file.rename(tmp_path / f"{number}.parquet")
+    check_keys(name, run, tmp_path / "keys.json")
+
+
+def test_json_of_staging_keeps_its_keys(run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    (photos / "train" / "cat" / "broken.JPEG").write_bytes(b"no image")
+    (photos / "train" / "cat" / "cmyk.JPEG").write_bytes(jpeg(40, 30, mode="CMYK"))
+    check_keys("stage", run, tmp_path / "keys.json")
 
 
 def test_a_submission_is_checked(run, tmp_path):

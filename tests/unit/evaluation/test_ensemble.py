@@ -59,7 +59,8 @@ def test_the_mean_is_numpy_s(members, combine, weights):
         expected = softmax(np.average(log_softmax(np.log(stack), 2), axis=0, weights=weights), 1)
     found = average(iter(members), weights=weights, combine=combine)
     np.testing.assert_allclose(found.probabilities, expected, rtol=1e-5)
-    assert list(errors_of(found).values())[:2] == pytest.approx(slow_errors(expected, found.labels))
+    errors = errors_of(found)
+    assert [errors.top1, errors.top5] == pytest.approx(slow_errors(expected, found.labels))
 
 
 def test_a_probability_of_zero_does_not_become_nan(members):
@@ -82,14 +83,14 @@ def test_greedy_selection_takes_the_best_next_member_by_exhaustive_search(member
         assert tried[step.member][0] == pytest.approx(min(e[0] for e in tried.values()))
         assert (step.top1, step.top5) == pytest.approx(tuple(tried[step.member]))
         taken.append(step.member)
-    assert errors_of(average(members))["top1"] == pytest.approx(steps[-1].top1)
+    assert errors_of(average(members)).top1 == pytest.approx(steps[-1].top1)
 
 
 @pytest.mark.parametrize("combine", ["probabilities", "logits"])
 def test_leaving_one_out_is_the_ensemble_of_the_others(members, combine):
     for left_out, found in enumerate(leave_one_out(members, combine=combine)):
         others = average([m for i, m in enumerate(members) if i != left_out], combine=combine)
-        assert found["top1"] == pytest.approx(errors_of(others)["top1"], abs=0.26)  # at most one tie broken otherwise
+        assert found.top1 == pytest.approx(errors_of(others).top1, abs=0.26)  # at most one tie broken otherwise
     with pytest.raises(UserError, match="at least two"):
         leave_one_out(members[:1])
 

@@ -19,11 +19,12 @@ from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
-from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models
 from resnet_pipeline.jobs.references import load
 from resnet_pipeline.logs import handled
 from resnet_pipeline.models import build_model
 from resnet_pipeline.progress import displayed_on
+from resnet_pipeline.records import plain
 from resnet_pipeline.workspace import Workspace
 from tests.recording import Recording
 
@@ -165,15 +166,15 @@ def test_an_ensemble_of_models_and_of_their_score_files_is_one(workspace, models
     by_model = ensemble(score_sources(workspace, models, CENTER))
     files = [str(e.path) for e in evaluated]
     by_file = ensemble(score_sources(workspace, files, None), fit=True, greedy=True, contributions=True)
-    assert by_file["ensemble"] == by_model["ensemble"]
-    low, high = by_file["ensemble"]["top1_interval"]
-    assert low <= by_file["ensemble"]["top1"] <= high
-    assert sum(by_file["fitted"]["weights"]) == pytest.approx(1)
-    assert by_file["fitted"]["fitted_on"] + by_file["fitted"]["reported_on"] == 100
-    assert sorted(step["member"] for step in by_file["greedy"]) == sorted(files)
-    assert by_file["greedy"][-1]["top1"] == by_file["ensemble"]["top1"]
-    assert by_file["without"][0]["top1"] == evaluated[1].errors["top1"]
-    assert "paper" not in by_file, "not 1,000 classes"
+    assert by_file.ensemble == by_model.ensemble
+    errors = by_file.ensemble.errors
+    assert errors.top1_interval[0] <= errors.top1 <= errors.top1_interval[1]
+    assert sum(by_file.fitted.weights) == pytest.approx(1)
+    assert by_file.fitted.fitted_on + by_file.fitted.reported_on == 100
+    assert sorted(step.member for step in by_file.greedy) == sorted(files)
+    assert by_file.greedy[-1].top1 == errors.top1
+    assert by_file.without[0].top1 == evaluated[1].errors.top1
+    assert by_file.paper is None, "not 1,000 classes"
 
 
 def test_bad_input_is_named(workspace, models, tmp_path, monkeypatch):
@@ -212,7 +213,9 @@ def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monk
     (tmp_path / "ids.txt").write_text("".join(f"n{i:08d} {1000 - i}\n" for i in range(1000)))
     model = f"cifar-resnet8={tmp_path / 'w.pth'}"
     (evaluated,) = run(workspace, [model], split="test", images=30)
-    assert evaluated.errors == {"images": 30}
+    with pytest.raises(UserError, match="no label"):
+        _ = evaluated.errors
+    assert plain(TestRow.of(evaluated)).keys() & {"images", "top1", "top5_interval"} == {"images"}
     sources = score_sources(workspace, [str(evaluated.path)], None)
     assert submit(workspace, sources, "digits", tmp_path / "ids.txt", tmp_path / "s.txt") == 30
     first = min(range(30), key=lambda row: evaluated.scores.keys[row].rpartition("/")[2])
@@ -220,7 +223,7 @@ def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monk
     assert (tmp_path / "s.txt").read_text().splitlines()[0] == " ".join(str(1000 - i) for i in best)
     with pytest.raises(UserError, match="no label"):
         analyse(sources)
-    assert ensemble(sources)["ensemble"] == {"images": 30}
+    assert plain(ensemble(sources).ensemble) == {"images": 30.0}
 
 
 def test_the_ensemble_s_flow_ends_with_its_errors_and_each_member_s_part(workspace, models, monkeypatch, caplog):

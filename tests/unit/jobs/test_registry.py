@@ -59,16 +59,13 @@ def registered(tmp_path_factory, digits):
     workspace = Workspace(tmp_path_factory.mktemp("registry") / "work")
     workspace.datasets.mkdir(parents=True)
     (workspace.datasets / "digits").symlink_to(digits.path)
-    about = {
-        "name": "digits", "fingerprint": digits.fingerprint, "classes": digits.classes,
-        "class_words": {"3": "three, a digit"},
-    }  # fmt: skip
+    facts = dataclasses.replace(digits.facts, class_words={"3": "three, a digit"})
     runs = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more would wait for each other on networks as small as these
     for seed, steps in ((0, 4), (1, 50), (2, 50)):
         config = with_overrides(get_recipe("digits/resnet8"), {"seed": seed, "steps": steps, "bn_images": 256})
-        run = RunDirectory.create(workspace.runs, config, about)
+        run = RunDirectory.create(workspace.runs, config, facts)
         train(run, digits, LocalContext())
         trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=False)
         version = register_run(workspace, trained, evaluations(workspace, str(run.path)))
@@ -94,16 +91,16 @@ def test_a_version_carries_its_lineage(registered, digits):
     tags, scores = version.tags, evaluations(workspace, f"models:/{NAME}/3")[0]
     assert tags["dataset_fingerprint"] == digits.fingerprint
     assert tags["recipe"] == "digits/resnet8" and tags["weights_sha256"] == runs[2].result.weights_sha256
-    assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(scores.errors["top1"], abs=1e-3)
+    assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(scores.errors.top1, abs=1e-3)
     low, high = map(float, tags["center-16-of-18_top1_interval"].split(" to "))
-    assert low < scores.errors["top1"] < high
+    assert low < scores.errors.top1 < high
     import mlflow
 
     linked = mlflow.artifacts.download_artifacts(tags["center-16-of-18_scores"])
     np.testing.assert_array_equal(read_scores(linked).probabilities, scores.scores.probabilities)
     stored = tracking.client.get_model_version(NAME, "3")
     assert stored.description == fetch_card(tracking, version)
-    assert f"| center-16-of-18 | 364 val | {scores.errors['top1']:.2f} |" in stored.description
+    assert f"| center-16-of-18 | 364 val | {scores.errors.top1:.2f} |" in stored.description
     model = mlflow.models.get_model_info(version.uri)
     assert [c.name for c in model.signature.inputs] == ["image"]
     assert model.saved_input_example_info["type"] == "dataframe"
