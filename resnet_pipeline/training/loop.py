@@ -66,7 +66,7 @@ def train(
     NonFiniteError, HangError if another process does not answer, and what the loader raises.
 
     Example:
-        >>> train(RunDirectory.create(folder, config, dataset.about), dataset, LocalContext())
+        >>> train(RunDirectory.create(folder, config, dataset.facts), dataset, LocalContext())
         True
     """
     if from_rank_zero(run.result_file.exists(), context.world_size):

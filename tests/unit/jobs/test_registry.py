@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
 
+from resnet_pipeline import cli
 from resnet_pipeline.adapters.mlflow.client import TrackingError
 from resnet_pipeline.adapters.mlflow.ensembles import ENSEMBLE_FILE
 from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve
@@ -44,6 +46,7 @@ from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 from tests.images import jpeg
+from tests.json_keys import check_keys
 
 pytestmark = pytest.mark.slow
 NAME = "digits-resnet8"
@@ -104,6 +107,18 @@ def test_a_version_carries_its_lineage(registered, digits):
     model = mlflow.models.get_model_info(version.uri)
     assert [c.name for c in model.signature.inputs] == ["image"]
     assert model.saved_input_example_info["type"] == "dataframe"
+
+
+def test_json_of_training_keeps_its_keys(registered, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(registered[0].root))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["resnet-pipeline", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return int(exit_.value.code or 0), *capsys.readouterr()
+
+    check_keys("train", run, tmp_path / "keys.json")
 
 
 def test_registering_again_adds_what_is_new_and_no_version(registered):
