@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_pipeline.data.manifest import DatasetFacts
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member, load_folder
 from resnet_pipeline.files import write_json
-from resnet_pipeline.records import load_record, plain_record
+from resnet_pipeline.records import OMIT_NONE, load_record, plain_record
 
 ENSEMBLE_FILE = "ensemble.json"
 
@@ -39,7 +39,7 @@ class MemberVersion:
 @dataclass(frozen=True, kw_only=True)
 class _Ensemble:
     members: tuple[MemberVersion, ...]
-    dataset: DatasetFacts
+    dataset: DatasetFacts | None = field(default=None, metadata=OMIT_NONE)  # for who looks at the file
 
 
 def ensemble_digest(members: Sequence[MemberVersion]) -> str:

@@ -117,7 +117,7 @@ def test_a_bad_dataset_gets_no_checksums_and_verifying_names_the_sample(space):
     dataset = of_digits(space)
     key = flip_a_bit(dataset, "val", 3)
     (bad,) = verify_dataset(space, "digits").bad_samples
-    assert (bad["file"], bad["reason"]) == (key, "does not match its checksum")
+    assert (bad.file, bad.reason) == (key, "does not match its checksum")
     (space.datasets / "digits" / CHECKSUMS).unlink()
     assert not verify_dataset(space, "digits").good
     assert not of_digits(space).checked

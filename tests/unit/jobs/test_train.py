@@ -43,7 +43,7 @@ def test_a_worker_s_own_message_comes_before_the_end_of_the_workers(digits, tmp_
 def test_a_run_is_followed_from_its_metrics_file(digits, tmp_path, caplog, notes):
     caplog.set_level(logging.INFO, "resnet_pipeline.jobs")
     config = with_overrides(get_recipe("digits/resnet8"), {"steps": 20, "batch": 100, "micro_batch": 100})
-    run, display = RunDirectory.create(tmp_path, config, digits.about), Recording()
+    run, display = RunDirectory.create(tmp_path, config, digits.facts), Recording()
     run.metrics_file.write_text('{"kind": "note", "step": 1, "text": "of an earlier attempt"}\n')
     with displayed_on(display), progress("r", total=20, unit="steps", images_per_unit=100) as bar:
         follower = Follower(run, config, bar, notes=notes)
