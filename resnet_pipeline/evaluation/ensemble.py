@@ -136,7 +136,7 @@ def average(
     Raises UserError if weights are negative, all zero, or not one per member, and naming the first member whose
     dataset, split, samples or classes are not the first one's.
 
-    Example: ``errors_of(average(read_scores(file) for file in files))["top1"]``
+    Example: ``errors_of(average(read_scores(file) for file in files)).top1``
     """
     if weights is not None and not (all(w >= 0 for w in weights) and sum(weights) > 0):
         raise UserError(f"weights must be at least 0 and not all 0, not {list(weights)}")

@@ -32,7 +32,7 @@ def workspace(tmp_path_factory, digits):
     workspace.datasets.mkdir(parents=True)
     (workspace.datasets / "digits").symlink_to(digits.path)
     config = with_overrides(get_recipe("digits/resnet8"), {"steps": 4, "eval_every": 4, "bn_images": 128})
-    run = RunDirectory.create(workspace.runs, config, digits.about)
+    run = RunDirectory.create(workspace.runs, config, digits.facts)
     train(run, digits, LocalContext())
     run.path.rename(workspace.runs / "digits-resnet20")  # a run directory stands before a registered network
     (found,) = evaluate_models(workspace, ["digits-resnet20"], TestSpec(dataset="digits", protocol="center"))

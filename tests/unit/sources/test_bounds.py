@@ -43,7 +43,7 @@ pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 60 * 10**6,) * 2)
 options = Options(limits=Limits(bytes=10**6))
 made = stage(source, target, name="x", workers=InThisProcess, max_refused=0.5, options=options)
-print([remark["file"] for remark in made.manifest["refused"]])
+print([remark.file for remark in made.manifest.refused])
 """
 
 
@@ -125,4 +125,4 @@ def test_what_is_refused_for_its_size_needs_no_disk(tmp_path):
     made = stage(
         tmp_path / "x.zip", tmp_path / "made", name="x", workers=InThisProcess, max_refused=0.5, options=options
     )
-    assert [remark["file"] for remark in made.manifest["refused"]] == ["train/a/huge.JPEG"]
+    assert [remark.file for remark in made.manifest.refused] == ["train/a/huge.JPEG"]
