@@ -54,7 +54,9 @@ tree:  ## One line on each module, its own first one
 	  printf '%-46s %s\n' "$$file" "$$(head -n 1 "$$file" | tr -d '"')"; done
 
 docs: $(READY)  ## The API's pages from the docstrings, in build/docs
-	@MPLBACKEND=agg $(BIN)/pdoc --output-directory build/docs resnet_pipeline
+	@# each module by its name: pdoc leaves out those that a package's __all__ does not list
+	@MPLBACKEND=agg $(BIN)/pdoc --output-directory build/docs resnet_pipeline \
+	  $$(find resnet_pipeline -name '*.py' ! -name '__*' | sort | sed 's|\.py$$||; s|/|.|g')
 	@echo "build/docs/index.html"
 
 clean:  ## Remove .venv, caches and ./work
