@@ -44,7 +44,7 @@ def parse_assignments(texts: Iterable[str]) -> JsonObject:
             raise ConfigError(f"{text!r} is not of the form key=value")
         try:
             found[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             found[key.strip()] = value.strip()
     return found
 

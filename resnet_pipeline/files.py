@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,13 +12,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from resnet_pipeline.errors import UserError
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class WriteError(UserError, OSError):
+    """A file can't be written: no room, no permission. An OSError too, for who can do without the file."""
+
+    def __init__(self, text: str, number: int = 0, reason: str = "") -> None:
+        super().__init__(text)
+        self.errno, self.strerror = number, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on error removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on error removed.
+
+    Raises WriteError, which names ``path``, for a folder that can't be written to and a disk that is full, also if a
+    library has made an exception of its own of that.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as error:  # what mkdir says of a file in a folder's place is that it exists
+        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
+        raise _not_written(path, number) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -25,14 +49,40 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of a shared root
         temporary.replace(path)
+    except UserError:
+        raise
+    except Exception as error:
+        for one in (error, error.__context__):
+            for number in _OF_THE_DISK:
+                if one and (getattr(one, "errno", None) == number or os.strerror(number) in str(one)):
+                    raise _not_written(path, number) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, number: int) -> WriteError:
+    reason = os.strerror(number)
+    return WriteError(f"{path} can't be written: {reason}", number, reason)
 
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file; UserError names the file if it can't be read or holds something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"{path} can't be read: {reason}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} can't be read: it holds no JSON object")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

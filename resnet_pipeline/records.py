@@ -84,8 +84,8 @@ def load_record(cls: type[T], path: Path) -> T:
     Raises OSError if the file can't be read.
     """
     try:
-        return read_record(cls, json.loads(path.read_text()))
-    except ValueError as error:
+        return read_record(cls, json.loads(path.read_bytes()))
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is no JSON: {error}") from None
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None

@@ -115,6 +115,12 @@ class Surroundings(BaseSettings):
     ray_address: str | None = None
     """the Ray cluster that is joined; none: one is started on this machine"""
 
+    ray_tmpdir: str | None = None
+    """where Ray keeps its sockets and logs; none: TMPDIR, else /tmp"""
+
+    tmpdir: str | None = None
+    """where programs keep what is temporary"""
+
     mlflow_tracking_uri: str | None = None
     """MLflow's server; none: a SQLite file under the root"""
 

@@ -21,8 +21,15 @@ class Workspace:
 
     @classmethod
     def of(cls, root: Path | str | None = None) -> Workspace:
-        """Return the workspace of an explicit root or of the environment's; the folder need not exist."""
-        return cls(Path(root or _settings().root).expanduser().resolve())
+        """Return the workspace of an explicit root or of the environment's; the folder need not exist.
+
+        Raises UserError if its path holds what the addresses of databases can't.
+        """
+        path = Path(root or _settings().root).expanduser().resolve()
+        if found := [mark for mark in "?%" if mark in str(path)]:
+            # in an address they mean something else: the databases of MLflow and Prefect would lie elsewhere
+            raise UserError(f"the root {path} has a {found[0]!r} in its path; name another with --root")
+        return cls(path)
 
     @property
     def datasets(self) -> Path:

@@ -93,6 +93,11 @@ def main() -> None:
     except UserError as error:
         _tell(error)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _tell(UserError(f"{error.filename} can't be used: {error.strerror}"))
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nresnet-pipeline: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -6,8 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from resnet_pipeline.config import ConfigError, RunConfig
+from resnet_pipeline.config_io import from_dict
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import read_json
 from resnet_pipeline.records import OMIT_NONE, RecordError, plain_record, read_record
 from resnet_pipeline.storage.base import Storage
 
@@ -143,8 +147,18 @@ def read_origin(storage: Storage) -> Origin | None:
         return None
     try:
         return read_record(Origin, json.loads(storage.read(SOURCE)))
-    except (ValueError, RecordError):
+    except (ValueError, RecursionError, RecordError):
         return None
+
+
+def read_run_config(path: Path) -> tuple[RunConfig, DatasetFacts]:
+    """Return config and dataset from a run's or a model's ``config.json``; UserError names file and field."""
+    stored = read_json(path)
+    try:
+        facts = read_record(DatasetFacts, stored.get("dataset"), where="dataset.")
+        return from_dict(RunConfig, stored.get("config") or {}, where="config."), facts
+    except (ConfigError, RecordError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
 
 
 def read_manifest(storage: Storage) -> Manifest:
@@ -161,7 +175,7 @@ def read_manifest(storage: Storage) -> Manifest:
     try:
         content = json.loads(storage.read(MANIFEST))
         unchanged = content.get("format") == FORMAT and content.get("fingerprint") == fingerprint_of(content)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedDatasetError(f"{address} is damaged ({error}); stage the dataset again") from None
     if not unchanged:
         raise DamagedDatasetError(f"{address} was changed, or another version wrote it; stage the dataset again")

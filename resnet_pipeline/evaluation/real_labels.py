@@ -21,7 +21,7 @@ def read_real_labels(path: Path) -> RealLabels:
     """Read a JSON object of key → list of class numbers; UserError names what is wrong with the file."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"labels {path} can't be read: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise UserError(f"labels {path} must hold a JSON object of key → list of class numbers")

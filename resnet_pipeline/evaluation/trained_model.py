@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from resnet_pipeline.config import ConfigError, RunConfig, ViewConfig
-from resnet_pipeline.config_io import from_dict
-from resnet_pipeline.data.manifest import DatasetFacts
+from resnet_pipeline.config import ViewConfig
+from resnet_pipeline.data.manifest import read_run_config
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import read_json
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.caffe import read_mean_image
 from resnet_pipeline.models.weights import build_for_weights, load_weights, stored_preprocessing, weights_sha256
-from resnet_pipeline.records import RecordError, read_record
 
 MODEL_FILES = ("weights.safetensors", "config.json")
 """What a folder must hold to be a network of this program; a run directory holds both."""
@@ -62,7 +60,7 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
     for file in MODEL_FILES:
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: it is no finished run")
-    config, dataset = _stored(folder / "config.json")
+    config, dataset = read_run_config(folder / "config.json")
     network = build_model(
         config.model.name,
         num_classes=len(dataset.classes),
@@ -119,23 +117,11 @@ def _check_result(folder: Path, digest: str) -> None:
     file = folder / "result.json"
     if not file.is_file():
         return  # a registered model's, whose version knows them
-    try:
-        expected = json.loads(file.read_bytes())["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({error}); remove it to finish the run again") from None
-    if digest != expected:
+    if digest != read_json(file).get("weights_sha256"):
         raise UserError(
             f"{folder / MODEL_FILES[0]} does not hold the weights that {file.name} names; remove {file.name} and train "
             "the same run again: it is finished from its newest checkpoint"
         )
-
-
-def _stored(file: Path) -> tuple[RunConfig, DatasetFacts]:
-    try:
-        stored = json.loads(file.read_text())
-        return from_dict(RunConfig, stored["config"]), read_record(DatasetFacts, stored["dataset"])
-    except (ValueError, KeyError, TypeError, ConfigError, RecordError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
 
 
 def _mean_shape(weights: Path) -> list[int]:

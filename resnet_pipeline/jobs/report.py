@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.evaluation.protocols import TestSpec
+from resnet_pipeline.files import read_json
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
@@ -120,13 +120,14 @@ def _ensemble(members: Sequence[Member], evaluations: dict[str, list[Evaluation]
 
 def _curve(history: list[dict[str, Any]], kind: str, key: str) -> Curve:
     lines = [line for line in history if line["kind"] == kind]
+    lines = [line for line in lines if isinstance(line.get(key), int | float)]
     return Curve(steps=[line["step"] for line in lines], values=[line[key] for line in lines])
 
 
 def _remembered(run: RunDirectory, file: str, key: str) -> str | None:
     """Return what the run directory remembers of its MLflow run and registered version."""
     try:
-        value: str | None = json.loads((run.path / file).read_text()).get(key)
-    except (FileNotFoundError, ValueError):
+        value = read_json(run.path / file).get(key)
+    except UserError:
         return None
-    return value
+    return value if isinstance(value, str) else None

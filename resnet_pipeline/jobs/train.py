@@ -223,7 +223,7 @@ def _prepared(attempt: _Attempt) -> RunDirectory:
     storage = mirror_of(run, launch.mirror)
     if storage:
         fetch_newer(run, storage)
-    path, _ = newest_checkpoint(run.checkpoints)  # the attempt warns of damaged ones
+    path, _ = newest_checkpoint(run.checkpoints, run=run.identity())  # the attempt warns of damaged ones
     if path:
         _log.info("%s: going on from %s", config.recipe, path.name)
     return run
@@ -262,7 +262,8 @@ class Follower:
     def poll(self) -> None:
         """Show what the metrics file has that was not shown yet."""
         for line in self._lines.take():
-            self._show(line)
+            with suppress(LookupError, TypeError, ValueError):  # a damaged line is not shown
+                self._show(line)
 
     def _show(self, line: dict[str, Any]) -> None:
         recipe, kind = self._config.recipe, line["kind"]

@@ -23,7 +23,7 @@ import psutil
 
 from resnet_pipeline.adapters.mlflow.client import make_database
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.files import write_json
+from resnet_pipeline.files import read_json, write_json
 from resnet_pipeline.records import RecordError, plain, read_record
 from resnet_pipeline.services.deployments import POOL, deploy
 from resnet_pipeline.settings import ROOT_VARIABLE, for_children, surroundings, without_secrets
@@ -32,6 +32,7 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 _START_SECONDS = 120
+_PROCESSES = ("prefect-server", "mlflow-server", "prefect-worker")  # in the order of their start
 
 
 class TemporaryPrefect:
@@ -248,17 +249,17 @@ class ServerProcess:
 def _entries(workspace: Workspace) -> dict[str, ServerProcess]:
     """Return the processes that `up` has started, by name; none if the note of them is damaged."""
     try:
-        entries = json.loads(_pid_file(workspace).read_text())
-        return {name: read_record(ServerProcess, entry) for name, entry in entries.items()}
-    except (FileNotFoundError, ValueError, AttributeError, RecordError):
+        entries = read_json(_pid_file(workspace))
+        found = {name: read_record(ServerProcess, entry) for name, entry in entries.items() if name in _PROCESSES}
+    except (UserError, RecordError):
         return {}
+    return {name: entry for name, entry in found.items() if 0 < entry.pid < 2**31}
 
 
 def _alive(workspace: Workspace) -> list[tuple[str, psutil.Process]]:
     """Return the processes of `up` that live; a process id that was given to another process since does not count."""
     found = []
-    order = ("prefect-server", "mlflow-server", "prefect-worker")
-    for name, entry in sorted(_entries(workspace).items(), key=lambda item: order.index(item[0])):
+    for name, entry in sorted(_entries(workspace).items(), key=lambda item: _PROCESSES.index(item[0])):
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(entry.pid)
             if abs(process.create_time() - entry.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from safetensors import SafetensorError
-
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.logs import at_step, current_context
 from resnet_pipeline.models.weights import save_weights, weights_sha256
@@ -107,7 +105,7 @@ class Attempt:
 
     def _resume(self, context: Context) -> list[str]:
         """Take up the newest good checkpoint, if there is one; return a line for each damaged newer one."""
-        newest = newest_checkpoint(self._run.checkpoints) if context.rank == 0 else None
+        newest = newest_checkpoint(self._run.checkpoints, run=self._state.run) if context.rank == 0 else None
         path, problems = from_rank_zero(newest, context.world_size)
         if path is not None:
             self._state.load_state_dict(read_checkpoint(path, run=self._state.run))
@@ -154,9 +152,10 @@ class Attempt:
         metadata = {"recipe": run.config().recipe, "run": run.name, "weights_sha256": digest}
         try:
             save_weights(network, run.weights_file, metadata)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            reason = error.strerror or error
             raise UserError(
-                f"{run.weights_file} can't be written: {error}; make room and start the same run again"
+                f"{run.weights_file} can't be written: {reason}; make room and start the same run again"
             ) from error
         self.append("done", seconds=self._state.seconds)
         self._state.result(digest).write(run.result_file)

@@ -19,10 +19,22 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, sha256_of, write_json
 
 FORMAT = 2
+_KINDS = {
+    "step": int, "model": dict, "optimizer": dict, "statistics": torch.Tensor, "sums": torch.Tensor, "extra": dict,
+    "ema": dict,
+}  # fmt: skip
 
 
 class CheckpointError(UserError):
     """A checkpoint that does not belong to this run, that another version wrote, or that is none."""
+
+
+class OtherRunError(CheckpointError):
+    """A checkpoint that belongs to another run."""
+
+
+class OtherFormatError(CheckpointError):
+    """A checkpoint of another version: to pass over it would be to throw away what that version computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,38 +87,61 @@ def write_checkpoint(folder: Path, payload: dict[str, Any], *, val_error: float 
     return path
 
 
-def read_checkpoint(path: Path, *, run: str) -> Checkpoint:
-    """Read a checkpoint of the run of this name; CheckpointError if it is another's or unreadable."""
+def read_checkpoint(path: Path, *, run: str, mmap: bool = False) -> Checkpoint:
+    """Read a checkpoint of the run of this name; CheckpointError if it is another's or unreadable.
+
+    With ``mmap`` tensors are read when they are looked at, and the file must stay.
+    """
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is no readable checkpoint: {reason}") from None
+        payload = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged file makes its reader raise almost anything
+        # of a pickle PyTorch's text is advice to load it without care
+        reason = "" if isinstance(error, pickle.UnpicklingError) else (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{path} is no readable checkpoint: {reason or type(error).__name__}") from None
     found = payload.get("format") if isinstance(payload, dict) else None
     if found != FORMAT:
         newer = "; a newer version wrote it: update this one" if isinstance(found, int) and found > FORMAT else ""
-        raise CheckpointError(f"{path} has format {found}, and this version reads {FORMAT}{newer}")
+        raise OtherFormatError(f"{path} has format {found}, and this version reads {FORMAT}{newer}")
     if payload.get("run") != run:
-        raise CheckpointError(
+        raise OtherRunError(
             f"{path} belongs to the run {payload.get('run')} (recipe, dataset, seed, config), not to {run}; remove it"
         )
     try:
-        return Checkpoint(**{key: value for key, value in payload.items() if key != "format"})
+        checkpoint = Checkpoint(**{key: value for key, value in payload.items() if key != "format"})
     except TypeError as error:
         raise CheckpointError(f"{path} is no complete checkpoint: {error}") from None
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(checkpoint, name), kind):
+            raise CheckpointError(f"{path} is no complete checkpoint: its {name} is no {kind.__name__}")
+    return checkpoint
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint whose checksum is right, and a line for each damaged newer one."""
+def newest_checkpoint(folder: Path, *, run: str | None = None) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint whose checksum is right, and a line for each newer one that is damaged.
+
+    With ``run`` one of another run counts as damaged if there is a good one before it, else OtherRunError is raised.
+    Raises OtherFormatError for one of another version.
+    """
+    other: OtherRunError | None = None
     problems: list[str] = []
     for step in reversed(checkpoint_steps(folder)):
         path = checkpoint_file(folder, step)
         try:
-            if sha256_of(path) == recorded(path)["sha256"]:
-                return path, problems
-            problems.append(f"{path.name} does not match its checksum; falling back to the one before")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if sha256_of(path) != recorded(path)["sha256"]:
+                problems.append(f"{path.name} does not match its checksum; falling back to the one before")
+                continue
+            if run is not None:
+                read_checkpoint(path, run=run, mmap=True)
+            return path, problems
+        except OtherFormatError:
+            raise
+        except CheckpointError as error:
+            other = other or (error if isinstance(error, OtherRunError) else None)
+            problems.append(f"{error}; falling back to the one before")
+        except (OSError, ValueError, KeyError) as error:
             problems.append(f"{path.name} can't be read ({error}); falling back to the one before")
+    if other is not None:
+        raise other
     if problems:
         problems.append(f"no checkpoint in {folder} is left; the run starts again from step 0")
     return None, problems
@@ -127,5 +162,10 @@ def remove_checkpoint(folder: Path, step: int) -> None:
 
 def recorded(path: Path) -> dict[str, Any]:
     """Return what was noted with a checkpoint: step, sha256, bytes, top1. Raises OSError or ValueError."""
-    noted: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    try:
+        noted = json.loads(path.with_suffix(".json").read_bytes())
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(noted, dict):
+        raise ValueError(f"{path.with_suffix('.json').name} holds no JSON object")
     return noted

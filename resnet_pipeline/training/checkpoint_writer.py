@@ -102,7 +102,8 @@ class CheckpointWriter:
             self._remove_old(step)
         except Exception as error:  # nothing may end this thread: training would wait for it for ever
             self._failures = self._failures + 1 if isinstance(error, OSError) else _MOST_FAILURES
-            self._problem = str(error) or type(error).__name__
+            reason = error.strerror if isinstance(error, OSError) else None
+            self._problem = reason or str(error) or type(error).__name__
             _log.warning("checkpoint of step %d not written: %s; the earlier ones are intact", step, self._problem)
         else:
             self._failures = 0
@@ -126,7 +127,7 @@ def best_checkpoint(folder: Path, steps: list[int]) -> list[int]:
             val_error = recorded(checkpoint_file(folder, step)).get("top1")
         except (OSError, ValueError):
             continue
-        if val_error is not None:
+        if isinstance(val_error, int | float):
             errors[step] = val_error
     return [min(errors, key=lambda step: (errors[step], step))] if errors else []
 

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class NewLines:
         self._read = path.stat().st_size if path.exists() else 0
 
     def take(self) -> Iterator[dict[str, Any]]:
-        """Yield the complete lines since the last call; a line torn by a crash is skipped."""
+        """Yield the complete lines since the last call; one that is torn or damaged is skipped."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -72,18 +72,27 @@ class NewLines:
             data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._read += len(complete)
-        for line in complete.splitlines():
-            with suppress(ValueError):
-                yield json.loads(line)
+        yield from _whole(complete.splitlines())
 
 
 def complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the file's parsed lines; a line torn by a crash is skipped."""
+    """Yield the file's parsed lines; one that a crash has torn, or a disk damaged, is skipped."""
     if not path.exists():
         return
-    with path.open() as file:
-        for text in file:
-            try:
-                yield json.loads(text)
-            except ValueError:
-                continue
+    with path.open("rb") as file:
+        yield from _whole(file)
+
+
+def _whole(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if is_metrics_line(line):
+            yield line
+
+
+def is_metrics_line(value: Any) -> bool:
+    """Return whether a JSON value is a line of metrics: an object with a kind and a step."""
+    return isinstance(value, dict) and isinstance(value.get("kind"), str) and type(value.get("step")) is int

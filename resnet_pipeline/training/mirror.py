@@ -102,11 +102,14 @@ def fetch_newer(run: RunDirectory, storage: Storage) -> None:
         note = storage.read(name)
         try:
             noted = json.loads(note)
-            path, digest = checkpoint_file(run.checkpoints, noted["step"]), noted["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
+            step, digest = noted["step"], str(noted["sha256"])
+            if type(step) is not int or not 0 <= step < 10**12:
+                raise ValueError(f"{step!r:.20} is no step")
+            path = checkpoint_file(run.checkpoints, step)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             _log.warning("%s/%s can't be read (%s); trying the one before", storage.url, name, error)
             continue
-        if noted["step"] <= here:
+        if step <= here:
             break
         if not _fetched(storage, _FOLDER + path.name, path, digest):
             _log.warning("%s/%s does not match its checkpoint; trying the one before", storage.url, name)

@@ -50,7 +50,7 @@ class RunResult:
             return read_record(cls, json.loads(path.read_text()))
         except FileNotFoundError:
             return None
-        except (ValueError, RecordError) as error:
+        except (OSError, ValueError, RecursionError, RecordError) as error:
             raise UserError(f"{path} is damaged ({error}); remove it to finish the run again") from None
 
     def write(self, path: Path) -> None:

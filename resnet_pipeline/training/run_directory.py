@@ -8,17 +8,19 @@ Starting the same run again finds the same directory and resumes; a different co
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import config_hash, from_dict, to_dict
-from resnet_pipeline.data.manifest import DatasetFacts
+from resnet_pipeline.config_io import config_hash, to_dict
+from resnet_pipeline.data.manifest import DatasetFacts, read_run_config
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.models.weights import check_weights
-from resnet_pipeline.records import JsonObject, RecordError, plain_record, read_record
+from resnet_pipeline.records import plain_record
 from resnet_pipeline.training.result import RunResult
+
+_log = logging.getLogger(__name__)
 
 
 def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
@@ -35,9 +37,19 @@ class RunDirectory:
 
     @classmethod
     def create(cls, parent: Path, config: RunConfig, dataset: DatasetFacts) -> RunDirectory:
-        """Return the run's directory, new or as an earlier start left it; ``dataset`` is kept with the config."""
+        """Return the run's directory, new or as an earlier start left it; ``dataset`` is kept with the config.
+
+        A config that a crash has torn is written again: the directory's name says that it is this one.
+        """
         run = cls(parent / run_name(config, dataset.fingerprint))
-        if not run.config_file.exists():
+        torn = False
+        if run.config_file.exists():
+            try:
+                read_run_config(run.config_file)
+            except UserError as error:
+                _log.warning("%s; it is written again", error)
+                torn = True
+        if torn or not run.config_file.exists():
             run.checkpoints.mkdir(parents=True, exist_ok=True)
             write_json(run.config_file, {"config": to_dict(config), "dataset": plain_record(dataset)})
         return run
@@ -121,14 +133,11 @@ class RunDirectory:
 
     def config(self) -> RunConfig:
         """Read the run's config; UserError if the file is damaged."""
-        return from_dict(RunConfig, self._stored("config"))
+        return read_run_config(self.config_file)[0]
 
     def dataset(self) -> DatasetFacts:
         """Read what was kept of the dataset; UserError if the file is damaged."""
-        try:
-            return read_record(DatasetFacts, self._stored("dataset"), where="dataset.")
-        except RecordError as error:
-            raise UserError(f"{self.config_file} is damaged: {error}") from None
+        return read_run_config(self.config_file)[1]
 
     def result(self) -> RunResult | None:
         """Return the result of a finished run, else None; UserError if it is damaged."""
@@ -141,10 +150,3 @@ class RunDirectory:
         except UserError as error:
             again = f"or remove {self.result_file} and train the same run again: its newest checkpoint finishes it"
             raise UserError(f"{error}, {again}") from None
-
-    def _stored(self, key: str) -> JsonObject:
-        try:
-            value: JsonObject = json.loads(self.config_file.read_text())[key]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self.config_file} can't be read ({error}); is {self.path} a run directory?") from None
-        return value

@@ -76,21 +76,21 @@ class TrainingState:
             self.network.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(checkpoint.optimizer)
             self.average.load(checkpoint.ema)
-        except (RuntimeError, ValueError, KeyError) as error:
+            rank, device = self._context.rank, self._context.device
+            statistics, sums = checkpoint.statistics.to(device), checkpoint.sums.to(device)
+            same = len(statistics) == self._context.world_size
+            load_statistics(self.network, statistics[rank] if same else statistics.mean(0))
+            self.sums.load(sums[rank] if same else sums.sum(0) * (rank == 0))
+            self.step = checkpoint.step
+            self.schedule.state = ScheduleState(**checkpoint.extra["schedule"])
+            self.seconds = checkpoint.extra["seconds"]
+            self.last_train = checkpoint.extra["last_train"]
+            self.best = checkpoint.extra["best"]
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
                 f"the checkpoint of step {checkpoint.step} of {self.run} holds another network than this version "
                 f"builds for the run: {' '.join(str(error).split())[:300]}"
             ) from None
-        rank, device = self._context.rank, self._context.device
-        statistics, sums = checkpoint.statistics.to(device), checkpoint.sums.to(device)
-        same = len(statistics) == self._context.world_size
-        load_statistics(self.network, statistics[rank] if same else statistics.mean(0))
-        self.sums.load(sums[rank] if same else sums.sum(0) * (rank == 0))
-        self.step = checkpoint.step
-        self.schedule.state = ScheduleState(**checkpoint.extra["schedule"])
-        self.seconds = checkpoint.extra["seconds"]
-        self.last_train = checkpoint.extra["last_train"]
-        self.best = checkpoint.extra["best"]
 
     def take_training(self, found: Figures) -> None:
         """Take in what the steps since the last log point came to."""

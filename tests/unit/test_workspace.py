@@ -21,3 +21,9 @@ def test_datasets_and_cache_lie_under_the_root_or_where_settings_say(tmp_path):
 def test_a_limit_that_is_no_number_of_gigabytes(tmp_path, limit):
     with settings(RESNET_PIPELINE_CACHE_GB=limit), pytest.raises(UserError, match=f"_GB={limit} must be a positive"):
         _ = Workspace.of(tmp_path).cache_limit
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%"])
+def test_a_root_whose_databases_would_lie_elsewhere_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="name another with --root"):
+        Workspace.of(tmp_path / name)

@@ -92,4 +92,7 @@ def guarded(call: Callable[[], Any]) -> Any:
             raise TrackingError(
                 f"MLflow at {without_secrets(away[1])} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
             ) from error
+        if gone := re.match(r"The (run|experiment) (\S+) must be in the 'active' state", text):
+            restore = f"mlflow {gone[1]}s restore --{gone[1]}-id {gone[2]}"
+            raise TrackingError(f"MLflow's {gone[1]} {gone[2]} was deleted; bring it back with: {restore}") from error
         raise TrackingError(f"MLflow: {cleaned(text)[:300]}") from error

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from resnet_pipeline.files import write_json
 from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.records import RecordError, load_record, plain_record
 from resnet_pipeline.settings import without_secrets
+from resnet_pipeline.training.metrics_log import is_metrics_line
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
@@ -142,6 +144,11 @@ class Tracking:
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found and found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"MLflow's experiment {EXPERIMENT!r} was deleted; bring it back: MLFLOW_TRACKING_URI={self.address} "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
         if found:
             return str(found.experiment_id)
         location = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
@@ -217,9 +224,10 @@ class Delivery:
     def of(cls, run: RunDirectory) -> Delivery:
         """Return what the run directory remembers; that nothing was sent if that is damaged."""
         try:
-            return load_record(cls, run.delivery_file)
-        except (FileNotFoundError, RecordError):
+            kept = load_record(cls, run.delivery_file)
+        except (OSError, RecordError):
             return cls()
+        return kept if kept.sent >= 0 else cls()
 
     def keep(self, run: RunDirectory) -> None:
         """Remember it in the run directory."""
@@ -228,10 +236,10 @@ class Delivery:
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return {"kind": "torn"}
-    return value
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    return value if is_metrics_line(value) else {"kind": "torn"}
 
 
 def _metrics(line: dict[str, Any]) -> list[Any]:
@@ -240,5 +248,7 @@ def _metrics(line: dict[str, Any]) -> list[Any]:
     names: Mapping[str, str] = _METRIC_NAMES[line["kind"]]
     if line["kind"] == "system":
         names = {key: f"system/{key}" for key in line.keys() - {"kind", "step", "time"}}
-    milliseconds = int(line.get("time", 0) * 1000)
-    return [Metric(name, float(line[key]), milliseconds, line["step"]) for key, name in names.items() if key in line]
+    seconds = line.get("time")
+    milliseconds = int(seconds * 1000) if isinstance(seconds, int | float) and isfinite(seconds) else 0
+    numbers = {key: line[key] for key in names if isinstance(line.get(key), int | float)}
+    return [Metric(names[key], float(value), milliseconds, line["step"]) for key, value in numbers.items()]

@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.settings import cleaned, for_children, surroundings, without_secrets
 from resnet_pipeline.training.distributed import collective_timeout
+
+_SECONDS_TO_ANSWER = 8  # of each address that the name has
+_LONGEST_SOCKET_PATH = 107
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +67,49 @@ def ray_cluster() -> Iterator[Resources]:
             "log_to_driver": False,
             "logging_level": logging.ERROR,
         }
-        if not address:
+        if address:
+            _check_answers(address)
+        else:
+            _check_socket_paths()
             options |= {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
         try:
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            shown = without_secrets(address or "")
-            reason = cleaned(str(error).splitlines()[0])
-            raise UserError(f"no Ray cluster at RAY_ADDRESS={shown}: {reason}") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
+            if not address:
+                raise UserError(f"Ray can't be started on this machine: {reason}") from None
+            raise UserError(f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}") from None
     try:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
     finally:
         if own:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise UserError if nothing answers at an address of the form host:port; Ray itself would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?(?:[^@/]*@)?\[?([^/\]]+?)\]?:(\d+)", address)
+    if found is None:
+        return  # "auto", "local", or a service's own form
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}; start it, or unset RAY_ADDRESS"
+        ) from None
+
+
+def _check_socket_paths() -> None:
+    """Raise UserError if Ray's sockets would lie too deep: the kernel takes paths of 107 bytes."""
+    folder = surroundings().ray_tmpdir or surroundings().tmpdir or "/tmp"
+    longest = len(os.fsencode(str(Path(folder).absolute()))) + len(_SOCKET)
+    if longest > _LONGEST_SOCKET_PATH:
+        raise UserError(
+            f"Ray's sockets can't lie under {folder}: their paths would have {longest} bytes, and the system takes "
+            f"{_LONGEST_SOCKET_PATH}; set RAY_TMPDIR to a shorter folder, as /tmp"
+        )
 
 
 def check_workers(least: int, resources: Resources) -> None:

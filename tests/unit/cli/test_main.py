@@ -89,6 +89,17 @@ def test_doctor_says_that_an_option_decides(run, tmp_path):
     assert (code, root["state"], root["use"]) == (0, str(tmp_path / "other"), "from: --root")
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["stage --source builtin:digits --name x", "train digits/resnet8 --dataset x", "evaluate a --dataset x",
+     "ensemble a b --dataset x", "report --dataset x", "export cifar-resnet8=x.pth x.onnx"],
+)  # fmt: skip
+def test_a_root_that_can_t_be_written_is_one_line(run, tmp_path, command):
+    (tmp_path / "file").touch()
+    code, _, err = run(*command.split(), "--root", str(tmp_path / "file" / "root"))
+    assert code == 2 and err.startswith("resnet-pipeline: ") and len(err.splitlines()) == 1
+
+
 def test_doctor_shows_no_password(run, monkeypatch, tmp_path):
     servers = {"MLFLOW_TRACKING_URI": "http://me:hidden@127.0.0.1:9",
                "PREFECT_API_URL": "http://me:hidden@127.0.0.1:9/api",

@@ -180,3 +180,31 @@ def test_if_all_are_damaged_that_is_said(tmp_path):
 
 def test_without_checkpoints_there_is_none(tmp_path):
     assert newest_checkpoint(tmp_path) == (None, [])
+
+
+def test_another_run_s_checkpoint_is_passed_over_for_a_good_one(tmp_path):
+    write_checkpoint(tmp_path, checkpoint(1).payload())
+    write_checkpoint(tmp_path, {**checkpoint(2).payload(), "run": "another"})
+    path, problems = newest_checkpoint(tmp_path, run="abc")
+    assert path is not None and path.name == "step-00000001.pt"
+    assert len(problems) == 1 and "belongs to the run another" in problems[0] and "falling back" in problems[0]
+
+
+def test_another_version_s_checkpoint_is_not_passed_over(tmp_path):
+    write_checkpoint(tmp_path, checkpoint(1).payload())
+    write_checkpoint(tmp_path, {**checkpoint(2).payload(), "format": FORMAT + 1})
+    with pytest.raises(CheckpointError, match="a newer version wrote it"):
+        newest_checkpoint(tmp_path, run="abc")
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "statistics", "sums", "extra", "ema"])
+def test_a_part_of_a_checkpoint_that_is_none_is_named(tmp_path, part):
+    write_checkpoint(tmp_path, {**checkpoint(1).payload(), part: None})
+    with pytest.raises(CheckpointError, match=f"no complete checkpoint: its {part} is no"):
+        read_checkpoint(tmp_path / "step-00000001.pt", run="abc")
+
+
+def test_another_run_s_checkpoint_alone_is_refused(tmp_path):
+    write_checkpoint(tmp_path, {**checkpoint(2).payload(), "run": "another"})
+    with pytest.raises(CheckpointError, match="belongs to the run another"):
+        newest_checkpoint(tmp_path, run="abc")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import resource
 import threading
 
+import pytest
+
 from resnet_pipeline.training.metrics_log import MetricsLog, read_metrics
 
 
@@ -49,3 +51,11 @@ def test_what_a_full_disk_did_not_take_comes_with_the_next_line(tmp_path):
     log.append("train", 3, loss=0.5)
     log.close()
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"config": {"reci', b"[]", b'{"config": {"steps": 1}, "dataset": []}'])
+def test_a_config_that_a_crash_has_torn_is_written_again(make_run, content):
+    run = make_run()
+    whole = run.config_file.read_bytes()
+    run.config_file.write_bytes(content)
+    assert make_run().config_file.read_bytes() == whole

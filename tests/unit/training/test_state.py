@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_pipeline.training.batch_norm import flatten_statistics
-from resnet_pipeline.training.checkpoint import read_checkpoint, write_checkpoint
+from resnet_pipeline.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.optim import set_lr
 from resnet_pipeline.training.state import TrainingState
@@ -98,3 +98,12 @@ def test_the_error_of_a_validation_is_that_of_its_step_alone(fresh):
     assert state.validated_error == 7.0
     state.step += 1
     assert state.validated_error is None
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "statistics", "sums", "extra"])
+def test_a_checkpoint_with_an_empty_part_is_refused_in_one_line(fresh, part):
+    state = fresh()
+    empty = torch.zeros(1, 0) if part in ("statistics", "sums") else {}
+    with pytest.raises(CheckpointError, match="the checkpoint of step 0 of r") as error:
+        state.load_state_dict(dataclasses.replace(fresh().state_dict(), **{part: empty}))
+    assert "\n" not in str(error.value)

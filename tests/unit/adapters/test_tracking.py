@@ -1,0 +1,30 @@
+"""What MLflow's answers become."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from resnet_pipeline.adapters.mlflow.client import TrackingError, guarded
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.workspace import Workspace
+
+
+def test_a_deleted_experiment_is_said_with_the_command_that_restores_it(tmp_path):
+    tracking = Tracking(Workspace(tmp_path))
+    deleted = SimpleNamespace(experiment_id="7", lifecycle_stage="deleted")
+    tracking._client = SimpleNamespace(get_experiment_by_name=lambda name: deleted)
+    with pytest.raises(UserError, match=r"=sqlite:.*mlflow\.db mlflow experiments restore --experiment-id 7$"):
+        tracking.experiment()
+
+
+@pytest.mark.parametrize("kind", ["run", "experiment"])
+def test_what_was_deleted_is_said_with_the_command_that_restores_it(kind):
+    def fail() -> None:
+        raise MlflowException(f"The {kind} 12ab must be in the 'active' state. Current state is deleted.")
+
+    with pytest.raises(TrackingError, match=f"mlflow {kind}s restore --{kind}-id 12ab$"):
+        guarded(fail)
