@@ -25,8 +25,8 @@ RECIPE, ITS_PARTS = {"recipe"}, {"network", "family"}
 """A form offers its networks; ``family/network`` is the recipe."""
 A_TEST_AT_THE_END = {"protocols", "evaluation_images"}
 """A training flow tests the network that it registers; on the command line that is `evaluate`."""
-WEIGHTS_AS_OPTIONS = {"weights", "network"}
-"""``--weights FILE --network NAME`` is another way to write the MODEL ``NAME=FILE``."""
+WEIGHTS_AS_OPTIONS = {"weights", "network", "ema"}
+"""``--weights FILE --network NAME --ema`` is another way to write the MODEL ``NAME=FILE#ema``."""
 
 PAIRS = [
     ("stage", "stage.stage_dataset", set(), set()),
