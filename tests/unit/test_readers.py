@@ -30,6 +30,7 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config_io import parse_assignments
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.image_audit import PixelSums, audit
+from resnet_pipeline.data.manifest import DatasetFacts, read_origin
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.real_labels import read_real_labels
 from resnet_pipeline.evaluation.scores import Scores, read_scores, write_scores
@@ -187,8 +188,8 @@ def _binaryproto(folder: Path) -> Path:
 
 
 def _run(folder: Path) -> RunDirectory:
-    about = {"name": "d", "fingerprint": "f" * 64, "classes": ["a", "b"], "class_words": {"a": "an a"}}
-    run = RunDirectory.create(folder, get_recipe("digits/resnet8"), about)
+    facts = DatasetFacts(name="d", fingerprint="f" * 64, classes=("a", "b"), class_words={"a": "an a"})
+    run = RunDirectory.create(folder, get_recipe("digits/resnet8"), facts)
     log = MetricsLog(run.metrics_file)
     log.append("train", 2, loss=1.0, error=50.0, lr=0.1, epoch=0.1, images_per_second=9.0, gradient_norm=1.0)
     log.append("validation", 2, top1=50.0, top5=10.0)
@@ -296,7 +297,7 @@ def _image(folder: Path) -> Path:
 
 def _ensemble(folder: Path) -> Path:
     member = MemberVersion(uri="models:/a/1", recipe="r", weights_sha256="0" * 64)
-    write_ensemble(folder, [member, member], {"name": "d", "fingerprint": "f", "classes": ["a"]})
+    write_ensemble(folder, [member, member], DatasetFacts(name="d", fingerprint="f", classes=("a",)))
     return folder / ENSEMBLE_FILE
 
 
@@ -330,7 +331,7 @@ def _dataset(name: str) -> Callable[[Path], Path]:
 def _read_dataset(path: Path) -> None:
     dataset = Dataset.open(path.parent)
     assert all(len(split) for split in dataset.splits.values())
-    dataset.source_fingerprint  # noqa: B018
+    read_origin(dataset.storage)
 
 
 DIGITS = Path()
@@ -381,14 +382,14 @@ def _assignments(path: Path) -> None:
 
 def signed(path: Path) -> None:
     """Let a dataset's manifest name a file as it is now, and itself, so that what is in it is read."""
-    from resnet_pipeline.data.dataset import fingerprint
+    from resnet_pipeline.data.manifest import fingerprint_of
 
     manifest = path.parent / "manifest.json"
     try:
         content = json.loads(manifest.read_bytes())
         if path.name in content["files"]:
             content["files"][path.name] = sha256_of(path)
-        manifest.write_text(json.dumps({**content, "fingerprint": fingerprint(content)}))
+        manifest.write_text(json.dumps({**content, "fingerprint": fingerprint_of(content)}))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         pass  # not even that much of a manifest
 
