@@ -5,11 +5,16 @@ from __future__ import annotations
 from xdist.scheduler import LoadFileScheduling
 
 
+OUTSIDE = ("tests/integration/test_launchers.py", "tests/integration/test_examples.py")
+
+
 class OneLaneOfServers(LoadFileScheduling):
     """A file at a time to each process; the tests that start servers and clusters never run two at a time.
 
-    Those wait for other processes much of the time, so the fast tests run beside them.
+    Those wait for other processes much of the time, so the others run beside them. What has no server and no node is no
+    part of that lane, which would otherwise be the last to end.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "servers" if nodeid.startswith("tests/integration/") else super()._split_scope(nodeid)
+        servers = nodeid.startswith("tests/integration/") and not nodeid.startswith(OUTSIDE)
+        return "servers" if servers else super()._split_scope(nodeid)

@@ -129,6 +129,7 @@ def ensemble(
     written = {"dataset": dataset, "protocol": protocol, **plain_record(result)}
     if registered_as and dataset:
         version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), dataset)
+        print(f"ensemble of {len(sources)}: {version.describe()}")
         written["version"] = version.uri
     write_result(json_file, written)
 

@@ -147,7 +147,8 @@ def test_bad_input_is_one_line_and_status_2(run, arguments, named, tmp_path):
     assert not (tmp_path / "work" / "runs").exists()
 
 
-def test_staging_evaluation_and_ensemble_write_json(run, tmp_path):
+def test_staging_evaluation_and_ensemble_write_json(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # however long the path of a temporary folder is
     code, out, err = run(
         "stage", "--source", "builtin:digits", "--name", "digits", "--json", str(tmp_path / "s.json"), "--workers", "1"
     )
