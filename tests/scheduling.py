@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from xdist.scheduler import LoadFileScheduling
 
-
 OUTSIDE = ("tests/integration/test_launchers.py", "tests/integration/test_examples.py")
 
 
