@@ -76,7 +76,7 @@ def two_workers(tmp_path_factory, new_workspace):
     return train_to_end(space, "torchrun", 2, "--json", str(space.root / "result.json"))
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ray", marks=pytest.mark.soak)])
 def test_one_process_comes_to_the_same_weights_by_every_launcher(workspace, one_worker, launcher):
     assert train_to_end(workspace, launcher, 1, "--no-register").weights == one_worker.weights
 
@@ -99,7 +99,7 @@ def start(workspace: Workspace, launcher: str, workers: int) -> subprocess.Popen
 @pytest.mark.parametrize(
     ("launcher", "workers", "sent", "to_all"),
     [
-        ("torchrun", 2, signal.SIGKILL, True),
+        pytest.param("torchrun", 2, signal.SIGKILL, True, marks=pytest.mark.soak),
         pytest.param("torchrun", 2, signal.SIGTERM, False, marks=pytest.mark.soak),
         pytest.param("torchrun", 2, signal.SIGINT, False, marks=pytest.mark.soak),
         ("torchrun", 2, signal.SIGTERM, True),  # as Slurm does
