@@ -44,8 +44,8 @@ def connect(uri: str) -> Any:
 def make_database(file: Path) -> None:
     """Make MLflow's SQLite database, whole or not at all, unless it is there.
 
-    MLflow makes it in some fifty steps, and a process killed between two of them leaves a file that neither it nor a
-    later one can use. So it is made beside, and appears under its name when all is in it.
+    MLflow makes it in dozens of migrations, and a process killed between two of them leaves a file that neither it nor
+    a later one can use. So it is made beside, and appears under its name when all is in it.
     """
     if file.exists():
         return
