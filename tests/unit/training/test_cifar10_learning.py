@@ -24,13 +24,12 @@ def test_resnet20_learns_cifar10_from_the_archive(cifar10_archive, tmp_path):
     assert dataset.statistics.mean_rgb == pytest.approx([125.3, 123.0, 113.9], abs=0.5)
     config = with_overrides(
         get_recipe("cifar10/resnet20"),
-        {"steps": 80, "log_every": 10, "eval_every": 1000, "bn_images": 1280, "checkpoint_every": 1000},
+        {"steps": 150, "log_every": 25, "eval_every": 1000, "bn_images": 2560, "checkpoint_every": 1000},
     )
     assert (config.augment.kind, config.augment.pad, config.augment.crop) == ("pad-crop", 4, 32)
     run = RunDirectory.create(tmp_path / "runs", config, dataset.facts)
     train(run, dataset, LocalContext())
     errors = [line["error"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
-    assert errors[-1] < errors[0] - 6
-    # 90 % by chance, within 0.9 % for 10,000 images
+    assert errors[-1] < errors[0] - 15
     validation = run.result().validation
-    assert validation["top1"] < 80 and validation["images"] == 10_000
+    assert validation["top1"] < 70 and validation["images"] == 10_000
