@@ -153,6 +153,9 @@ def test_an_elastic_run_saves_before_it_shrinks_or_grows(workspace, digits, clus
         lines = complete_lines(run.metrics_file) if run.metrics_file.exists() else []
         return [(line["step"], line["workers"]) for line in lines if line["kind"] == "resume"]
 
+    def steps_reported() -> list[int]:
+        return [line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "train"]
+
     def wait_for(reached: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
@@ -182,8 +185,7 @@ def test_an_elastic_run_saves_before_it_shrinks_or_grows(workspace, digits, clus
         wait_for(lambda: len(resumed()) > attempts + 1, 300)  # Ray thinks of growing once a minute
         (step, workers), newest = resumed()[-1], checkpoint_steps(run.checkpoints)[-1]
         assert workers == 2 and step == newest > announced
-        reached = max(line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "train")
-        assert reached >= step
+        wait_for(lambda: steps_reported()[-1] > step, 100)  # both train on from there
     finally:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=300)
