@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,12 +34,16 @@ class WriteError(UserError, OSError):
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on error removed.
 
+    A link stays, and what it names is replaced. What is no regular file (a device, a pipe) is written into.
     Raises WriteError, which names ``path``, for a folder that can't be written to and a disk that is full, also if a
     library has made an exception of its own of that.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        special = _is_special(path)
+        target = path.resolve() if path.is_symlink() and not special else path
+        folder = Path(tempfile.gettempdir()) if special else target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
         os.close(handle)
     except OSError as error:  # what mkdir says of a file in a folder's place is that it exists
         number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
@@ -47,8 +53,12 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if special:
+            with temporary.open("rb") as source, path.open("wb") as stream:
+                shutil.copyfileobj(source, stream)
+            return
         temporary.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of a shared root
-        temporary.replace(path)
+        temporary.replace(target)
     except UserError:
         raise
     except Exception as error:
@@ -60,6 +70,17 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether what is there is no regular file; IsADirectoryError for a folder."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return not stat.S_ISREG(mode)
 
 
 def _not_written(path: Path, number: int) -> WriteError:
@@ -85,7 +106,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_text(value: Any) -> str:
+    """Return a value as indented JSON, its keys sorted, with a new line at the end."""
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json_text(value))

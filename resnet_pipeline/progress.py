@@ -22,6 +22,15 @@ SECONDS_BETWEEN_LINES = 5.0
 BYTES = "bytes"
 
 
+def per_second(rate: float) -> str:
+    """Return a rate as it is shown; that of slow work in two digits.
+
+    >>> per_second(2859.6), per_second(1.94), per_second(0.4)
+    ('2,860', '1.9', '0.4')
+    """
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 class Display(Protocol):
     """Shows bars. It is called in the thread that works, so it must be quick."""
 
@@ -102,8 +111,8 @@ class Bar:
     def speed(self) -> str:
         """Return the rate with its unit: 2,860 images/s, 110 MB/s."""
         if self.unit == BYTES:
-            return f"{self.rate / 1e6:,.0f} MB/s"
-        return f"{self.rate * self.images_per_unit:,.0f} images/s"
+            return f"{per_second(self.rate / 1e6)} MB/s"
+        return f"{per_second(self.rate * self.images_per_unit)} images/s"
 
     def left(self) -> str:
         """Return the time that is left, as 1:05 left; empty if it is not known, and at the end."""

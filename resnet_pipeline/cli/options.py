@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 import typer
 
 from flows.parameters import Parameter
 from resnet_pipeline.cli.console import shown
 from resnet_pipeline.errors import UserError, did_you_mean
-from resnet_pipeline.files import write_json
+from resnet_pipeline.files import json_text, write_json
 from resnet_pipeline.records import plain
 
 
@@ -43,7 +47,10 @@ Root = Annotated[
         help="Where everything is kept: datasets, runs, scores, reports. Default: RESNET_PIPELINE_ROOT, else ./work",
     ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, for machines.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", help="Also write the result to this file, for machines; - is stdout, without the tables."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress, only results and warnings.")]
 
 
@@ -60,7 +67,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*, quiet: bool, **typed: Any) -> None:
-        with shown(quiet=quiet):
+        with shown(quiet=quiet), _json_alone(typed.get("json_file")):
             read = {name: _read(name, hint, typed[name]) for name, hint in shared.items()}
             function(**(typed | read))
 
@@ -118,9 +125,37 @@ def _read(name: str, hint: Any, typed: Any) -> Any:
     return said.read(typed) if said is not None and said.read is not None and typed is not None else typed
 
 
+_stdout: ContextVar[TextIO | None] = ContextVar("stdout_of_json", default=None)
+"""Standard output, if JSON has it for itself."""
+
+
+@contextmanager
+def _json_alone(path: Path | None) -> Iterator[None]:
+    """Inside, what a command prints goes to stderr if its JSON goes to standard output, under whichever name."""
+    if path is None or not _is_stdout(path):
+        yield
+        return
+    token = _stdout.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout.reset(token)
+
+
+def _is_stdout(path: Path) -> bool:
+    try:
+        return str(path) == "-" or os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:  # no such file yet
+        return False
+
+
 def write_result(path: Path | None, value: Any) -> None:
     """Write a result, a record or plain values, as JSON if a path was given; UserError if it can't be written."""
     if path is None:
+        return
+    if (stdout := _stdout.get()) is not None:
+        print(json_text(plain(value)), end="", file=stdout, flush=True)
         return
     try:
         write_json(path, plain(value))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.table import Table
 
 from resnet_pipeline.names import printable
+from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.terminal import output, print_table
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _errors(line: ErrorLine) -> tuple[str, ...]:
         *(("", "", "", "") if errors is None else (
             _number(errors.top1), _interval(errors.top1_interval), _number(errors.top5), _interval(errors.top5_interval)
         )),
-        "" if speed is None else f"{speed:,.1f}",
+        "" if speed is None else per_second(speed),
     )  # fmt: skip
 
 

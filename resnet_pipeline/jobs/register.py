@@ -34,6 +34,7 @@ from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.references import RegisteredModel
 from resnet_pipeline.jobs.train import TrainedRun
+from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
 from resnet_pipeline.report.terminal import duration, human
@@ -251,7 +252,7 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
             f"{config.optim.weight_decay}; schedule {config.schedule.kind}",
             "seed": str(config.seed),
             "took": f"{duration(result.seconds)} on {result.workers} × {result.device}, "
-            f"{result.images_per_second:,.0f} images/s",
+            f"{per_second(result.images_per_second)} images/s",
             "made by": _made_by(),
         },
         errors=(),

@@ -8,6 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from resnet_pipeline.files import replacing
+from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.report.figures import error_figure, loss_figure
 from resnet_pipeline.report.terminal import duration, human
@@ -18,7 +19,7 @@ def write_report(data: ReportData, path: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("resnet_pipeline.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"human": human, "duration": duration}
+    environment.filters |= {"human": human, "duration": duration, "per_second": per_second}
     page = environment.get_template("page.html.j2").render(
         data=data,
         # matplotlib escapes the text that it draws

@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.content import ReportData
 
 
@@ -40,16 +41,16 @@ def render_table(data: ReportData) -> Table:
             str(member.depth),
             human(member.parameters),
             *_errors(data.protocols, member.errors),
-            f"{member.images_per_second:,.0f}",
+            per_second(member.images_per_second),
             duration(member.seconds),
-            f"{member.test_images_per_second:,.0f}",
+            per_second(member.test_images_per_second),
         )
     if data.ensemble:
         table.add_section()
         parameters = sum(m.parameters for m in data.members)
         row = [f"ensemble of {len(data.ensemble.members)}", "", human(parameters)]
         row += _errors(data.protocols, data.ensemble.errors)
-        row += ["", duration(sum(m.seconds for m in data.members)), f"{data.ensemble.test_images_per_second:,.0f}"]
+        row += ["", duration(sum(m.seconds for m in data.members)), per_second(data.ensemble.test_images_per_second)]
         table.add_row(*row, style="bold")
     return table
 

@@ -163,13 +163,13 @@ def down(workspace: Workspace) -> None:
             _log.info("%d flow run(s) saving and stopping", len(flows))
             for flow in flows:
                 _signal(flow, signal.SIGINT)
-            psutil.wait_procs(flows, timeout=60)
+            _left_after(60, flows)
         tree = [process, *_children(process)]
         _signal(process, signal.SIGINT if name == "prefect-worker" else signal.SIGTERM)
-        _, left = psutil.wait_procs(tree, timeout=15)
+        left = _left_after(15, tree)
         for survivor in left:
             _signal(survivor, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=5)
+        _left_after(5, left)
         _log.info("stopped %s", name)
     _pid_file(workspace).unlink(missing_ok=True)
     _stopping(workspace).unlink(missing_ok=True)
@@ -272,6 +272,27 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return list(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return []
+
+
+def _left_after(seconds: float, processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Wait until all have ended; return those that have not after so long.
+
+    A zombie has ended. It is gone only when its parent asks how, which in a container may be never.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        _, there = psutil.wait_procs(processes, timeout=0)
+        left = [process for process in there if not _is_zombie(process)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

@@ -26,7 +26,7 @@ from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
 from resnet_pipeline.data.manifest import FORMAT, MANIFEST, SHARDS, SOURCE, Origin, Remark
 from resnet_pipeline.errors import RefusedError, UserError
-from resnet_pipeline.progress import Bar, progress
+from resnet_pipeline.progress import Bar, per_second, progress
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry, with_holdout
 from resnet_pipeline.sources.layouts import read_catalogue, source_files
 from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, listing_of, staging_area
@@ -289,7 +289,7 @@ def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar) -> None:
             images, size = images + outcome.images, size + outcome.bytes
         limit.check()
         running = pool.running() or (images, size, len(limit.refused) - before)
-        speed = f"{running[1] / 1e6 / bar.seconds:,.0f} MB/s"
+        speed = f"{per_second(running[1] / 1e6 / bar.seconds)} MB/s"
         bar.reach(bar.before + running[0], detail=f"{speed}  {before + running[2]} refused")
         if before + running[2] > limit.allowed:  # several workers together: their lists come when they have stopped
             pool.close()

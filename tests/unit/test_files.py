@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import resource
+import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +99,33 @@ def test_another_error_passes_as_it_is(tmp_path):
     with pytest.raises(KeyError), replacing(tmp_path / "x"):
         raise KeyError("x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path, there):
+    link, target = tmp_path / "link.json", tmp_path / "far" / "target.json"
+    target.parent.mkdir()
+    if there:
+        target.write_text("before")
+    link.symlink_to("far/target.json")
+    write_json(link, 1)
+    assert link.is_symlink() and target.read_text() == "1\n"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["far", "link.json", "target.json"]
+
+
+def test_what_is_no_file_is_written_into(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_json(pipe, {"a": 1})
+    reader.join(10)
+    assert read == ['{\n  "a": 1\n}\n'] and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    with pytest.raises(WriteError, match="/dev/full can't be written: No space left on device"):
+        write_json(Path("/dev/full"), {"a": 1})
+    with pytest.raises(WriteError, match="can't be written: Is a directory"):
+        write_json(tmp_path, {"a": 1})
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b"{"])

@@ -57,6 +57,13 @@ def test_units_of_several_images_and_bytes_have_their_own_rates(clock):
     assert Bar("of an unknown number", unit="files").counts() == "0 files"
 
 
+@pytest.mark.parametrize(("steps", "speed"), [(1800, "1,800"), (9.96, "10"), (1.44, "1.4"), (0.4, "0.4"), (0, "0")])
+def test_a_slow_rate_is_not_0(steps, speed):
+    bar = Bar("training", total=9000, unit="steps")
+    bar.reach(1, rate=steps)
+    assert bar.speed() == f"{speed} images/s"
+
+
 def test_elsewhere_a_line_is_logged_every_few_seconds_and_at_the_end(clock, caplog):
     caplog.set_level(logging.INFO, "resnet_pipeline.progress")
     with displayed_on(LogLines(seconds=5)), progress("packing", total=100) as bar:

@@ -71,6 +71,28 @@ def test_recipes_lists_depth_parameters_cost_and_the_paper_s_error(run, tmp_path
     assert row["multiply_adds"] == pytest.approx(11.28e9, rel=1e-3)
 
 
+@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "digits/resnet8"]], ids=" ".join)
+def test_json_on_stdout_is_alone_there(run, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, out, err = run(*arguments, "--json", str(tmp_path / "file.json"))
+    alone = run(*arguments, "--json", "-")
+    assert alone == (0, (tmp_path / "file.json").read_text(), err + out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_json_to_stdout_by_another_name_is_alone_there_too(run, tmp_path):
+    (tmp_path / "out").touch()
+    with (tmp_path / "out").open("a") as file:
+        saved = os.dup(1)
+        os.dup2(file.fileno(), 1)
+        try:
+            _, out, err = run("recipes", "digits/resnet8", "--json", "/dev/stdout")
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+    assert json.loads(out)["recipe"] == "digits/resnet8" and "digits/resnet8: 8 layers" in err
+
+
 def test_doctor_says_what_is_here(run, tmp_path):
     code, out, _ = run("doctor", "--json", str(tmp_path / "d.json"))
     assert code == 0 and f"{os.cpu_count()} cores" in out
