@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.records import OMIT_NONE
 
-Precision = Literal["float32", "bf16", "float64", "auto"]
+Precision = Literal["float32", "tf32", "bf16", "float64", "auto"]
 _MOST_STEPS = 10_000_000  # the paper's longest run has 600,000
 
 
@@ -122,7 +123,9 @@ class OptimConfig:
     weight_decay: float = 1e-4
     """Weight decay, added to the gradient as a multiple of the weights (the paper, section 3.4: 0.0001)."""
     decay_norm: bool = True
-    """Whether batch norm's parameters and the biases decay too (Caffe: they do; Goyal et al., 2017: they don't)."""
+    """Whether batch norm's scales and shifts and all biases decay too, not the weights of convolutions and classifier
+    alone. The paper does not say; fb.resnet.torch, whose decay does, lists that as a difference from it. So its recipes
+    have false (docs/DEVIATIONS.md)."""
     label_smoothing: float = 0.0
     """ε: the target is (1 − ε) · label + ε / classes (Szegedy et al., 2015, section 7); 0: the label (the paper)."""
     ema: float = 0.0
@@ -158,6 +161,9 @@ class ScheduleConfig:
     """Of plateau: evaluations without improvement before the rate is lowered; the paper gives no number."""
     threshold: float = 0.1
     """Of plateau: how much lower the validation error must be, in percentage points; the paper gives no number."""
+    most_drops: int | None = field(default=None, metadata=OMIT_NONE)
+    """Of plateau: how often the rate is lowered at most, so that it has a floor; the paper gives no number. Unset:
+    without end."""
     warmup: int = 0
     """Iterations in which the rate rises linearly from zero (Goyal et al., 2017); 0: none (the paper)."""
     warmup_lr: float | None = None
@@ -175,6 +181,10 @@ class ScheduleConfig:
         _check(self.patience >= 1, f"schedule.patience must be at least 1, not {self.patience}")
         # below 0 a worse error would count as better, and the plateau would never be seen
         _check(self.threshold >= 0, f"schedule.threshold must be at least 0, not {self.threshold}")
+        _check(
+            self.most_drops is None or self.most_drops >= 0,
+            f"schedule.most_drops must be at least 0, not {self.most_drops}",
+        )
         _check(self.warmup >= 0, f"schedule.warmup must be at least 0, not {self.warmup}")
         _check(
             self.warmup_lr is None or 0 < self.warmup_lr < math.inf,
@@ -229,8 +239,9 @@ class RunConfig:
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     """Training crops that grow."""
     precision: Precision = "float32"
-    """float32: what the paper used. bf16: convolutions and products in bfloat16 by autocast; weights, batch norm, loss
-    and updates stay float32. auto: bf16 if the hardware has it, else float32. float64: for comparisons."""
+    """float32: what the paper used, on a GPU too. tf32: float32, but a GPU rounds what it multiplies to TF32's 10 bits;
+    elsewhere float32. bf16: convolutions and products in bfloat16 by autocast; weights, batch norm, loss and updates
+    stay float32. auto: bf16 if the hardware has it, else float32. float64: for comparisons."""
     compile: bool = False
     """Whether torch.compile runs the network with CUDA graphs on a GPU; ignored on a CPU (docs/LOG.md)."""
     batch: int = 256

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from resnet_pipeline.config import ConfigError, RunConfig
 from resnet_pipeline.errors import did_you_mean
-from resnet_pipeline.records import JsonObject, RecordError, plain_record, read_record
+from resnet_pipeline.records import JsonObject, RecordError, plain, plain_record, read_record
 
 T = TypeVar("T")
 
@@ -52,13 +52,13 @@ def parse_assignments(texts: Iterable[str]) -> JsonObject:
 def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
     """Return the config with fields changed: dotted paths to plain JSON values.
 
-    A run of other length (``steps``) has its schedule stretched to it: ``schedule.warmup`` and
-    ``schedule.boundaries`` change in proportion, unless they are changed too. Raises ConfigError, naming the field, for
-    one that is unknown, ill-typed or out of bounds.
+    A run of other length (``steps``) has its schedule stretched to it: ``schedule.warmup``, ``schedule.boundaries``
+    and, of a plateau, ``schedule.patience`` change in proportion, unless they are changed too. Raises ConfigError,
+    naming the field, for one that is unknown, ill-typed or out of bounds.
 
     >>> with_overrides(config, {"optim.lr": 0.05, "augment.shorter_side": [256, 288]})
     """
-    values = to_dict(config)
+    values = _all_fields(config)
     for path, value in overrides.items():
         target = values
         *parents, last = path.split(".")
@@ -72,6 +72,12 @@ def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
     if isinstance(config, RunConfig):
         _stretch(values, config, overrides)
     return from_dict(type(config), values)
+
+
+def _all_fields(config: Any) -> JsonObject:
+    """Return a config as plain JSON types, with the unset fields that `to_dict` leaves out."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {name: _all_fields(v) if dataclasses.is_dataclass(v) else plain(v) for name, v in values.items()}
 
 
 def _stretch(values: JsonObject, config: RunConfig, assigned: Mapping[str, Any]) -> None:
@@ -88,6 +94,9 @@ def _stretch(values: JsonObject, config: RunConfig, assigned: Mapping[str, Any])
     if "schedule.boundaries" not in assigned:
         boundaries = {stretched(b) for b in config.schedule.boundaries}
         schedule["boundaries"] = sorted(b for b in boundaries if b < steps)
+    # a plateau's patience is counted in evaluations, whose interval stays
+    if "schedule.patience" not in assigned and config.schedule.kind == "plateau":
+        schedule["patience"] = stretched(config.schedule.patience)
 
 
 def config_hash(config: Any) -> str:
@@ -106,13 +115,13 @@ class Described:
 
 def described(config: Any, *, where: str = "") -> Iterator[Described]:
     """Yield every field of a config, those of its groups in their places; the names are those of assignments."""
-    texts, plain = field_texts(type(config)), to_dict(config)
+    texts, values = field_texts(type(config)), _all_fields(config)
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             yield from described(value, where=f"{where}{f.name}.")
         else:
-            yield Described(f"{where}{f.name}", plain[f.name], texts[f.name])
+            yield Described(f"{where}{f.name}", values[f.name], texts[f.name])
 
 
 def field_texts(cls: type) -> dict[str, str]:

@@ -8,6 +8,9 @@ import torch
 
 from resnet_pipeline.config import Precision
 
+EMULATION = "convolutions and matrix products take 11 to 41 times as long as in float32"
+"""What bf16 costs on a processor without it, measured with AVX2's instructions alone (docs/LOG.md)."""
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -17,13 +20,14 @@ def local_device(local_rank: int = 0) -> torch.device:
 
 
 def chosen_precision(wanted: Precision, device: torch.device) -> Precision:
-    """Return what ``auto`` means on a device: bf16 if its hardware has it, else float32. Other precisions are kept.
+    """Return what ``auto`` and ``tf32`` mean on a device; other precisions are kept.
 
-    A processor without bf16 emulates it: a convolution takes 24 to 30 times as long as in float32.
+    ``auto`` is bf16 if the hardware has it, else float32: a processor without bf16 emulates it, which is slow
+    (EMULATION). ``tf32`` is float32 on anything but a GPU.
     """
-    if wanted != "auto":
-        return wanted
-    return "bf16" if has_bf16(device) else "float32"
+    if wanted == "auto":
+        return "bf16" if has_bf16(device) else "float32"
+    return "float32" if wanted == "tf32" and device.type != "cuda" else wanted
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -43,6 +47,14 @@ def prepare_device(device: torch.device, precision: Precision) -> None:
         keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = precision == "bf16"
+        allow_tf32(precision == "tf32")
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Say whether a GPU may round what it multiplies in float32 to TF32; by default PyTorch does so in convolutions."""
+    kind = "tf32" if allowed else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = kind
 
 
 def keep_freed_memory() -> None:

@@ -145,8 +145,9 @@ class DaliExecutor:
 
     @property
     def _decoding(self) -> dict[str, Any]:
-        device = "mixed" if self._device.type == "cuda" else "cpu"
-        return {"device": device, "output_type": types.RGB, "adjust_orientation": False}
+        # on a GPU chroma is interpolated as libjpeg-turbo does it on the CPU; nvJPEG by default repeats it
+        on = {"device": "mixed", "jpeg_fancy_upsampling": True} if self._device.type == "cuda" else {"device": "cpu"}
+        return {**on, "output_type": types.RGB, "adjust_orientation": False}
 
     def _run_ahead(
         self,

@@ -17,14 +17,26 @@ RealLabels = dict[str, list[int]]
 """A sample's key, or its file name → the classes that are right for it; none if people saw no class in it."""
 
 
+_VALIDATION = "ILSVRC2012_val_{:08d}.JPEG"  # the file names of ILSVRC's validation images, counted from 1
+
+
 def read_real_labels(path: Path) -> RealLabels:
-    """Read a JSON object of key → list of class numbers; UserError names what is wrong with the file."""
+    """Read a JSON object of key → list of class numbers, or ReaL's own ``real.json``.
+
+    That is a list with an entry for each of ILSVRC's validation images, in the order of their file names
+    (google-research/reassessed-imagenet); class numbers are those of the sorted WordNet ids, as here. UserError names
+    what is wrong with the file.
+    """
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"labels {path} can't be read: {str(error).splitlines()[0]}") from None
+    if isinstance(values, list):
+        values = {_VALIDATION.format(number): labels for number, labels in enumerate(values, 1)}
     if not isinstance(values, dict):
-        raise UserError(f"labels {path} must hold a JSON object of key → list of class numbers")
+        raise UserError(
+            f"labels {path} must hold a JSON object of key → list of class numbers, or ReaL's list of lists"
+        )
     for key, labels in values.items():
         if not isinstance(labels, list) or not all(type(label) is int and label >= 0 for label in labels):
             raise UserError(f"labels {path}: {key!r} must be a list of class numbers, not {labels!r}")

@@ -20,6 +20,7 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, view_batches
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.whole_images import by_shape, whole_batches
+from resnet_pipeline.device import allow_tf32
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.forward import Passes
 from resnet_pipeline.evaluation.protocols import Protocol
@@ -132,7 +133,9 @@ class Prepared:
 
 
 def prepare(models: Mapping[str, Classifier], protocol: Protocol, device: torch.device | None = None) -> Prepared:
-    """Fold the networks for a protocol and bring them to a device, the CPU by default."""
+    """Fold the networks for a protocol and bring them to a device, the CPU by default; a GPU computes in float32."""
+    if device is not None and device.type == "cuda":
+        allow_tf32(False)
     return Prepared(
         {name: _scorer(model, protocol).to(device or torch.device("cpu")).eval() for name, model in models.items()},
         {name: weights_sha256(model) for name, model in models.items()},

@@ -31,7 +31,7 @@ def faithful(network: str) -> RunConfig:
         model=ModelConfig(name=f"cifar-{network}", mean="image", checkpointing=14 if network == "resnet1202" else 0),
         augment=AugmentConfig(kind="pad-crop", crop=32, pad=4, flip=True),
         views=ViewConfig(crop=32, resize=32, scales=(32,)),
-        optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4),
+        optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4, decay_norm=False),
         schedule=ScheduleConfig(kind="step", boundaries=(32_000, 48_000), factor=0.1, warmup_lr=warmup_lr),
         batch=128,
         micro_batch=64,  # "two GPUs"

@@ -38,10 +38,14 @@ def _of_the_config(config: RunConfig) -> Iterator[str]:
         yield "The mean colour is subtracted, not the mean image."
     if config.augment.kind == "random-resized-crop":
         yield "Crops are torchvision's RandomResizedCrop, not the paper's scale augmentation."
+    decayed = "all parameters" if config.optim.decay_norm else "the weights of convolutions and classifier alone"
+    yield f"Weight decay is on {decayed}: the paper does not say on what."
     if config.schedule.kind == "plateau":
+        most = config.schedule.most_drops
+        floor = "" if most is None else f"; the rate drops {most} times at most"
         yield (
             f"A plateau of the error is: not better by {config.schedule.threshold} points in "
-            f"{config.schedule.patience} evaluations, {config.eval_every:,} iterations apart."
+            f"{config.schedule.patience} evaluations, {config.eval_every:,} iterations apart{floor}."
         )
     if config.schedule.kind == "cosine":
         yield "The learning rate follows half a cosine, not steps."

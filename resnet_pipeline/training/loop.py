@@ -15,7 +15,7 @@ from torch import nn
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend
-from resnet_pipeline.device import chosen_precision, prepare_device
+from resnet_pipeline.device import EMULATION, chosen_precision, has_bf16, prepare_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.logs import at_step, log_context
 from resnet_pipeline.storage.base import Storage
@@ -124,6 +124,8 @@ class Trainer:
         self.open_batches = open_batches or self.task.batches
         self.state = TrainingState(self.task, config, context, run=run.identity(), precision=precision)
         self.attempt = Attempt(run, self.state, context, mirror)
+        if precision == "bf16" and context.rank == 0 and not has_bf16(context.device):
+            _log.warning("this processor has no bf16 and emulates it: %s; precision=auto avoids that", EMULATION)
         self.model: nn.Module = self.state.network
         self.compiled = config.compile and compile_network(self.model, context.device)
         if context.world_size > 1:

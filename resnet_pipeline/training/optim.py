@@ -14,9 +14,10 @@ from resnet_pipeline.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """Return SGD over all parameters; weight decay on all of them, as Caffe's default and fb.resnet.torch have it.
+    """Return SGD over all parameters; with ``decay_norm`` all of them decay, in one group.
 
-    Without ``decay_norm`` vectors (batch norm's scales and shifts, biases) are a group of their own, not decayed.
+    Without it the weights of convolutions and classifier do, as the paper's recipes have it (docs/DEVIATIONS.md says
+    why); vectors (batch norm's scales and shifts, all biases) are a group of their own.
     """
     parameters = list(model.parameters())
     groups: list[dict[str, object]] = [{"params": parameters}]

@@ -55,11 +55,15 @@ class Schedule:
             self.state.warm = True
 
     def observe_validation(self, error: float) -> None:
-        """Take in a validation error (percent); on a plateau the rate drops and the count starts afresh."""
-        state = self.state
+        """Take in a validation error (percent); on a plateau the rate drops and the count starts afresh.
+
+        It drops ``most_drops`` times at most: else a finished training would go on to ever smaller rates.
+        """
+        state, most = self.state, self.config.most_drops
         if error < state.best_error - self.config.threshold:
             state.best_error, state.stale = error, 0
         else:
             state.stale += 1
         if state.stale >= self.config.patience:
-            state.drops, state.stale = state.drops + 1, 0
+            drops = state.drops + 1
+            state.drops, state.stale = drops if most is None else min(drops, most), 0

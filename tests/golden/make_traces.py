@@ -47,7 +47,7 @@ TRACES = {
     "imagenet_resnet50": Traced(
         "imagenet/resnet50",
         (
-            "steps=100", "batch=4", "micro_batch=2", "bn_images=16", "optim.lr=0.0003",
+            "steps=100", "batch=4", "micro_batch=2", "bn_images=16", "optim.lr=0.0003", "optim.decay_norm=true",
             "augment.crop=72", "augment.shorter_side=[80,160]", "views.crop=72", "views.resize=80", "views.scales=[80]",
         ),
         SAMPLE,

@@ -137,6 +137,12 @@ def test_a_run_of_other_length_stretches_its_schedule():
     fast = get_recipe("imagenet-fast/resnet50")
     assert with_overrides(fast, {"steps": fast.steps // 10}).schedule.warmup == pytest.approx(626, abs=1)
     assert with_overrides(fast, {"steps": 1}).schedule.warmup == 0
+    # a plateau's patience counts evaluations, whose interval stays
+    plateau = get_recipe("imagenet/resnet50")
+    assert [with_overrides(plateau, {"steps": n}).schedule.patience for n in (600_000, 1_200_000, 240_000, 2)] == [
+        5, 10, 2, 1,
+    ]  # fmt: skip
+    assert with_overrides(plateau, {"steps": 60_000, "schedule.patience": 3}).schedule.patience == 3
     kept = with_overrides(get_recipe("cifar10/resnet20"), {"steps": 640, "schedule.boundaries": [5]})
     assert kept.schedule.boundaries == (5,)
 
@@ -151,7 +157,11 @@ def test_the_recipes_that_are_not_the_paper_s_are_apart():
         for name in (n for n in recipe_names() if n.startswith(f"{family}/")):
             config = get_recipe(name)
             assert (config.precision, config.compile, config.growth.first) == ("float32", False, 0), name
-            assert (config.optim.ema, config.optim.label_smoothing, config.optim.decay_norm) == (0, 0, True), name
+            assert (config.optim.ema, config.optim.label_smoothing, config.optim.decay_norm) == (
+                0,
+                0,
+                family == "digits",
+            ), name
 
 
 def test_workers_that_cannot_share_the_batch_are_told_which_numbers_could():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
-from resnet_pipeline.device import chosen_precision
+from resnet_pipeline.device import chosen_precision, prepare_device
 
 MAPS, TIMES = [98, 24, 49, 24, 98, 49, 24, 24, 12, 98, 12], 10  # MiB, as ResNet-50's maps of 32 images
 
@@ -76,3 +76,16 @@ def test_auto_follows_the_processor_and_other_precisions_are_kept(monkeypatch, h
     assert chosen_precision("auto", torch.device("cpu")) == ("bf16" if has else "float32")
     for wanted in ("float32", "bf16", "float64"):
         assert chosen_precision(wanted, torch.device("cpu")) == wanted
+    assert chosen_precision("tf32", torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("float32", "ieee"), ("bf16", "ieee"), ("tf32", "tf32")])
+def test_float32_is_float32_on_a_gpu_too(precision, kind):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision
+    assert chosen_precision(precision, torch.device("cuda")) == precision
+    try:
+        prepare_device(torch.device("cuda"), precision)  # sets switches, and needs no GPU
+        assert (cudnn.conv.fp32_precision, matmul.fp32_precision) == (kind, kind)
+    finally:
+        cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision = before

@@ -24,6 +24,19 @@ def test_with_the_labels_themselves_the_error_is_the_usual_one(tmp_path):
     assert real_error(moved, labels) == real_error(scores, labels)
 
 
+def test_real_s_own_file_is_a_list_in_the_order_of_the_validation_images(tmp_path):
+    scores, rng = member(0, 1.0), np.random.default_rng(3)
+    order = rng.permutation(len(scores.keys))  # the dataset's order is another than the file's
+    answers = scores.probabilities.argmax(1)
+    keys = [f"val/n01440764/ILSVRC2012_val_{number + 1:08d}.JPEG" for number in order]
+    labels = [rng.choice(12, rng.integers(0, 4), replace=False).tolist() for _ in order]
+    (tmp_path / "real.json").write_text(json.dumps(labels))
+    found = real_error(dataclasses.replace(scores, keys=keys), read_real_labels(tmp_path / "real.json"))
+    # as google-research/reassessed-imagenet says how to use it: images without labels don't count
+    right = [answers[row] in labels[number] for row, number in enumerate(order) if labels[number]]
+    assert vars(found) == pytest.approx({"top1": 100 * (1 - np.mean(right)), "images": len(right)})
+
+
 def test_any_of_several_labels_is_right_and_unlabelled_do_not_count():
     scores = member(0, 1.0)
     rng = np.random.default_rng(4)
@@ -36,7 +49,13 @@ def test_any_of_several_labels_is_right_and_unlabelled_do_not_count():
 
 def test_what_is_wrong_with_the_labels_is_named(tmp_path):
     scores = member(0, 1.0)
-    for text, said in (("[1]", "object"), ('{"a": 3}', "'a'"), ('{"a": [true]}', "'a'"), ("{", "can't be read")):
+    for text, said in (
+        ("[1]", "00000001.JPEG"),
+        ("3", "list of lists"),
+        ('{"a": 3}', "'a'"),
+        ('{"a": [true]}', "'a'"),
+        ("{", "can't be read"),
+    ):
         (tmp_path / "real.json").write_text(text)
         with pytest.raises(UserError, match=said):
             read_real_labels(tmp_path / "real.json")

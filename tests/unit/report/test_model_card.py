@@ -67,6 +67,7 @@ def test_changes_of_a_recipe_are_named_but_for_the_seed():
     )
     first = deviations_of(config)[0]
     assert first == (
-        "Changed from the recipe imagenet/resnet50: model.stride v1 → v1.5, optim.lr 0.1 → 0.2, steps 600000 → 2."
+        "Changed from the recipe imagenet/resnet50: model.stride v1 → v1.5, optim.lr 0.1 → 0.2, "
+        "schedule.patience 5 → 1, steps 600000 → 2."
     )
     assert any("v1.5" in text for text in deviations_of(config)[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from resnet_pipeline.data.loaders import train_batches
@@ -36,6 +37,15 @@ def test_a_stopped_fast_run_ends_bit_identical(make_run, digits):
     assert len(resumes) == 2
     history = [h["loss"] for h in read_metrics(run.metrics_file) if h["kind"] == "train"]
     assert history == [h["loss"] for h in read_metrics(whole.metrics_file) if h["kind"] == "train"]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_an_explicit_bf16_that_is_emulated_says_what_it_costs(make_run, digits, monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
+    run = make_run("precision=bf16", "steps=1")
+    assert train(run, digits, LocalContext(stop=lambda: True))
+    notes = [line["text"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"]
+    assert ["11 to 41 times" in note and "precision=auto" in note for note in notes] == ([] if has else [True])
 
 
 def test_the_finished_network_has_the_averages_and_their_statistics(make_run, digits):

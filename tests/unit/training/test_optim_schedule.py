@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resnet_pipeline.config import OptimConfig, ScheduleConfig
-from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.config import ConfigError, OptimConfig, ScheduleConfig
+from resnet_pipeline.models import build_model
+from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.schedule import Schedule, ScheduleState
 from resnet_pipeline.training.step import FiniteGuard
@@ -65,6 +66,32 @@ def test_plateau_drops_after_patience_evaluations_without_improvement():
         schedule.observe_validation(error)
         rates.append(round(schedule.lr(0), 6))
     assert rates == [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001]
+
+
+def test_a_plateau_s_rate_has_a_floor():
+    config = get_recipe("imagenet/resnet50")
+    schedule = Schedule(config.schedule, lr=config.optim.lr, steps=config.steps)
+    rates = []
+    for _ in range(config.steps // config.eval_every):  # an error that never falls again
+        schedule.observe_validation(25.0)
+        rates.append(schedule.lr(0))
+    assert sorted(set(rates)) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+    with pytest.raises(ConfigError, match=r"schedule\.most_drops"):
+        ScheduleConfig(kind="plateau", most_drops=-1)
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("imagenet/", "cifar10/"))])
+def test_the_paper_s_recipes_decay_the_weights_of_convolutions_and_classifier_alone(recipe):
+    config = get_recipe(recipe)
+    model = build_model(config.model.name, shortcut=config.model.shortcut)
+    decayed = {
+        id(p)
+        for group in build_optimizer(model, config.optim).param_groups
+        for p in group["params"]
+        if group["weight_decay"] == 1e-4
+    }
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert decayed == {id(layer.weight) for layer in layers}
 
 
 def test_cosine_ends_at_zero_after_a_linear_start():
