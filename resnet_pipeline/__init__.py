@@ -7,6 +7,7 @@ package costs nothing.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load_model", "open_dataset"]
 
 __version__ = "0.1.0"
+
+# Before PyTorch is imported: OpenMP's threads sleep when they wait for one another. They spin otherwise, and beside any
+# other process on the same cores a small network's step then takes 7 to 16 times as long (docs/LOG.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, warnings too, until someone sets up logging
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 
+# Before PyTorch is imported: two processes with two threads each on two cores would wait for one another.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before PyTorch is imported: two processes with two threads each on two cores would wait for one another.
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import uuid

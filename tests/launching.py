@@ -6,6 +6,7 @@ They are forked from a process that has imported PyTorch: importing it anew take
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 from resnet_pipeline.data.dataset import Dataset
@@ -34,9 +36,15 @@ with torchrun_context() as context:
 """
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    ["torch", "torch._dynamo", "torch.distributed", "nvidia.dali.fn", "resnet_pipeline.training.loop"]
-)
+
+
+@functools.cache
+def _import_pytorch_once() -> None:
+    """Let processes be forked from one that has imported PyTorch, in place of the one that staging forks from."""
+    forkserver._forkserver._stop()
+    _processes.set_forkserver_preload(
+        ["torch", "torch._dynamo", "torch.distributed", "nvidia.dali.fn", "resnet_pipeline.training.loop"]
+    )
 
 
 def _run(script: str, arguments: Sequence[str], environment: str, errors: str) -> None:
@@ -53,6 +61,7 @@ class Started:
     """A process that runs a script; the parts of subprocess.Popen that the tests use."""
 
     def __init__(self, script: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        _import_pytorch_once()
         handle, name = tempfile.mkstemp(prefix="stderr-")
         os.close(handle)
         self._errors = Path(name)

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
+from resnet_pipeline.staging import shard_writer
 from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard
 
 
@@ -34,10 +35,14 @@ class Processes:
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count or os.cpu_count() or 1
-        # spawn: a forked copy of a process with threads (Prefect's, DALI's) may hang
-        context = multiprocessing.get_context("spawn")
+        # forkserver: a forked copy of this process, which may have threads (Prefect's, DALI's), may hang; and a process
+        # that is started anew takes a second of a core for its imports, here made once for all
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([shard_writer.__name__])
         self._counts = context.Array("q", 4)  # images, bytes, refusals; and whether to stop
-        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin, initargs=(self._counts,))
+        # its environment is of the time when the server was started
+        given = (self._counts, dict(os.environ))
+        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin, initargs=given)
 
     def submit(self, task: Task) -> Future[Outcome]:
         """Begin with a task when a process is free."""
@@ -57,9 +62,11 @@ class Processes:
 _shared: Any = None
 
 
-def _begin(counts: Any) -> None:
+def _begin(counts: Any, environment: dict[str, str]) -> None:
     global _shared
     _shared = counts
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from resnet_pipeline.workspace import Workspace
 REPOSITORY = Path(__file__).parents[2]
 
 TOUCH_THE_ENVIRONMENT = {
+    "resnet_pipeline/__init__.py": "lets OpenMP's threads sleep when they wait",
     "resnet_pipeline/settings.py": "reads it",
     "resnet_pipeline/cli/main.py": "sets the root for the flows of `demo`",
     "resnet_pipeline/services/local.py": "gives it, with additions, to servers and the worker; sets Prefect up",
@@ -34,6 +37,7 @@ TOUCH_THE_ENVIRONMENT = {
     "resnet_pipeline/adapters/ray/cluster.py": "sets Ray up",
     "resnet_pipeline/adapters/ray/train.py": "hands the driver's timeout on to a worker",
     "resnet_pipeline/adapters/mlflow_model.py": "MLflow's sign that its server runs the model",
+    "resnet_pipeline/staging/shard_pool.py": "hands it on to worker processes",
     "resnet_pipeline/storage/s3.py": "a client serves as long as all of AWS_... stay, whatever boto3 reads of them",
     "resnet_pipeline/report/terminal.py": "COLUMNS, the terminal's",
 }
@@ -167,3 +171,10 @@ def test_addresses_in_a_text_are_shown_without_their_secrets():
 def test_the_header_of_a_password():
     assert basic_authorization("http://user:%70w@host/") == {"Authorization": "Basic dXNlcjpwdw=="}
     assert basic_authorization("http://host/a@b") == {}
+
+
+def test_threads_sleep_when_they_wait_unless_the_user_says_otherwise(monkeypatch):
+    for given, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        runpy.run_path(str(REPOSITORY / "resnet_pipeline/__init__.py"))
+        assert os.environ["OMP_WAIT_POLICY"] == found

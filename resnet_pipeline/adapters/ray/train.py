@@ -36,9 +36,10 @@ from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
-WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
+WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Ray Train computes in a thread of its worker. glibc's malloc would give that thread heaps of at most 64 MiB, which it
-returns to the kernel; only its main arena keeps what is freed (`device.keep_freed_memory`)."""
+returns to the kernel; only its main arena keeps what is freed (`device.keep_freed_memory`). The second is that of
+``resnet_pipeline``, which a worker imports after PyTorch."""
 
 _SECONDS_FOR_LEAVING = 60.0
 _SECONDS_BETWEEN_LOOKS = 0.2  # at the stop file, which may lie on a network drive
