@@ -95,7 +95,7 @@ def stage_dataset(
                 "--name, or --replace it"
             )
     with _makers(workers) as makers, _interruptible():
-        pack(
+        manifest = pack(
             place,
             destination,
             name=name,
@@ -104,7 +104,7 @@ def stage_dataset(
             max_refused=max_refused,
             replace=replace,
         )
-    return StagedDataset(address=destination.url, manifest=checked_manifest(destination), reused=False)
+    return StagedDataset(address=destination.url, manifest=manifest, reused=False)
 
 
 def describe(staged: StagedDataset) -> str:

@@ -7,15 +7,14 @@ dataset without a manifest is none. So there a dataset that is replaced is gone 
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,13 +26,14 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.names import escaped, original
 from resnet_pipeline.sources.archives import Member, Zipped
 from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored
-from resnet_pipeline.staging.shard_writer import RECORDS
-from resnet_pipeline.storage.base import Storage
+from resnet_pipeline.staging.shard_writer import RECORDS, temporary_prefix
+from resnet_pipeline.storage.base import HeldError, Storage
 from resnet_pipeline.storage.local import LocalStorage
 
 _STAGING = "staging"
 LISTING = f"{_STAGING}/listing.parquet"
 ABOUT = f"{_STAGING}/about.json"
+LEASE = "staging.lease"
 _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", f"{RECORDS}/")) + tuple(
     f".{name}." for name in (MANIFEST, INDEX, MEAN_IMAGE, CHECKSUMS, SOURCE)
 )
@@ -43,11 +43,12 @@ _LISTED = ("layout", "address", "classes", "class_words", "md5", "hidden")
 
 
 class StagingArea:
-    """The place in a bucket where shards and records go."""
+    """The place in a bucket where shards and records go, and a folder of this machine for what is laid out."""
 
-    def __init__(self, destination: Storage) -> None:
-        self.storage = destination
-        self.scratch = Path(tempfile.gettempdir()) / f"resnet-pipeline-{PurePosixPath(destination.url).name}"
+    def __init__(self, destination: Storage, scratch: Path) -> None:
+        self.storage, self.scratch = destination, scratch
+        self.check_ours: Callable[[], None] = lambda: None
+        """Raises UserError if another process has taken the destination over."""
 
     def keeps(self, about: bytes) -> bool:
         """Return whether a staging of the same source and options left something."""
@@ -82,12 +83,10 @@ class LocalStagingArea(StagingArea):
     """A hidden folder beside the destination."""
 
     def __init__(self, destination: LocalStorage) -> None:
-        super().__init__(destination)
         self._final = destination.root
         self._folder = destination.root.with_name(f".{destination.root.name}.staging")
         self._old = destination.root.with_name(f".{destination.root.name}.old")
-        self.storage = LocalStorage(self._folder)
-        self.scratch = self._folder / "spool"
+        super().__init__(LocalStorage(self._folder), self._folder / "spool")
 
     def begin(self, about: bytes) -> None:
         """Keep what a staging of the same source and options left; remove any other's."""
@@ -122,32 +121,37 @@ class LocalStagingArea(StagingArea):
 
 @contextmanager
 def staging_area(destination: Storage) -> Iterator[StagingArea]:
-    """Yield the destination's staging area; on this machine no other process can have it at the same time."""
-    if not isinstance(destination, LocalStorage):
-        with _emptied(StagingArea(destination)) as area:
-            yield area
-        return
-    root = destination.root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    lock = root.with_name(f".{root.name}.lock")
-    with lock.open("w") as held:
+    """Yield the destination's staging area; no other process can have it at the same time.
+
+    Raises UserError, which says who, if another process is staging there.
+    """
+    if isinstance(destination, LocalStorage):
+        name = destination.root.name
+        place, lock = LocalStorage(destination.root.parent), f".{name}.lock"
+    else:
+        name, place, lock = destination.url, destination, LEASE
+    with ExitStack() as stack:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is staging {root.name!r} now; wait for it") from None
-        try:
-            with _emptied(LocalStagingArea(destination)) as area:
-                yield area
-        finally:
-            lock.unlink(missing_ok=True)
+            check = stack.enter_context(place.lease(lock))
+        except HeldError as error:
+            raise UserError(f"another process is staging {name!r} now; wait for it ({error})") from None
+        if isinstance(destination, LocalStorage):
+            area: StagingArea = LocalStagingArea(destination)
+            stack.callback(shutil.rmtree, area.scratch, ignore_errors=True)
+        else:
+            area = StagingArea(destination, stack.enter_context(_scratch(destination)) / "spool")
+        area.check_ours = check
+        yield area
 
 
 @contextmanager
-def _emptied(area: StagingArea) -> Iterator[StagingArea]:
-    try:
-        yield area
-    finally:
-        shutil.rmtree(area.scratch, ignore_errors=True)
+def _scratch(destination: Storage) -> Iterator[Path]:
+    """Yield a new folder of this machine for a destination elsewhere; remove what killed stagings left of theirs."""
+    prefix = temporary_prefix(destination)
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def listing_of(catalogue: Catalogue) -> bytes:

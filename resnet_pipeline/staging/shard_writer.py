@@ -32,6 +32,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.parallel import map_ahead
 from resnet_pipeline.records import json_key, plain_record
+from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import read_member
 from resnet_pipeline.sources.catalogue import Entry
 from resnet_pipeline.staging.shard_plan import Shard
@@ -91,6 +92,12 @@ def pack_shard(task: Task, tick: Tick = lambda images, size, refused: True) -> O
         return Outcome(task.shard.file, False, stopped.images, 0, record.refused)
     task.destination.write(record_name(task.shard.file), record.to_bytes())
     return Outcome(task.shard.file, True, len(task.shard.entries), read, record.refused)
+
+
+def temporary_prefix(destination: Storage) -> str:
+    """Return what the names of temporary folders begin with that are made for a destination, on any machine."""
+    place = f"{surroundings().aws_endpoint_url} {destination.url}"
+    return f"resnet-pipeline-{hashlib.sha256(place.encode()).hexdigest()[:12]}-"
 
 
 def record_name(shard_file: str) -> str:
@@ -301,7 +308,7 @@ def _new_file(destination: Storage, name: str) -> Iterator[Path]:
             with replacing(destination.root / name) as temporary:
                 yield temporary
         else:
-            with tempfile.TemporaryDirectory(prefix="resnet-pipeline-") as folder:
+            with tempfile.TemporaryDirectory(prefix=temporary_prefix(destination)) as folder:
                 path = Path(folder) / PurePosixPath(name).name
                 yield path
                 destination.write(name, path)

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, checked_manifest
 from resnet_pipeline.data.duplicates import duplicates_of
 from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
-from resnet_pipeline.data.manifest import FORMAT, MANIFEST, SHARDS, SOURCE, Origin, Remark
+from resnet_pipeline.data.manifest import FORMAT, MANIFEST, SHARDS, SOURCE, Manifest, Origin, Remark
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.progress import Bar, per_second, progress
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry, with_holdout
@@ -96,22 +96,22 @@ def pack(
     workers: int | Callable[[], Workers] | None = None,
     max_refused: float = 0.01,
     replace: bool = False,
-) -> None:
-    """Audit and pack a source as a dataset; it appears when it is complete.
+) -> Manifest:
+    """Audit and pack a source as a dataset; it appears when it is complete. Returns its manifest.
 
     Broken images are left out and listed in the manifest; as soon as more than the share ``max_refused`` of all is
     refused, the source is. ``workers`` is a number of processes (default: one for each CPU core), or makes others. What
     is finished at an interruption (a kill, a full disk, a lost connection) is kept, and the next call with the same
     source and options resumes; what of it is damaged is made again. Raises RefusedError for anything wrong
-    with the source, of which nothing is kept; UserError for what can be mended, and for a destination that exists
-    (without ``replace``).
+    with the source, of which nothing is kept; UserError for what can be mended, for a destination that exists
+    (without ``replace``), and if another process is staging there.
     """
-    if destination.stat(MANIFEST) is not None and not replace:
-        raise UserError(f"{destination.url} exists; choose another name or replace it")
+    _check_free(destination, replace=replace)
     # what an earlier staging must have been of, to be resumed
     looks = source_fingerprint(source, options)
     about = json.dumps({"source": looks, "format": FORMAT, "md5": options.check_md5}).encode()
     with staging_area(destination) as area, progress(f"staging {name}") as bar:
+        _check_free(destination, replace=replace)  # again: another process may have made it until now
         catalogue = _catalogue(area, about, source, options)
         shards = plan_shards(catalogue.entries, options.shard_bytes)
         try:
@@ -126,11 +126,12 @@ def pack(
             here = catalogue.stream is not None and not isinstance(destination, LocalStorage)
             with _workers(None if here and callable(workers) else workers) as pool:
                 bar.expect(limit.total, before=before)
-                _run(tasks, pool, limit, bar)
+                _run(tasks, pool, limit, bar, area.check_ours)
             # all shards are there: index and manifest
             packed = _Packed()
             records = packed.counted((shard, _record(area.storage, shard)) for shard in shards)
             area.storage.write(SOURCE, Origin(path=catalogue.address, fingerprint=looks).to_bytes())
+            area.check_ours()
             files = write_manifest(
                 area.storage,
                 name,
@@ -141,13 +142,21 @@ def pack(
             )
         except BaseException as error:
             # keep what the next call can resume from, and nothing of a source that is refused
-            with suppress(UserError):  # the connection may be gone
+            with suppress(UserError):  # the connection may be gone, or the destination another's
+                area.check_ours()
                 worthless = not catalogue.md5 and not area.storage.files(f"{RECORDS}/")
                 if isinstance(error, RefusedError) or worthless:
                     area.drop()
             raise
         area.finish(files)
+        manifest = checked_manifest(destination)
     packed.log(name, catalogue)
+    return manifest
+
+
+def _check_free(destination: Storage, *, replace: bool) -> None:
+    if destination.stat(MANIFEST) is not None and not replace:
+        raise UserError(f"{destination.url} exists; choose another name or replace it")
 
 
 class _Packed:
@@ -272,8 +281,11 @@ def _tasks(area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: 
     ]
 
 
-def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar) -> None:
-    """Run all tasks, and show on the bar how far they are; RefusedError as soon as too many are refused."""
+def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar, check_ours: Callable[[], None]) -> None:
+    """Run all tasks, and show on the bar how far they are; RefusedError as soon as too many are refused.
+
+    With each shard it looks whether the destination is still this process's.
+    """
     limit.check()
     before = len(limit.refused)
     waiting = deque(tasks)
@@ -287,6 +299,7 @@ def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar) -> None:
             outcome = _outcome(future)
             limit.refused += outcome.refused
             images, size = images + outcome.images, size + outcome.bytes
+            check_ours()
         limit.check()
         running = pool.running() or (images, size, len(limit.refused) - before)
         speed = f"{per_second(running[1] / 1e6 / bar.seconds)} MB/s"

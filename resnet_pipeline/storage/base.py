@@ -5,10 +5,14 @@ Storages are small and can be pickled: a worker process opens its own connection
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
+
+from resnet_pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,10 @@ class Stored:
     name: str
     size: int
     version: str
+
+
+class HeldError(UserError):
+    """Another process holds what was asked for; the text says who, if that is known."""
 
 
 class Storage(Protocol):
@@ -47,3 +55,10 @@ class Storage(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens if there is none."""
+
+    def lease(self, name: str) -> AbstractContextManager[Callable[[], None]]:
+        """Have a file of this name for this process alone while inside; HeldError if another process has it.
+
+        Yields a function that raises UserError if it was lost since. A process that ends, however it ends, holds it no
+        more.
+        """

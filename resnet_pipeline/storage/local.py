@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.files import replacing
-from resnet_pipeline.storage.base import Stored
+from resnet_pipeline.storage.base import HeldError, Stored
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,19 @@ class LocalStorage:
         with _named(self.root / name, "removed"):
             (self.root / name).unlink(missing_ok=True)
 
+    @contextmanager
+    def lease(self, name: str) -> Iterator[Callable[[], None]]:
+        """Hold the kernel's lock on a file, which ends with the process; the file is removed at the end."""
+        path = self.root / name
+        with _named(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = _locked(path)
+        try:
+            yield lambda: None
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(held)
+
     def _found(self, name: str) -> Stored | None:
         try:
             found = (self.root / name).stat()
@@ -139,6 +153,23 @@ class LocalStorage:
             yield folder, sorted(names)
             inside = above | {here}
             waiting += [(f"{folder}{name}/", inside) for name in sorted(names, reverse=True) if names[name]]
+
+
+def _locked(path: Path) -> int:
+    """Return the descriptor of a file that this process has locked; HeldError if another has."""
+    while True:
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+                return held
+        except BlockingIOError:
+            os.close(held)
+            raise HeldError(f"{path} is in use by another process") from None
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)  # who held it before has removed it meanwhile
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import islice
@@ -25,8 +25,17 @@ from typing import Any, BinaryIO, TypeVar
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.storage.base import Stored
+from resnet_pipeline.storage.lease import held
 from resnet_pipeline.storage.ranged_file import read_ahead
-from resnet_pipeline.storage.s3_errors import NO_BUCKET, explained, is_cut, is_missing, is_past_end
+from resnet_pipeline.storage.s3_errors import (
+    NO_BUCKET,
+    explained,
+    is_changed,
+    is_cut,
+    is_missing,
+    is_past_end,
+    is_unknown,
+)
 
 PART = 16 * 2**20
 """Bytes of an upload's part; larger if a file would have more than S3's 10,000 parts."""
@@ -137,6 +146,28 @@ class S3Storage:
         with explained(self._url(name)):
             _client().delete_object(Bucket=self.bucket, Key=self._key(name))
 
+    def lease(self, name: str) -> AbstractContextManager[Callable[[], None]]:
+        """Hold an object that is written if no other process's is there, and renewed every few seconds."""
+        return held(self, name)
+
+    def write_if(self, name: str, content: bytes, version: str | None) -> str | None:
+        """Write an object if its version is this one, None: if there is none; return its new version, else None.
+
+        A server that knows no conditions writes it whatever is there.
+        """
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        with explained(self._url(name)):
+            try:
+                return self._put(name, content, **condition)
+            except Exception as error:
+                if is_unknown(error):
+                    return self._put(name, content)
+                if not (is_changed(error) or (version is not None and is_missing(error))):
+                    raise
+        # the answer to the same request may have been lost, and it was sent again
+        found = self.stat(name)
+        return found.version if found is not None and self.read(name) == content else None
+
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
@@ -201,12 +232,15 @@ class S3Storage:
                 pool.shutdown(cancel_futures=True)
         return [digest for digest, _ in done], [part for _, part in done]
 
-    def _put(self, name: str, data: bytes) -> None:
+    def _put(self, name: str, data: bytes, **condition: str) -> str:
+        """Write an object in one request; return its version."""
         md5 = hashlib.md5(data, usedforsecurity=False)
         content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
-        answer = _whole(_client().put_object, "ETag", Bucket=self.bucket, Key=self._key(name), **content)
+        where = {"Bucket": self.bucket, "Key": self._key(name)}
+        answer = _whole(_client().put_object, "ETag", **where, **content, **condition)
         if answer["ETag"] != f'"{md5.hexdigest()}"':
             self._compare(name, md5.hexdigest())
+        return str(answer["ETag"])
 
     def _compare(self, name: str, expected: str) -> None:
         """Read an object back whose ETag is not its MD5; remove it if it is not what was sent."""

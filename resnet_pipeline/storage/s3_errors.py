@@ -42,6 +42,16 @@ def is_missing(error: Exception) -> bool:
     return _code(error) in ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 
 
+def is_changed(error: Exception) -> bool:
+    """Return whether a request's condition did not hold."""
+    return _code(error) in ("412", "PreconditionFailed", "409", "ConditionalRequestConflict")
+
+
+def is_unknown(error: Exception) -> bool:
+    """Return whether the server does not know what a header asks for."""
+    return _code(error) in ("501", "NotImplemented")
+
+
 def is_past_end(error: Exception) -> bool:
     """Return whether a range was asked for that begins at the end of the object or after it."""
     return _code(error) in ("416", "InvalidRange")
@@ -53,7 +63,9 @@ def is_cut(error: Exception) -> bool:
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status >= 500 or isinstance(error, (NotConnected, HTTPClientError, IncompleteReadError, ConnectionError))
+    return (status >= 500 and status != 501) or isinstance(
+        error, (NotConnected, HTTPClientError, IncompleteReadError, ConnectionError)
+    )
 
 
 def _reason(error: Exception) -> str | None:

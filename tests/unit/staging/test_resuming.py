@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ from resnet_pipeline.data.manifest import read_origin
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.stage import stage_dataset
 from resnet_pipeline.staging import stage as staging
-from resnet_pipeline.staging.shard_writer import Record
+from resnet_pipeline.staging.shard_writer import Record, temporary_prefix
 from resnet_pipeline.staging.stage import Options, Source, pack, stage
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.workspace import Workspace
+from tests.images import jpeg
 
 
 def contents(folder):
@@ -222,6 +224,60 @@ class Bucket:
         self.inner.write(name, content)
         with Path(self.log).open("a") as file:
             file.write(name + "\n")
+
+
+@pytest.mark.slow
+def test_two_stagings_into_one_bucket_are_one_after_the_other(photos, photo_set, make_folder, bucket, monkeypatch):
+    """The second is told that the first is at work, and neither sees the other's files."""
+    monkeypatch.setenv("RESNET_PIPELINE_DATA", f"s3://{bucket}/datasets")
+    others = make_folder({f"{split}/{label}/1.jpg": jpeg(30, 40) for split in ("train", "val") for label in "ab"}, "o")
+    packed, told = staging.write_manifest, []
+
+    def meanwhile(*arguments, **options):
+        for replace in (False, True):
+            with pytest.raises(UserError) as error:
+                stage_dataset(Workspace.of(), str(others), "x", workers=1, replace=replace)
+            told.append(str(error.value))
+        return packed(*arguments, **options)
+
+    monkeypatch.setattr(staging, "write_manifest", meanwhile)
+    first = stage_dataset(Workspace.of(), str(photos), "x", workers=1)
+    monkeypatch.undo()
+    monkeypatch.setenv("RESNET_PIPELINE_DATA", f"s3://{bucket}/datasets")
+    assert all(f"another process is staging 's3://{bucket}/datasets/x' now; wait for it" in text for text in told)
+    assert len(told) == 2 and f"process {os.getpid()} of" in told[0]
+    assert first.manifest.fingerprint == photo_set.fingerprint
+    assert storage_at(first.address).stat("staging.lease") is None
+    with pytest.raises(UserError, match="dataset 'x' exists"):
+        stage_dataset(Workspace.of(), str(others), "x", workers=1)
+
+
+@pytest.mark.slow
+def test_what_is_laid_out_for_two_buckets_lies_in_two_folders(photos, tmp_path, monkeypatch):
+    """A compressed archive is laid out on this machine, and a kill's leavings go at the next start."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    archive = tmp_path / "photos.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(photos, arcname="photos")
+    buckets = {name: Bucket(LocalStorage(tmp_path / name), str(tmp_path / "log"), f"s3://{name}/x") for name in "ab"}
+    left = [tmp_path / f"{temporary_prefix(bucket)}killed" for bucket in buckets.values()]
+    for folder in left:
+        (folder / "spool").mkdir(parents=True)
+    laid_out = staging.spooled
+
+    def both(catalogue, shards, folder, largest):
+        if len(folders) < 2:
+            folders.append(folder)
+            if len(folders) == 1:
+                pack(Source.at(archive), buckets["b"], name="x", workers=1)
+                assert left[0].exists() is left[1].exists() is False
+        return laid_out(catalogue, shards, folder, largest)
+
+    folders = []
+    monkeypatch.setattr(staging, "spooled", both)
+    pack(Source.at(archive), buckets["a"], name="x", workers=1)
+    assert len(set(folders)) == 2 and contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "log", "photos.tar.gz", "source"]
 
 
 @pytest.mark.slow
