@@ -125,11 +125,10 @@ def staging_area(destination: Storage) -> Iterator[StagingArea]:
 
     Raises UserError, which says who, if another process is staging there.
     """
+    name, place, lock = destination.url, destination, LEASE
     if isinstance(destination, LocalStorage):
         name = destination.root.name
         place, lock = LocalStorage(destination.root.parent), f".{name}.lock"
-    else:
-        name, place, lock = destination.url, destination, LEASE
     with ExitStack() as stack:
         try:
             check = stack.enter_context(place.lease(lock))

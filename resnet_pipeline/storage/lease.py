@@ -105,8 +105,10 @@ class _Lease:
                 return
             self._me = replace(self._me, beat=self._me.beat + 1)
             found = self._storage.stat(self._name)
-            mine = found is not None and self._is_mine()
-            self._lost = not mine or self._storage.write_if(self._name, self._content(), found.version) is None
+            if found is None or not self._is_mine():
+                self._lost = True
+            else:
+                self._lost = self._storage.write_if(self._name, self._content(), found.version) is None
 
     def _free_version(self) -> str | None:
         """Return the version of a lease that is free, None if there is none any more; HeldError if its holder lives."""
