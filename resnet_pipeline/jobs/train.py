@@ -97,6 +97,7 @@ def train_run(
         reused = finished is not None
         attempt = _Attempt(workspace, config, dataset, launch, tracking)
         if reused:
+            run.remove_leftovers()
             _log.info("%s: finished before (%s); nothing to train", config.recipe, run.name)
         elif crew is None:
             _train_on_ray(attempt)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import IO
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.logs import at_step, current_context
@@ -24,22 +26,63 @@ from resnet_pipeline.training.state import TrainingState
 
 _log = logging.getLogger(__name__)
 
+_SECONDS_FOR_A_LOCK = 5.0
+
 
 class TakenOverError(UserError):
     """Another process has started to train this run; this one must not write into it any more."""
 
 
 class Owner:
-    """The attempt that a run belongs to: the last one that was started. One on a lost node may still run."""
+    """An attempt's claim of a run, which belongs to the last one that was started. One on a lost node may still run."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._run, self._name = run, f"{os.getpid()}-{time.time_ns()}"
-        run.owner_file.write_text(self._name)
+    def __init__(self, run: RunDirectory, name: str) -> None:
+        self._run, self._name = run, name
+
+    @classmethod
+    def claim(cls, run: RunDirectory) -> str:
+        """Make the run this process's; return the name of the claim."""
+        name = f"{os.getpid()}-{time.time_ns()}"
+        with run.owner_file.open("a+") as file, _locked(file, fcntl.LOCK_EX):
+            file.truncate(0)
+            file.write(name)
+            file.flush()
+        return name
 
     def check(self) -> None:
         """Raise TakenOverError if a later attempt trains this run."""
-        if self._run.owner_file.read_text() != self._name:
-            raise TakenOverError(f"{self._run.path} is trained by another process now; this one ends")
+        with self.staying():
+            pass
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Let no later attempt claim the run while inside, which must be short; TakenOverError if one has."""
+        with self._run.owner_file.open() as file, _locked(file, fcntl.LOCK_SH):
+            if file.read() != self._name:
+                raise TakenOverError(f"{self._run.path} is trained by another process now; this one ends")
+            yield
+
+
+@contextmanager
+def _locked(file: IO[str], kind: int) -> Iterator[None]:
+    """Have the kernel's lock on a file while inside, or go without if another has it for too long, or there is none."""
+    deadline = time.monotonic() + _SECONDS_FOR_A_LOCK
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:  # a process that was stopped in there must not stop all later ones
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        except OSError:
+            break
+        else:
+            break
+    yield  # closing the file ends the lock
+
+
+_claims: dict[str, Owner] = {}
+"""This process's last claim of each run, by the run's name."""
 
 
 @contextmanager
@@ -65,10 +108,14 @@ class _Notes(logging.Handler):
         here = current_context()
         if here.run != self._run.name:
             return
+        claim = _claims.get(self._run.name)
         try:
-            log = MetricsLog(self._run.metrics_file)
-            log.append("note", here.step or 0, text=cleaned(record.getMessage()))
-            log.close()
+            with claim.staying() if claim else nullcontext():  # before its claim a process is no late one
+                log = MetricsLog(self._run.metrics_file)
+                log.append("note", here.step or 0, text=cleaned(record.getMessage()))
+                log.close()
+        except TakenOverError:
+            pass  # what a later attempt trains is no concern of this one's
         except Exception:
             self.handleError(record)
 
@@ -90,15 +137,15 @@ class Attempt:
 
     def __init__(self, run: RunDirectory, state: TrainingState, context: Context, mirror: Storage | None) -> None:
         self._run, self._state = run, state
-        self._owner: Owner | None = None
         self._log: MetricsLog | None = None
         self._mirror: Mirror | None = None
         self._writer: CheckpointWriter | None = None
         leads = context.rank == 0
-        if leads:
-            self._owner = Owner(run)
-            if mirror:
-                fetch(run, mirror)
+        name = Owner.claim(run) if leads else ""
+        if leads and mirror:
+            fetch(run, mirror)
+        # all ranks have rank 0's claim, since any may note what it warns of
+        self._owner = _claims[run.name] = Owner(run, from_rank_zero(name, context.world_size))
         problems = self._resume(context)
         if leads:
             self._begin_to_write(context, problems, mirror)
@@ -126,13 +173,14 @@ class Attempt:
 
     def check_owner(self) -> None:
         """Raise TakenOverError if a later attempt trains this run."""
-        if self._owner:
+        if self._log:
             self._owner.check()
 
     def append(self, kind: str, **values: float | str) -> None:
-        """Append a line to the run's metrics, of the state's step."""
+        """Append a line to the run's metrics, of the state's step; TakenOverError if a later attempt trains it."""
         if self._log:
-            self._log.append(kind, self._state.step, **values)
+            with self._owner.staying():
+                self._log.append(kind, self._state.step, **values)
 
     def save(self, checkpoint: Checkpoint, *, val_error: float | None) -> int:
         """Write a checkpoint behind the training's back; return the bytes of the copy that was made for it."""

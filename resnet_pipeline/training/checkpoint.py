@@ -160,6 +160,13 @@ def remove_checkpoint(folder: Path, step: int) -> None:
     path.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left: half a file, tensors without their JSON."""
+    alone = [path for path in folder.glob("step-*.pt") if not path.with_suffix(".json").exists()]
+    for left in (*folder.glob(".step-*"), *alone):
+        left.unlink(missing_ok=True)
+
+
 def recorded(path: Path) -> dict[str, Any]:
     """Return what was noted with a checkpoint: step, sha256, bytes, top1. Raises OSError or ValueError."""
     try:

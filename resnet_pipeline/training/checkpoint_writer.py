@@ -18,6 +18,7 @@ from resnet_pipeline.training.checkpoint import (
     checkpoint_steps,
     recorded,
     remove_checkpoint,
+    remove_leftovers,
     write_checkpoint,
 )
 
@@ -42,8 +43,7 @@ class CheckpointWriter:
         self._writing = self._closed = False
         self._failures = 0
         self._problem = ""
-        for left in folder.glob(".step-*"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+        remove_leftovers(folder)
         self._thread = start_thread(self._work, name="checkpoint")
 
     def write(self, checkpoint: Checkpoint, *, val_error: float | None = None) -> int:

@@ -42,6 +42,7 @@ class RunDirectory:
         A config that a crash has torn is written again: the directory's name says that it is this one.
         """
         run = cls(parent / run_name(config, dataset.fingerprint))
+        run.remove_leftovers()
         torn = False
         if run.config_file.exists():
             try:
@@ -53,6 +54,12 @@ class RunDirectory:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
             write_json(run.config_file, {"config": to_dict(config), "dataset": plain_record(dataset)})
         return run
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes that were killed while they wrote have left: half a file under a temporary name."""
+        for file in (self.config_file, self.weights_file, self.result_file, self.error_file, self.delivery_file):
+            for left in self.path.glob(f".{file.name}.*"):
+                left.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

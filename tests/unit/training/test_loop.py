@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 
 import numpy as np
@@ -20,7 +21,8 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.logs import LogContext, at_step, current_context, log_context
 from resnet_pipeline.models.weights import weights_sha256
 from resnet_pipeline.storage.cache import CacheFolder
-from resnet_pipeline.training.attempt import TakenOverError, noting
+from resnet_pipeline.training import attempt
+from resnet_pipeline.training.attempt import Owner, TakenOverError, noting
 from resnet_pipeline.training.batch_norm import recompute_statistics
 from resnet_pipeline.training.checkpoint import CheckpointError, newest_checkpoint, write_checkpoint
 from resnet_pipeline.training.context import LocalContext
@@ -129,8 +131,9 @@ def test_a_run_that_another_process_has_taken_over_writes_no_more(make_run, digi
     trainer = Trainer(run, digits, LocalContext())  # on a node that was cut off, say
     assert not train(run, digits, stopping_after(5))  # a later attempt
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
-    with pytest.raises(TakenOverError, match="another process"):
-        trainer.run_to_end()
+    for late in (trainer.run_to_end, trainer.validate, lambda: trainer.attempt.append("resume")):
+        with pytest.raises(TakenOverError, match="another process"):
+            late()
     trainer.close()
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
 
@@ -185,6 +188,28 @@ def test_what_a_process_warns_of_is_noted_in_the_metrics_of_its_run(make_run):
         ("note", 3, "a disk is full")
     ]
     assert read_metrics(other.metrics_file) == []
+
+
+def test_what_a_late_attempt_warns_of_is_not_noted(make_run, digits):
+    run = make_run()
+    Trainer(run, digits, LocalContext()).close()
+    with noting(run), log_context(run=run.name, rank=0):
+        logging.getLogger("resnet_pipeline.x").warning("in time")
+        Owner.claim(run)  # a later attempt
+        logging.getLogger("resnet_pipeline.x").warning("late")
+    assert [line["text"] for line in read_metrics(run.metrics_file)] == ["in time"]
+
+
+@pytest.mark.parametrize("patience", [0.05, 60.0])
+def test_a_claim_waits_for_a_line_that_is_being_written_but_not_for_ever(make_run, monkeypatch, patience):
+    monkeypatch.setattr(attempt, "_SECONDS_FOR_A_LOCK", patience)
+    run = make_run()
+    claimed = threading.Thread(target=Owner.claim, args=(run,), daemon=True)
+    with Owner(run, Owner.claim(run)).staying():
+        claimed.start()
+        claimed.join(60 if patience < 1 else 0.1)
+        assert claimed.is_alive() == (patience > 1)
+    claimed.join()
 
 
 @pytest.mark.slow

@@ -53,6 +53,14 @@ def test_what_a_full_disk_did_not_take_comes_with_the_next_line(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
+def test_what_a_kill_leaves_is_removed_at_the_next_start(make_run):
+    run = make_run()
+    names = {path.name for path in run.path.iterdir()}
+    for left in (".result.json.ab12", ".weights.safetensors.ab12", ".config.json.ab12", ".mlflow.json.ab12"):
+        (run.path / left).write_text("half")
+    assert {path.name for path in make_run().path.iterdir()} == names
+
+
 @pytest.mark.parametrize("content", [b"", b'{"config": {"reci', b"[]", b'{"config": {"steps": 1}, "dataset": []}'])
 def test_a_config_that_a_crash_has_torn_is_written_again(make_run, content):
     run = make_run()
