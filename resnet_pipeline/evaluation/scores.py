@@ -268,6 +268,11 @@ class Parts:
             keys,
         )
 
+    @property
+    def seconds(self) -> float:
+        """What the chunks that are held here took, added up."""
+        return sum(scores.seconds for scores in self._held.values())
+
     def remove(self) -> None:
         """Remove the folder, and let go of what is held: the score file is written."""
         self._held.clear()

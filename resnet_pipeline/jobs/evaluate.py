@@ -100,7 +100,10 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
     if split not in dataset.splits:
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     # the networks, and the samples that they are tested on
-    parsed = {text: parse(workspace, text) for text in dict.fromkeys(expanded(references))}
+    parsed = {
+        text: parse(workspace, text)
+        for text in dict.fromkeys(expanded(workspace, references, allow_partial=test.allow_partial))
+    }
     indices = chosen_samples(len(dataset.splits[split]), test.images)
     # load one network after the other; keep those whose scores are missing, by their form of the protocol
     groups: dict[Protocol, dict[str, tuple[Member, Path]]] = {}
@@ -176,6 +179,8 @@ def _compute(
     models = {reference: member.classifier for reference, (member, _) in members.items()}
     parts = {reference: Parts(path, [len(chunk) for chunk in plan.chunks]) for reference, (_, path) in members.items()}
     lacking = lacking_models(parts)
+    before = {reference: own.seconds for reference, own in parts.items()}
+    took: float | None = None
     total = sum(len(plan.chunks[number]) for number in lacking)
     if len(lacking) < len(plan.chunks):
         _log.info("%s: going on with %d of %d chunks", plan.protocol.name, len(lacking), len(plan.chunks))
@@ -183,19 +188,33 @@ def _compute(
         if lacking and (test.workers is not None or surroundings().ray_address):
             from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
-            score_on_ray(models, workspace, plan, parts=parts, lacking=lacking, workers=test.workers, bar=bar)
+            took = score_on_ray(models, workspace, plan, parts=parts, lacking=lacking, workers=test.workers, bar=bar)
         else:
             _score_here(models, plan, parts, lacking, bar)
     keys = plan.keys
     written = {}
+    merged = {reference: own.merge(keys) for reference, own in parts.items()}
+    if took is not None:
+        merged = _as_one_evaluation(merged, before, took)
     for reference, (_, path) in members.items():
-        scores = parts[reference].merge(keys)
+        scores = merged[reference]
         if test.half:
             scores = replace(scores, probabilities=scores.probabilities.astype(np.float16))
         write_scores(scores, path)
         written[path] = scores
         parts[reference].remove()
     return written
+
+
+def _as_one_evaluation(scores: Mapping[str, Scores], before: Mapping[str, float], took: float) -> dict[str, Scores]:
+    """Return scores that several workers made with the seconds of the evaluation, not of all workers together.
+
+    The new chunks took ``took`` seconds, which the models share as they do the workers' seconds; ``before`` are the
+    seconds of each model's chunks that were there already.
+    """
+    new = {name: own.seconds - before[name] for name, own in scores.items()}
+    share = took / max(sum(new.values()), 1e-9)
+    return {name: replace(own, seconds=before[name] + share * new[name]) for name, own in scores.items()}
 
 
 def _score_here(

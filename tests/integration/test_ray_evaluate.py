@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,13 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
         workspace = Workspace(tmp_path / name)
         if not Path(workspace.data).exists():
             shutil.copytree(digits.path, Path(workspace.data) / "digits")
+        start = time.perf_counter()
         (found,) = evaluate_models(
             workspace,
             [f"cifar-resnet8={tmp_path / '8.pth'}"],
             TestSpec(dataset="digits", protocol=protocol, workers=workers),
         )
+        assert found.scores.seconds < time.perf_counter() - start, "workers' seconds are not added up"
         assert not list(workspace.scores.glob("*/*/*/*.parts"))
         return found.scores
 

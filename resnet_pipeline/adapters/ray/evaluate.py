@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,12 @@ def score_on_ray(
     lacking: Mapping[int, Sequence[str]],
     workers: int | None,
     bar: Bar,
-) -> None:
+) -> float:
     """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
 
     ``lacking`` says which models lack a chunk of the plan, by its number. The dataset and the parts must lie where
-    every node sees them. The bar shows how many images are done. Raises UserError if a task can't be finished, with the
-    task's own message if it raised one.
+    every node sees them. The bar shows how many images are done. Returns the seconds from the first task to the last
+    result. Raises UserError if a task can't be finished, with the task's own message if it raised one.
     """
     import ray
 
@@ -50,6 +51,7 @@ def score_on_ray(
         setting = _Setting(workspace.root, plan.dataset.storage.url, plan.split, plan.protocol, threads=cpus)
         waiting = list(lacking)
         running: dict[Any, int] = {}
+        start = time.perf_counter()
         while waiting or running:
             # as many tasks under way as there are workers
             while waiting and len(running) < count:
@@ -67,6 +69,7 @@ def score_on_ray(
                 except ray.exceptions.RayError as error:
                     raise UserError(f"evaluation failed on Ray: {str(error).strip().splitlines()[-1]}") from error
                 bar.advance(len(plan.chunks[number]))
+        return time.perf_counter() - start
 
 
 @dataclass(frozen=True)
