@@ -49,6 +49,17 @@ def parse_assignments(texts: Iterable[str]) -> JsonObject:
     return found
 
 
+def assignment(key: str, value: Any) -> str:
+    """Return the text that `parse_assignments` reads as this value: JSON, and words as they are.
+
+    >>> assignment("augment.shorter_side", [256, 288])
+    'augment.shorter_side=[256,288]'
+    """
+    if isinstance(value, str) and parse_assignments([f"{key}={value}"]) == {key: value}:
+        return f"{key}={value}"
+    return f"{key}={json.dumps(value, separators=(',', ':'))}"
+
+
 def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
     """Return the config with fields changed: dotted paths to plain JSON values.
 
@@ -78,6 +89,18 @@ def _all_fields(config: Any) -> JsonObject:
     """Return a config as plain JSON types, with the unset fields that `to_dict` leaves out."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return {name: _all_fields(v) if dataclasses.is_dataclass(v) else plain(v) for name, v in values.items()}
+
+
+def flat(config: Any) -> JsonObject:
+    """Return the values of all fields, unset ones too, as plain JSON types by dotted name."""
+    found: JsonObject = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{f.name}.{key}": inner for key, inner in flat(value).items()}
+        else:
+            found[f.name] = plain(value)
+    return found
 
 
 def _stretch(values: JsonObject, config: RunConfig, assigned: Mapping[str, Any]) -> None:

@@ -125,10 +125,15 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a dataset's source was, and what its files looked like then (``staging.stage.source_fingerprint``)."""
+    """Where a dataset's source was, and what its files looked like then (``staging.stage.source_fingerprint``).
+
+    ``holdout`` and ``check_md5`` are the options of staging that the manifest does not have, None for their defaults.
+    """
 
     path: str
     fingerprint: str
+    holdout: int | None = field(default=None, metadata=OMIT_NONE)
+    check_md5: bool | None = field(default=None, metadata=OMIT_NONE)
 
     def to_bytes(self) -> bytes:
         """Return it as its file."""

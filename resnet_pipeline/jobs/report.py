@@ -17,6 +17,7 @@ from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.references import parse_run
+from resnet_pipeline.jobs.repeat import commands, registered_as, told_apart
 from resnet_pipeline.models import depth_of
 from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
 from resnet_pipeline.report.page import write_report
@@ -49,8 +50,10 @@ def report_on_runs(
     # their scores under each protocol
     tests = {protocol: TestSpec(dataset=dataset_name, protocol=protocol) for protocol in protocols}
     evaluations = {protocol: evaluate_models(workspace, references, test) for protocol, test in tests.items()}
+    names = told_apart([run.config() for run in folders.values()])
     members = [
-        _member(run, {protocol: e[i] for protocol, e in evaluations.items()}) for i, run in enumerate(folders.values())
+        _member(run, names[i], {protocol: e[i] for protocol, e in evaluations.items()})
+        for i, run in enumerate(folders.values())
     ]
     # the page
     data = ReportData(
@@ -64,11 +67,7 @@ def report_on_runs(
         ensemble=_ensemble(members, evaluations),
         environment=environment(),
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        commands=[
-            ("Stage the images", f"resnet-pipeline stage --source SOURCE --name {dataset_name}"),
-            *((f"Train {m.name}", f"resnet-pipeline train {m.name} --dataset {dataset_name}") for m in members),
-            ("Average them", f"resnet-pipeline ensemble {' '.join(m.run for m in members)} --dataset {dataset_name}"),
-        ],
+        commands=commands(workspace, dataset, list(folders.values()), names, protocols),
     )
     return write_report(data, output or workspace.reports / f"{dataset_name}.html"), data
 
@@ -78,7 +77,7 @@ def _finished(workspace: Workspace, dataset: Dataset) -> list[RunDirectory]:
     return [run for run in found if run.dataset().fingerprint == dataset.fingerprint]
 
 
-def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
+def _member(run: RunDirectory, name: str, evaluations: dict[str, Evaluation]) -> Member:
     config, result = run.config(), run.result()
     if result is None:
         raise UserError(f"run {run.name} is not finished; train it to its end before reporting on it")
@@ -86,7 +85,7 @@ def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
     cost = network_cost(config, classes=len(run.dataset().classes))
     published = PUBLISHED.get(config.recipe)
     return Member(
-        name=config.recipe,
+        name=name,
         run=run.name,
         depth=depth_of(config.model.name),
         parameters=cost.parameters,
@@ -98,8 +97,8 @@ def _member(run: RunDirectory, evaluations: dict[str, Evaluation]) -> Member:
         train_loss=_curve(history, "train", "loss"),
         train_error=_curve(history, "train", "error"),
         val_error=_curve(history, "validation", "top1"),
-        registered=_remembered(run, "version.json", "version"),
-        mlflow_run=_remembered(run, "mlflow.json", "run_id"),
+        registered=registered_as(run),
+        mlflow_run=_mlflow_run(run),
         paper_error=published.top1 if published else None,
         paper_source=published.source if published else None,
     )
@@ -124,10 +123,10 @@ def _curve(history: list[dict[str, Any]], kind: str, key: str) -> Curve:
     return Curve(steps=[line["step"] for line in lines], values=[line[key] for line in lines])
 
 
-def _remembered(run: RunDirectory, file: str, key: str) -> str | None:
-    """Return what the run directory remembers of its MLflow run and registered version."""
+def _mlflow_run(run: RunDirectory) -> str | None:
+    """Return the id of the run's MLflow run, None if it has none."""
     try:
-        value = read_json(run.path / file).get(key)
+        value = read_json(run.delivery_file).get("run_id")
     except UserError:
         return None
     return value if isinstance(value, str) else None

@@ -160,9 +160,14 @@ def _makers(workers: int | None) -> Iterator[int | Callable[[], Workers] | None]
         yield lambda: RayTasks(resources, workers)
 
 
+def digits_folder(workspace: Workspace) -> Path:
+    """Return where ``builtin:digits`` are written."""
+    return workspace.root / "sources" / "digits"
+
+
 def _place(workspace: Workspace, source: str) -> Source:
     if source == DIGITS:
-        folder = workspace.root / "sources" / "digits"
+        folder = digits_folder(workspace)
         write_digits(folder)
         return Source.at(folder)
     if not source.startswith("s3://"):

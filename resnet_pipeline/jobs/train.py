@@ -13,14 +13,14 @@ from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.train import WorkerGroup, mirror_of, worker_group
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import to_dict, with_overrides
+from resnet_pipeline.config_io import assignment, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, joined
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import Bar, progress
-from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.settings import settings
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.metrics_log import NewLines
@@ -325,6 +325,7 @@ def start_tags(run: RunDirectory, dataset: Dataset, counts: Sequence[int] = ()) 
     return {
         "run": run.name,
         "recipe": run.config().recipe,
+        "changes": " ".join(assignment(*change) for change in changes_of(run.config()).items()) or "none",
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "git_commit": git_commit() or "not a git checkout",

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config_io import flat, with_overrides
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.recipes import cifar10, digits, imagenet
+from resnet_pipeline.records import JsonObject
 
 _FAMILIES = {
     "imagenet": (imagenet.NETWORKS, imagenet.faithful),
@@ -37,3 +39,18 @@ def get_recipe(name: str) -> RunConfig:
         near = did_you_mean(name, names)
         raise UserError(f"unknown recipe {name!r}{near or '; the recipes are ' + ', '.join(names)}")
     return build(network)
+
+
+def changes_of(config: RunConfig) -> JsonObject:
+    """Return the changes that make this config of its recipe, as `with_overrides` takes them.
+
+    ``steps`` and ``seed`` come first; what `with_overrides` stretches with the steps is not among the changes. Raises
+    UserError if this version has no such recipe.
+
+    >>> changes_of(with_overrides(get_recipe("cifar10/resnet20"), {"steps": 640, "optim.lr": 0.2}))
+    {'steps': 640, 'optim.lr': 0.2}
+    """
+    recipe, wanted = get_recipe(config.recipe), flat(config)
+    short = {key: wanted[key] for key in ("steps", "seed") if wanted[key] != getattr(recipe, key)}
+    stretched = flat(with_overrides(recipe, short))
+    return short | {key: value for key, value in wanted.items() if value != stretched[key]}

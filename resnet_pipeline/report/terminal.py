@@ -11,6 +11,8 @@ from rich.table import Table
 from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.content import ReportData
 
+_NAME = 30  # characters of a network's name on one line
+
 
 def output() -> Console:
     """Return the console of stdout, as wide as the terminal; a file or pipe has no width and gets 120 (or COLUMNS)."""
@@ -27,7 +29,8 @@ def print_table(table: Table) -> None:
 def render_table(data: ReportData) -> Table:
     """Return a row per member and one for the ensemble: depth, parameters, errors per protocol, images/s, time."""
     table = Table(title=data.title, title_justify="left", caption="errors in percent")
-    table.add_column("network", no_wrap=True)
+    long = any(len(member.name) > _NAME for member in data.members)  # runs of one recipe, told apart
+    table.add_column("network", no_wrap=not long, max_width=_NAME if long else None)
     for column in ("depth", "parameters"):
         table.add_column(column, justify="right")
     for protocol in data.protocols:

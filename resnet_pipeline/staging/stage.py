@@ -130,7 +130,7 @@ def pack(
             # all shards are there: index and manifest
             packed = _Packed()
             records = packed.counted((shard, _record(area.storage, shard)) for shard in shards)
-            area.storage.write(SOURCE, Origin(path=catalogue.address, fingerprint=looks).to_bytes())
+            area.storage.write(SOURCE, _origin(catalogue, looks, options).to_bytes())
             area.check_ours()
             files = write_manifest(
                 area.storage,
@@ -157,6 +157,15 @@ def pack(
 def _check_free(destination: Storage, *, replace: bool) -> None:
     if destination.stat(MANIFEST) is not None and not replace:
         raise UserError(f"{destination.url} exists; choose another name or replace it")
+
+
+def _origin(catalogue: Catalogue, looks: str, options: Options) -> Origin:
+    return Origin(
+        path=catalogue.address,
+        fingerprint=looks,
+        holdout=options.holdout or None,
+        check_md5=None if options.check_md5 else False,
+    )
 
 
 class _Packed:

@@ -1,0 +1,127 @@
+"""The commands that repeat what a report shows, bit by bit on the same kind of processor; and names for its runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config_io import assignment, flat
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.manifest import read_origin
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.stage import DIGITS, digits_folder
+from resnet_pipeline.recipes import changes_of
+from resnet_pipeline.training.metrics_log import complete_lines
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
+
+_PROGRAM = "resnet-pipeline"
+_REFUSED = 0.01  # the share that `stage` lets pass
+
+Command = tuple[str, str]
+"""What a command does, and the command as it is typed in a shell."""
+
+
+def commands(
+    workspace: Workspace, dataset: Dataset, runs: Sequence[RunDirectory], names: Sequence[str], protocols: Sequence[str]
+) -> list[Command]:
+    """Return the commands that stage the dataset, train the runs and test them; ``names`` are those of the runs."""
+    tests = [word for protocol in protocols for word in ("--protocol", protocol)]
+    runs_ = [run.name for run in runs]
+    ensembles = [
+        (f"Average them, {protocol}", _typed("ensemble", *runs_, "--dataset", dataset.name, "--protocol", protocol))
+        for protocol in protocols
+    ]
+    return [
+        ("Stage the images", _stage(workspace, dataset)),
+        *(_train(run, name, dataset.name) for run, name in zip(runs, names, strict=True)),
+        *(ensembles if len(runs) > 1 else []),
+        ("Test them, and write this page", _typed("report", *runs_, "--dataset", dataset.name, *tests)),
+    ]
+
+
+def told_apart(configs: Sequence[RunConfig]) -> list[str]:
+    """Return a name for each run: its recipe, and what differs from the other runs of the same recipe.
+
+    >>> told_apart([run_config("digits/resnet8", seed=seed) for seed in (0, 1)])
+    ['digits/resnet8 seed=0', 'digits/resnet8 seed=1']
+    """
+    names = {}
+    ordered = sorted(range(len(configs)), key=lambda place: configs[place].recipe)
+    for recipe, group in groupby(ordered, key=lambda place: configs[place].recipe):
+        fields = {place: flat(configs[place]) for place in group}
+        first = next(iter(fields.values()))
+        differ = [key for key in first if any(own[key] != first[key] for own in fields.values())]
+        differ.sort(key=lambda key: key not in ("steps", "seed"))  # these two first
+        for place, own in fields.items():
+            names[place] = " ".join([recipe, *(assignment(key, own[key]) for key in differ)])
+    return [names[place] for place in range(len(configs))]
+
+
+def _stage(workspace: Workspace, dataset: Dataset) -> str:
+    manifest, origin = dataset.manifest, read_origin(dataset.storage)
+    source = origin.path if origin else "SOURCE"
+    if source == str(digits_folder(workspace)):
+        source = DIGITS
+    options: list[str] = []
+    if origin and origin.holdout:
+        options += ["--holdout", str(origin.holdout)]
+    if manifest.resized.max_shorter_side:
+        options += ["--max-shorter-side", str(manifest.resized.max_shorter_side)]
+    if manifest.max_value:
+        options += ["--max-value", str(manifest.max_value)]
+    if origin and origin.check_md5 is False:
+        options += ["--no-md5"]
+    refused = len(manifest.refused) / max(1, len(manifest.refused) + sum(map(len, dataset.splits.values())))
+    if refused > _REFUSED:
+        options += ["--max-refused", str(math.ceil(100 * refused) / 100)]
+    return _typed("stage", "--source", source, "--name", dataset.name, *options)
+
+
+def _train(run: RunDirectory, name: str, dataset: str) -> Command:
+    config, result = run.config(), run.result()
+    words = [config.recipe, "--dataset", dataset]
+    try:
+        words += _options(config)
+    except UserError as error:
+        return f"Train {name}: {error}", f"# {run.name}"
+    title = f"Train {name}"
+    if result is not None:
+        words += ["--workers", str(result.workers)]
+        changed = [str(line["workers"]) for line in complete_lines(run.metrics_file) if line["kind"] == "resume"]
+        counts = dict.fromkeys([*changed, str(result.workers)])
+        if len(counts) > 1:  # more workers add in another order
+            title += f" (its workers were {', then '.join(counts)}: the last bits may differ)"
+    return title, _typed("train", *words, *_registration(run, config.recipe))
+
+
+def _options(config: RunConfig) -> Iterator[str]:
+    """Yield ``--steps``, ``--seed`` and a ``--set`` for every other field that is not the recipe's."""
+    for key, value in changes_of(config).items():
+        yield from (f"--{key}", str(value)) if key in ("steps", "seed") else ("--set", assignment(key, value))
+
+
+def _registration(run: RunDirectory, recipe: str) -> list[str]:
+    """Return how the run was registered: not at all, under its recipe's name (nothing to say), or another one."""
+    name = registered_as(run)
+    if name is None:
+        return ["--no-register"]
+    registered = name.split()[0]
+    return [] if registered == recipe.replace("/", "-") else ["--register", registered]
+
+
+def registered_as(run: RunDirectory) -> str | None:
+    """Return the version that a run was registered as, as ``digits-resnet8 version 1``; None if it was not."""
+    try:
+        version = json.loads((run.path / "version.json").read_text())["version"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return version if isinstance(version, str) and version else None
+
+
+def _typed(*words: str) -> str:
+    return shlex.join([_PROGRAM, *words])
