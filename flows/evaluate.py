@@ -7,6 +7,7 @@ import logging
 from prefect import flow
 
 from flows.parameters import (
+    AllowPartial,
     Average,
     Combined,
     Contributions,
@@ -49,11 +50,12 @@ def evaluate(
     images: Images = None,
     workers: ScoringWorkers = None,
     half: Half = False,
+    allow_partial: AllowPartial = False,
 ) -> list[JsonObject]:
     """Test networks under one protocol; networks whose scores are kept are not run again."""
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
-        workers=workers, half=half,
+        workers=workers, half=half, allow_partial=allow_partial,
     )  # fmt: skip
     evaluations = evaluate_models(Workspace.of(), models, test)
     rows = [_row(evaluation.reference, Measured.of(evaluation.scores)) for evaluation in evaluations]
@@ -78,10 +80,12 @@ def ensemble_evaluate(
     contributions: Contributions = False,
     workers: ScoringWorkers = None,
     registered_as: RegisteredAs = None,
+    allow_partial: AllowPartial = False,
 ) -> JsonObject:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
     test = TestSpec(
-        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers
+        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers,
+        allow_partial=allow_partial,
     ) if dataset else None  # fmt: skip
     check_registrable(registered_as, members, test, combine=combine)
     sources = score_sources(Workspace.of(), members, test)

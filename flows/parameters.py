@@ -185,6 +185,9 @@ ScoringWorkers = Annotated[
     int | None,
     Parameter(help="Tasks on Ray at a time. Default: all of RAY_ADDRESS's cluster, else this process alone.", least=1),
 ]
+AllowPartial = Annotated[
+    bool, Parameter(help="Let runs of fewer steps than their recipe's into ilsvrc2015; its card says so.")
+]
 Half = Annotated[bool, Parameter(help="Keep the scores in half the bytes, as float16.", flags=("--half", "--float16"))]
 Combined = Annotated[
     Literal["probabilities", "logits"], Parameter(help="What is averaged over members: probabilities or logits.")

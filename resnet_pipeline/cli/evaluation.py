@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.parameters import (
+    AllowPartial,
     Average,
     Combined,
     Contributions,
@@ -63,6 +64,7 @@ def evaluate(
     ] = False,
     workers: ScoringWorkers = None,
     half: Half = False,
+    allow_partial: AllowPartial = False,
     json_file: Json = None,
 ) -> None:
     """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
@@ -73,7 +75,7 @@ def evaluate(
 
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
-        workers=workers, half=half,
+        workers=workers, half=half, allow_partial=allow_partial,
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models, ema=ema)]
     evaluations = evaluate_models(Workspace.of(root), references, test)
@@ -97,18 +99,20 @@ def ensemble(
     contributions: Contributions = False,
     workers: ScoringWorkers = None,
     registered_as: RegisteredAs = None,
+    allow_partial: AllowPartial = False,
     json_file: Json = None,
 ) -> None:
     """Average the scores of several networks and print the ensemble's error.
 
-    `ilsvrc2015` stands for the paper's six models.
+    `ilsvrc2015` stands for the paper's six models: the newest registered versions of their recipes, steps and seeds.
     """
     from resnet_pipeline.jobs.analyse import ensemble as combined
     from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
     from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 
     test = TestSpec(
-        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers
+        dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers,
+        allow_partial=allow_partial,
     ) if dataset else None  # fmt: skip
     check_registrable(registered_as, members, test, combine=combine)
     sources = score_sources(Workspace.of(root), members, test)
@@ -191,12 +195,16 @@ def submission(
     scales: Scales = None,
     average: Average = "softmax",
     workers: ScoringWorkers = None,
+    allow_partial: AllowPartial = False,
 ) -> None:
     """Write the file that the ILSVRC classification test server takes, from one network or the mean of several."""
     from resnet_pipeline.jobs.analyse import score_sources, submit
 
     workspace = Workspace.of(root)
-    test = TestSpec(dataset=dataset, protocol=protocol, split=split, scales=scales, average=average, workers=workers)
+    test = TestSpec(
+        dataset=dataset, protocol=protocol, split=split, scales=scales, average=average, workers=workers,
+        allow_partial=allow_partial,
+    )  # fmt: skip
     sources = score_sources(workspace, models, test)
     images = submit(workspace, sources, dataset, classes, output)
     print(f"{output}: {images:,} images, five classes each")

@@ -50,15 +50,27 @@ class PublishedEnsemble:
 # Table 5: six models of different depth, two of them 152 layers, ILSVRC 2015 test server
 PUBLISHED_ENSEMBLE = PublishedEnsemble(3.57, "Table 5: ensemble of six, ImageNet test server")
 
-ENSEMBLES: dict[str, tuple[str, ...]] = {
+
+@dataclass(frozen=True)
+class EnsembleMember:
+    """A member of an ensemble: the network that a recipe trains with this seed, for all of its steps."""
+
+    recipe: str
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.recipe} of seed {self.seed}"
+
+
+ENSEMBLES: dict[str, tuple[EnsembleMember, ...]] = {
     # The paper names neither the six models nor their order, only that two have 152 layers (docs/DEVIATIONS.md).
     "ilsvrc2015": (
-        "models:/imagenet-resnet34-b@candidate",
-        "models:/imagenet-resnet34-c@candidate",
-        "models:/imagenet-resnet50@candidate",
-        "models:/imagenet-resnet101@candidate",
-        "models:/imagenet-resnet152/1",
-        "models:/imagenet-resnet152/2",
+        EnsembleMember("imagenet/resnet34-b"),
+        EnsembleMember("imagenet/resnet34-c"),
+        EnsembleMember("imagenet/resnet50"),
+        EnsembleMember("imagenet/resnet101"),
+        EnsembleMember("imagenet/resnet152"),
+        EnsembleMember("imagenet/resnet152", seed=1),
     )
 }
 """Ensembles by name: a command that takes members takes such a name for all of them."""

@@ -27,6 +27,7 @@ class TestSpec:
     ones. ``scales`` are the shorter sides instead of each network's own. ``average`` says what is averaged over the
     views: softmax or logits. ``workers`` is the number of tasks on Ray at a time; without it all of the cluster that
     RAY_ADDRESS names is used, and without a cluster this process. ``half`` keeps the scores as float16.
+    ``allow_partial`` lets runs of fewer steps than their recipe's into an ensemble by name.
     """
 
     __test__: ClassVar[bool] = False  # no test of pytest's
@@ -39,6 +40,7 @@ class TestSpec:
     average: str = "softmax"
     workers: int | None = None
     half: bool = False
+    allow_partial: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError for a number of images that can't be tested on."""

@@ -162,7 +162,7 @@ def score_sources(workspace: Workspace, references: Sequence[str], test: TestSpe
 
     Score files alone need no ``test``; raises UserError for a MODEL without one.
     """
-    references = expanded(references)
+    references = expanded(workspace, references, allow_partial=test is not None and test.allow_partial)
     models = [reference for reference in references if not reference.endswith(".parquet")]
     if models and test is None:
         raise UserError(f"{models[0]} is a model, so --dataset must say what to test it on")

@@ -94,7 +94,7 @@ def named_members(workspace: Workspace, reference: str, dataset_name: str | None
     These are the model's own, else those of the staged dataset ``dataset_name``, else numbers. Raises UserError if the
     reference points nowhere or the dataset has another number of classes.
     """
-    members = [m for one in expanded([reference]) for m in load_all(workspace, parse(workspace, one))]
+    members = [m for one in expanded(workspace, [reference]) for m in load_all(workspace, parse(workspace, one))]
     return [_named(workspace, member, dataset_name) for member in members]
 
 

@@ -2,7 +2,8 @@
 
 The first of these that fits decides:
 
-1. the name of an ensemble (``ilsvrc2015``): several networks, which ``expanded`` puts in its place;
+1. the name of an ensemble (``ilsvrc2015``): several networks by recipe and seed, for each of which ``expanded`` puts
+   the newest version that was registered after all of the recipe's steps;
 2. ``torchvision:…`` or ``timm:…``: published weights;
 3. ``models:/…``: a registered model; ``runs:/…``: an MLflow run;
 4. a folder that exists, as a path, then under runs/: a run directory;
@@ -19,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_pipeline.adapters.mlflow.registry import CANDIDATE, fetch_members, fetched_model, members_of
+from resnet_pipeline.adapters.mlflow.registry import CANDIDATE, fetch_members, fetched_model, members_of, trained_by
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.paper import ENSEMBLES
+from resnet_pipeline.evaluation.paper import ENSEMBLES, EnsembleMember
 from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
 from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
+from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.workspace import Workspace
 
 EMA = "#ema"
@@ -84,7 +86,7 @@ def parse(workspace: Workspace, text: str) -> Reference:
     """
     if text in ENSEMBLES:
         raise UserError(
-            f"{text} stands for {len(ENSEMBLES[text])} networks, and one is needed here: {', '.join(ENSEMBLES[text])}; "
+            f"{text} stands for {len(ENSEMBLES[text])} networks, and one is needed here: {_listed(ENSEMBLES[text])}; "
             f"a registered model of that name is models:/{text}@{CANDIDATE}"
         )
     found = _decided(workspace, text)
@@ -113,9 +115,44 @@ def parse_run(workspace: Workspace, text: str) -> RunFolder:
     return found
 
 
-def expanded(texts: Sequence[str]) -> list[str]:
-    """Return the texts with the names of ensembles replaced by their members."""
-    return [member for text in texts for member in ENSEMBLES.get(text, (text,))]
+def expanded(workspace: Workspace, texts: Sequence[str], *, allow_partial: bool = False) -> list[str]:
+    """Return the texts with the names of ensembles replaced by their members' registered versions.
+
+    ``allow_partial`` takes a run of fewer steps than its recipe's for a member that has no other. Raises UserError,
+    naming them, for members that are not registered, or only after fewer steps.
+    """
+    found: list[str] = []
+    for text in texts:
+        members = ENSEMBLES.get(text)
+        found += [text] if members is None else _versions(workspace, text, members, allow_partial)
+    return found
+
+
+def _versions(workspace: Workspace, name: str, members: Sequence[EnsembleMember], allow_partial: bool) -> list[str]:
+    """Return each member's newest version that had all steps; if there is none, and it is allowed, the longest."""
+    tracking = Tracking(workspace)
+    found: list[str] = []
+    missing: list[str] = []
+    for member in members:
+        steps = get_recipe(member.recipe).steps
+        runs = [run for run in trained_by(tracking, member.recipe) if run.seed == member.seed]
+        longest = max(runs, key=lambda run: min(run.steps, steps), default=None)  # the first of equals: the newest
+        if longest is None:
+            missing.append(f"{member} is not registered")
+        elif longest.steps < steps and not allow_partial:
+            missing.append(f"{member} has only {longest.version.uri}, of {longest.steps:,} of {steps:,} steps")
+        else:
+            found.append(longest.version.uri)
+    if missing:
+        raise UserError(
+            f"{name} is not complete: {'; '.join(missing)}. Train the runs that are missing, with --seed N, or name "
+            "other members; `ensemble --allow-partial` takes runs of fewer steps"
+        )
+    return found
+
+
+def _listed(members: Sequence[EnsembleMember]) -> str:
+    return ", ".join(map(str, members))
 
 
 def fully_expanded(workspace: Workspace, texts: Sequence[str]) -> list[str]:
@@ -124,7 +161,7 @@ def fully_expanded(workspace: Workspace, texts: Sequence[str]) -> list[str]:
     Raises UserError if a text stands for nothing or a registered model is not there.
     """
     found: list[str] = []
-    for text in expanded(texts):
+    for text in expanded(workspace, texts):
         reference = parse(workspace, text)
         members: Sequence[str] = ()
         if isinstance(reference, RegisteredModel):

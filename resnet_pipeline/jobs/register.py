@@ -18,6 +18,7 @@ from resnet_pipeline.adapters.mlflow.registry import (
     register,
     register_ensemble,
     resolve,
+    training_of,
     version_of_weights,
 )
 from resnet_pipeline.adapters.mlflow.runs import Tracking
@@ -35,6 +36,7 @@ from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.references import RegisteredModel
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.progress import per_second
+from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
 from resnet_pipeline.report.terminal import duration, human
@@ -104,7 +106,8 @@ def register_ensemble_of(
     checked_name(name, "model name")
     tracking = Tracking(workspace)
     dataset = open_dataset(workspace, dataset_name)
-    members = [_member_version(tracking, e) for e in evaluations]
+    versions = [_registered(tracking, e) for e in evaluations]
+    members = [_as_member(e, version) for e, version in zip(evaluations, versions, strict=True)]
     if any(e.member.classes != tuple(dataset.classes) for e in evaluations):
         raise UserError(f"not all members of {name} were trained on the classes of dataset {dataset_name!r}")
     scores = replace(average([e.scores for e in evaluations]), weights_sha256=ensemble_digest(members))
@@ -119,7 +122,8 @@ def register_ensemble_of(
     write_scores(scores, path)
     tags = _about_tests(views, dataset, scores.split)
     version = register_ensemble(tracking, name, members, dataset.facts, tags=tags, example=example_image(views))
-    card = _ensemble_card(name, members, dataset).markdown()
+    partial = [text for v in versions if (text := _partial(tracking, v))]
+    card = _ensemble_card(name, members, partial, dataset).markdown()
     record_tests(tracking, version, {path: scores}, card=card)
     return version
 
@@ -217,18 +221,31 @@ def _about_tests(views: ViewConfig, dataset: Dataset, split: str) -> dict[str, s
     }
 
 
-def _member_version(tracking: Tracking, evaluation: Evaluation) -> MemberVersion:
-    member = evaluation.member
+def _registered(tracking: Tracking, evaluation: Evaluation) -> ModelVersion:
     if isinstance(evaluation.parsed, RegisteredModel):
         version: ModelVersion | None = resolve(tracking, evaluation.parsed.uri)
     else:
-        version = version_of_weights(tracking, member.weights_sha256)
+        version = version_of_weights(tracking, evaluation.member.weights_sha256)
     if version is None:
         raise UserError(
             f"{evaluation.reference} is not registered, and an ensemble refers to registered versions; "
             "register it first"
         )
+    return version
+
+
+def _as_member(evaluation: Evaluation, version: ModelVersion) -> MemberVersion:
+    member = evaluation.member
     return MemberVersion(uri=version.uri, recipe=member.recipe or member.network, weights_sha256=member.weights_sha256)
+
+
+def _partial(tracking: Tracking, version: ModelVersion) -> str | None:
+    """Return a sentence on a version that was trained for fewer steps than its recipe has; None if it was not."""
+    recipe, trained = version.tags.get("recipe"), training_of(tracking, version)
+    if recipe not in recipe_names() or trained is None:
+        return None
+    whole = get_recipe(recipe).steps
+    return f"{version.uri} was trained for {trained.steps:,} of {whole:,} steps." if trained.steps < whole else None
 
 
 def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> ModelCard:
@@ -260,7 +277,7 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
     )
 
 
-def _ensemble_card(name: str, members: Sequence[MemberVersion], dataset: Dataset) -> ModelCard:
+def _ensemble_card(name: str, members: Sequence[MemberVersion], partial: Sequence[str], dataset: Dataset) -> ModelCard:
     ilsvrc = len(dataset.classes) == 1000
     return ModelCard(
         title=f"{name}: an ensemble of {len(members)} on {dataset.name}",
@@ -274,6 +291,7 @@ def _ensemble_card(name: str, members: Sequence[MemberVersion], dataset: Dataset
         errors=(),
         deviations=[
             "The paper names neither its six models nor their recipes, only that two have 152 layers.",
+            *partial,
             "Each member's card has its own.",
         ],
     )

@@ -26,5 +26,5 @@ def measure_responses(
         reference: responses(
             load(workspace, parse(workspace, reference)), dataset, split=split, images=images, device=local_device()
         )
-        for reference in dict.fromkeys(expanded(references))
+        for reference in dict.fromkeys(expanded(workspace, references))
     }

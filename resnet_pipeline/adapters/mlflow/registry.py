@@ -79,6 +79,8 @@ def register(
         "weights_sha256": result.weights_sha256,
         "run": run.name,
         "recipe": config.recipe,
+        "steps": str(config.steps),
+        "seed": str(config.seed),
         "dataset": run.dataset().name,
         "dataset_fingerprint": run.dataset().fingerprint,
     }
@@ -201,6 +203,33 @@ def version_of_weights(tracking: Tracking, weights_sha256: str) -> ModelVersion 
     found = guarded(lambda: tracking.client.search_model_versions(f"tags.weights_sha256 = '{weights_sha256}'"))
     versions = sorted(found, key=lambda v: int(v.creation_timestamp))
     return _as_version(versions[-1]) if versions else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A registered network's version, and the steps and the seed that it was trained with."""
+
+    version: ModelVersion
+    steps: int
+    seed: int
+
+
+def trained_by(tracking: Tracking, recipe: str) -> list[Trained]:
+    """Return the registered networks of a recipe, the newest first; TrackingError if MLflow is away."""
+    found = guarded(lambda: tracking.client.search_model_versions(f"tags.recipe = '{recipe}'"))
+    newest = sorted(found, key=lambda v: int(v.creation_timestamp), reverse=True)
+    return [trained for v in newest if (trained := training_of(tracking, _as_version(v)))]
+
+
+def training_of(tracking: Tracking, version: ModelVersion) -> Trained | None:
+    """Return what a version's tags say of its training; those of earlier versions are in its run. None: neither."""
+    known = version.tags
+    if not {"steps", "seed"} <= known.keys():
+        known = guarded(lambda: tracking.client.get_run(version.run_id)).data.params if version.run_id else {}
+    try:
+        return Trained(version, steps=int(known["steps"]), seed=int(known["seed"]))
+    except (LookupError, ValueError):
+        return None
 
 
 def fetch_card(tracking: Tracking, version: ModelVersion) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 import signal
@@ -79,6 +80,24 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
     np.testing.assert_array_equal(found[0].scores.probabilities, whole.probabilities)
     assert not list(again.scores.glob("*/*/*/*.parts"))
     assert [e.reused for e in run(again, models)] == [True, True]
+
+
+def test_on_several_workers_the_seconds_are_those_of_the_evaluation(workspace, models, monkeypatch):
+    """Seven chunks take the workers 1 and 3 seconds of each network, 28 in all, and the evaluation half as long."""
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)
+
+    def on_two_workers(networks, space, plan, *, parts, lacking, workers, bar):
+        for number, names in lacking.items():
+            (found,) = scoring.score_chunks({name: networks[name] for name in names}, plan.only([number]))
+            for name, seconds in zip(models, (1.0, 3.0), strict=True):
+                parts[name].write(number, dataclasses.replace(found[name], seconds=seconds))
+        return 14.0
+
+    monkeypatch.setattr("resnet_pipeline.adapters.ray.evaluate.score_on_ray", on_two_workers)
+    found = run(workspace, models, workers=2)
+    assert [e.scores.seconds for e in found] == pytest.approx([3.5, 10.5])
+    assert TestRow.of(found[0]).images_per_second == pytest.approx(364 / 3.5)
+    assert read_scores(found[1].path).seconds == pytest.approx(10.5)
 
 
 @pytest.mark.slow
@@ -196,7 +215,8 @@ def test_bad_input_is_named(workspace, models, tmp_path, monkeypatch):
         raise UserError("MLflow: not found")
 
     monkeypatch.setattr("resnet_pipeline.jobs.references.fetched_model", away)
-    with pytest.raises(UserError, match="imagenet-resnet34-b@candidate: MLflow: not found"):
+    monkeypatch.setattr("resnet_pipeline.jobs.references.trained_by", lambda *arguments: [])
+    with pytest.raises(UserError, match=r"imagenet/resnet34-b of seed 0 is not registered; imagenet/resnet34-c"):
         run(workspace, ["ilsvrc2015"])
     with pytest.raises(UserError, match="no run directory of that name: MLflow: not found"):
         run(workspace, ["nothing"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from resnet_pipeline.adapters.mlflow.registry import ModelVersion, Trained
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.jobs import references
 from resnet_pipeline.jobs.references import (
     MlflowRun,
@@ -117,9 +117,42 @@ def test_a_text_that_stands_for_nothing_is_named(workspace, text):
     assert repr(text) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_name_of_an_ensemble_stands_for_its_members(workspace):
-    assert expanded(["x", "ilsvrc2015"]) == ["x", *ENSEMBLES["ilsvrc2015"]]
-    with pytest.raises(UserError, match=r"^ilsvrc2015 stands for 6 networks.*models:/imagenet-resnet152/2; .*@cand"):
+def version(name: str, number: int, steps: int, seed: int = 0) -> Trained:
+    return Trained(ModelVersion(name, str(number)), steps, seed)
+
+
+WHOLE = 600_000
+REGISTERED = {  # the newest first
+    "imagenet/resnet34-b": [version("b", 7, WHOLE)],
+    "imagenet/resnet34-c": [version("c", 2, 40), version("c", 1, WHOLE)],  # the newest is partial
+    "imagenet/resnet50": [version("r50", 4, WHOLE, seed=3), version("r50", 3, 2 * WHOLE), version("r50", 2, WHOLE)],
+    "imagenet/resnet101": [version("else", 1, WHOLE)],  # registered under another name
+    "imagenet/resnet152": [
+        version("r152", 5, 10, seed=1), version("r152", 4, 300, seed=1), version("r152", 3, WHOLE, seed=2),
+        version("r152", 2, WHOLE), version("r152", 1, 2),
+    ],
+}  # fmt: skip
+
+
+def test_an_ensemble_s_members_are_whole_runs_of_their_recipes_and_seeds(workspace, monkeypatch):
+    monkeypatch.setattr(references, "trained_by", lambda _, recipe: REGISTERED[recipe])
+    with pytest.raises(UserError, match=r"--allow-partial") as error:
+        expanded(workspace, ["ilsvrc2015"])
+    assert str(error.value).startswith(
+        "ilsvrc2015 is not complete: imagenet/resnet152 of seed 1 has only models:/r152/4, of 300 of 600,000 steps. "
+    )
+    chosen = ["models:/b/7", "models:/c/1", "models:/r50/3", "models:/else/1", "models:/r152/2", "models:/r152/4"]
+    assert expanded(workspace, ["x", "ilsvrc2015"], allow_partial=True) == ["x", *chosen]
+    monkeypatch.setitem(REGISTERED, "imagenet/resnet152", [version("r152", 6, WHOLE, 1), version("r152", 2, WHOLE)])
+    assert expanded(workspace, ["ilsvrc2015"]) == [*chosen[:5], "models:/r152/6"]
+    monkeypatch.setitem(REGISTERED, "imagenet/resnet34-b", [])
+    with pytest.raises(UserError, match=r"not complete: imagenet/resnet34-b of seed 0 is not registered\. Train"):
+        expanded(workspace, ["ilsvrc2015"], allow_partial=True)
+
+
+def test_the_name_of_an_ensemble_is_no_model(workspace):
+    assert expanded(workspace, ["x"]) == ["x"]
+    with pytest.raises(UserError, match=r"^ilsvrc2015 stands for 6 networks.*imagenet/resnet152 of seed 1; .*@cand"):
         parse(workspace, "ilsvrc2015")
     for only in (parse_registered, parse_run):
         with pytest.raises(UserError, match=r"^ilsvrc2015 is no "):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 
@@ -22,23 +23,26 @@ from safetensors.torch import save_file
 from resnet_pipeline import cli
 from resnet_pipeline.adapters.mlflow.client import TrackingError
 from resnet_pipeline.adapters.mlflow.ensembles import ENSEMBLE_FILE
-from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve
-from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve, trained_by
+from resnet_pipeline.adapters.mlflow.runs import Delivery, Tracking
 from resnet_pipeline.adapters.mlflow_model import _load_pyfunc
 from resnet_pipeline.cli.evaluation import ensemble
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
+from resnet_pipeline.evaluation.paper import ENSEMBLES, EnsembleMember
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores, write_scores
 from resnet_pipeline.evaluation.trained_model import load_folder
+from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.explore import explore
 from resnet_pipeline.jobs.predict import predict_folder
 from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
 from resnet_pipeline.jobs.references import load, parse
 from resnet_pipeline.jobs.register import check_network_name, register_ensemble_of, register_run
-from resnet_pipeline.jobs.train import Launch, TrainedRun, train_run
+from resnet_pipeline.jobs.report import report_on_runs
+from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
@@ -254,6 +258,31 @@ def test_a_served_model_answers_bytes_base64_and_paths_as_evaluate_does(
         model.predict(pd.DataFrame({"image": [str(tmp_path / "a.jpg")]}))
 
 
+def test_an_ensemble_by_name_takes_versions_by_recipe_and_seed_and_its_card_names_partial_ones(
+    registered, digits, monkeypatch
+):
+    workspace, _ = registered
+    tracking, members = Tracking(workspace), [EnsembleMember("digits/resnet8", seed) for seed in (2, 0)]
+    monkeypatch.setitem(ENSEMBLES, "two-seeds", tuple(members))
+    test = TestSpec(dataset="digits", protocol="center")
+    with pytest.raises(UserError, match=rf"seed 2 has only models:/{NAME}/3, of 50 of 240 steps; .*/1, of 4 of 240"):
+        score_sources(workspace, ["two-seeds"], test)
+    sources = score_sources(workspace, ["two-seeds"], dataclasses.replace(test, allow_partial=True))
+    assert [source.name for source in sources] == [f"models:/{NAME}/3", f"models:/{NAME}/1"]
+    version = register_ensemble_of(workspace, "two-seeds", evaluations_of(sources), "digits")
+    card = fetch_card(tracking, version)
+    assert f"models:/{NAME}/3 was trained for 50 of 240 steps." in card and f"{NAME}/1 was trained for 4 of 240" in card
+    # versions of before have no such tags: their runs know
+    (newest, *_) = trained_by(tracking, "digits/resnet8")
+    for tag in ("steps", "seed"):
+        tracking.client.delete_model_version_tag(NAME, newest.version.version, tag)
+    run = RunDirectory(workspace.runs / newest.version.tags["run"])
+    tracking.describe(run, {"steps": 50, "seed": 2}, {})
+    assert [(t.version.version, t.steps, t.seed) for t in trained_by(tracking, "digits/resnet8")] == [
+        ("3", 50, 2), ("2", 50, 1), ("1", 4, 0),
+    ]  # fmt: skip
+
+
 def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     registered, pyfunc, digits, tmp_path, score_files
 ):
@@ -307,6 +336,38 @@ def damaged(registered, tmp_path):
     content[-8192:-4096] = bytes(byte ^ 1 for byte in content[-8192:-4096])
     run.weights_file.write_bytes(content)
     return space, run
+
+
+def test_the_report_s_commands_repeat_its_runs(registered, digits, tmp_path, monkeypatch):
+    """Two runs of one recipe, which differ by steps, seed and fields, are trained again from the page's commands."""
+    first, second = (Workspace(tmp_path / name) for name in ("first", "second"))
+    for space in (first, second):
+        space.datasets.mkdir(parents=True)
+        (space.datasets / "digits").symlink_to(digits.path)
+    fields = {"optim.lr": 0.05, "schedule.kind": "step", "augment.shorter_side": [17, 19], "bn_images": 64}
+    for seed, changes in ((7, fields), (8, {"bn_images": 64})):
+        config = run_config("digits/resnet8", changes, steps=3, seed=seed)
+        train(RunDirectory.create(first.runs, config, digits.facts), digits, LocalContext())
+    _, data = report_on_runs(first, "digits", runs=None, protocols=["center"])
+    names = {m.name.split()[1]: m.name for m in data.members}
+    assert "optim.lr=0.05" in names["seed=7"] and "optim.lr=0.1" in names["seed=8"]
+
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(second.root))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Tracking(registered[0]).uri)  # else a database is made
+    for _, command in data.commands:
+        words = shlex.split(command)
+        more = ["--launcher", "local"] if words[1] == "train" else []  # Ray's workers take longer, for the same bits
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        assert not done.value.code, command
+    runs = [sorted(RunDirectory(p).result().weights_sha256 for p in s.runs.iterdir()) for s in (first, second)]
+    assert runs[0] == runs[1] and sorted(p.name for p in first.runs.iterdir()) == [
+        p.name for p in sorted(second.runs.iterdir())
+    ]
+    tags = Tracking(second).client.get_run(Delivery.of(RunDirectory(min(second.runs.iterdir()))).run_id).data.tags
+    assert tags["changes"].startswith("steps=3 seed=")
+    assert (second.reports / "digits.html").is_file()
 
 
 def test_a_run_with_damaged_weights_is_refused_by_name_everywhere(damaged):
