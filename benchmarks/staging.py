@@ -24,10 +24,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from resnet_pipeline.sources.archives import list_tar, walk_tar
 from resnet_pipeline.sources.catalogue import Entry
 from resnet_pipeline.sources.file_views import Window
 from resnet_pipeline.sources.ilsvrc import TRAIN
+from resnet_pipeline.sources.tar_files import list_tar, walk_tar
 from resnet_pipeline.staging.shard_plan import plan_shards
 from resnet_pipeline.staging.shard_pool import Processes
 from resnet_pipeline.staging.shard_writer import Task

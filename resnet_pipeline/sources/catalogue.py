@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.names import composed
-from resnet_pipeline.sources.archives import Member, read_member
+from resnet_pipeline.sources.archives import read_member
+from resnet_pipeline.sources.members import Member
 from resnet_pipeline.storage.base import Storage
 
 _log = logging.getLogger(__name__)

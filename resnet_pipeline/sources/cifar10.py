@@ -19,9 +19,10 @@ from PIL import Image
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
-from resnet_pipeline.sources.archives import Container, Member, read_tables
+from resnet_pipeline.sources.archives import read_tables
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, check_md5
+from resnet_pipeline.sources.members import Container, Member
 from resnet_pipeline.storage.base import Storage
 
 PYTHON, BINARY = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"

@@ -16,10 +16,12 @@ from typing import BinaryIO, NamedTuple, cast
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.progress import BYTES, progress
-from resnet_pipeline.sources.archives import Tar, address_of, clean, list_tar, read_tables, walk_tar
+from resnet_pipeline.sources.archives import read_tables
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, Window, check_md5
 from resnet_pipeline.sources.labelled_files import META, synsets
+from resnet_pipeline.sources.members import address_of, clean
+from resnet_pipeline.sources.tar_files import Tar, list_tar, walk_tar
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import hidden, is_other
-from resnet_pipeline.sources.archives import Container, Member
 from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored, ignored_of
 from resnet_pipeline.sources.labelled_files import CLASS_LISTS, Tables, tables_of
+from resnet_pipeline.sources.members import Container, Member
 
 _log = logging.getLogger(__name__)
 

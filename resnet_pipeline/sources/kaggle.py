@@ -12,9 +12,10 @@ from pathlib import PurePosixPath
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped, hidden
-from resnet_pipeline.sources.archives import Container, Member, read_tables
+from resnet_pipeline.sources.archives import read_tables
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 from resnet_pipeline.sources.image_folder import accounted, stream_of
+from resnet_pipeline.sources.members import Container, Member
 
 WANTED = "Kaggle's ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
 

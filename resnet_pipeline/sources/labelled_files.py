@@ -18,7 +18,8 @@ from scipy.io.matlab import MatReadError
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
-from resnet_pipeline.sources.archives import Container, Member, read_tables
+from resnet_pipeline.sources.archives import read_tables
+from resnet_pipeline.sources.members import Container, Member
 
 META = "meta.mat"
 CLASS_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt", "wnids.txt", "classes.txt")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.names import escaped
 from resnet_pipeline.sources import cifar10, ilsvrc, image_folder, kaggle
-from resnet_pipeline.sources.archives import address_of, open_container
+from resnet_pipeline.sources.archives import open_container
 from resnet_pipeline.sources.catalogue import Catalogue, checked
+from resnet_pipeline.sources.members import address_of
 from resnet_pipeline.storage.base import Storage
 
 LAYOUTS = (ilsvrc.WANTED, kaggle.WANTED, cifar10.WANTED, image_folder.WANTED)

@@ -24,8 +24,8 @@ from resnet_pipeline.data.checksums import CHECKSUMS
 from resnet_pipeline.data.manifest import INDEX, MANIFEST, MEAN_IMAGE, SHARDS, SOURCE
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.names import escaped, original
-from resnet_pipeline.sources.archives import Member, Zipped
 from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored
+from resnet_pipeline.sources.members import Member, Zipped
 from resnet_pipeline.staging.shard_writer import RECORDS, temporary_prefix
 from resnet_pipeline.storage.base import HeldError, Storage
 from resnet_pipeline.storage.local import LocalStorage

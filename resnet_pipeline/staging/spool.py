@@ -10,8 +10,8 @@ from pathlib import Path
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.progress import BYTES, progress
-from resnet_pipeline.sources.archives import Member
 from resnet_pipeline.sources.catalogue import Catalogue, Entry
+from resnet_pipeline.sources.members import Member
 from resnet_pipeline.staging.shard_plan import Shard
 
 _BUFFER = 256 * 2**10

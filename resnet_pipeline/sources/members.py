@@ -1,0 +1,142 @@
+"""Files of a source and what holds them: a member with its place, and the protocol of containers."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from resnet_pipeline.errors import RefusedError, UserError
+from resnet_pipeline.names import escaped
+from resnet_pipeline.storage.base import Storage
+
+_ERRORS = (
+    # of tar files, compressed or not
+    tarfile.TarError,
+    EOFError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    # of zip files
+    zipfile.BadZipFile,
+    struct.error,
+    NotImplementedError,
+)
+"""What the readers of damaged archives raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Zipped:
+    """How a zip file keeps a member: method 0 (stored) or 8 (deflated), bytes there, CRC-32 of the content."""
+
+    method: int
+    stored: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file of a source: its name (``/`` between folders), and ``size`` bytes from ``offset`` of a stored ``file``.
+
+    ``name`` is fit to be shown (``names.escaped``), ``file`` is as the storage has it. In a zip file ``offset`` is that
+    of its header, in a compressed tar file that in what comes out of decompression. Of a sparse member of a tar file
+    only ``pieces`` are stored, one after the other: (offset, size) in its content.
+    """
+
+    name: str
+    file: str
+    offset: int
+    size: int
+    zipped: Zipped | None = None
+    pieces: tuple[tuple[int, int], ...] | None = None
+
+
+class Container(Protocol):
+    """Files by name, in an order of their own."""
+
+    @property
+    def address(self) -> str:
+        """The container as the user named it."""
+
+    @property
+    def storage(self) -> Storage:
+        """Where its members' files lie."""
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether it can only be read from its beginning on."""
+
+    def members(self) -> list[Member]:
+        """List the regular files; UserError for what can't be read or could write outside of it."""
+
+    def folders(self) -> list[str]:
+        """Return the folders that are listed as such; of a folder on this machine, those that hold nothing.
+
+        Known after ``members()``.
+        """
+
+    def others(self) -> list[tuple[str, str]]:
+        """Return the names of what is neither file nor folder, with the reason; known after ``members()``."""
+
+    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+        """Yield the contents of members, which are in the order of ``members()``; each is read whole."""
+
+
+def address_of(storage: Storage, name: str) -> str:
+    """Return a file's address as a user writes it."""
+    return f"{storage.url.rstrip('/')}/{name}" if name else storage.url
+
+
+def clean(name: str) -> str:
+    """Return a member's name without ``./`` and doubled slashes, fit to be shown."""
+    return escaped(PurePosixPath(name).as_posix())
+
+
+def check_name(address: str, name: str, *, plain: bool) -> None:
+    """Raise RefusedError for a member that would lie outside of its archive, or is neither file nor folder."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if name.startswith(("/", "\\")) or ".." in parts or (parts and parts[0].endswith(":")):
+        raise RefusedError(f"archive {address} is refused: member {escaped(name)!r} points outside of it")
+    if not plain:
+        raise RefusedError(
+            f"archive {address} is refused: member {escaped(name)!r} is a symbolic link or a device, not a file"
+        )
+
+
+@contextmanager
+def damaged(address: str, member: str = "") -> Iterator[None]:
+    """Raise what the archive's reader raises as RefusedError, with the archive's address."""
+    try:
+        yield
+    except _ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        at = f" at {member}" if member else ""
+        raise RefusedError(f"archive {address} can't be read{at}: {reason}") from None
+
+
+def stored_size(member: Member) -> int:
+    """Return how many bytes of a member are stored; of a sparse one fewer than it has."""
+    return member.size if member.pieces is None else sum(size for _, size in member.pieces)
+
+
+def whole(storage: Storage, member: Member, data: bytes) -> bytes:
+    """Return a member's content of what is stored of it: holes are zeros."""
+    if len(data) != stored_size(member):
+        raise UserError(f"{address_of(storage, member.name)} changed while it was being staged; start again")
+    if member.pieces is None:
+        return data
+    content, at = bytearray(member.size), 0
+    for offset, size in member.pieces:
+        content[offset : offset + size] = data[at : at + size]
+        at += size
+    return bytes(content)
