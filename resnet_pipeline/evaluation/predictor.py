@@ -100,7 +100,10 @@ class Predictor:
             sets: dict[Protocol, dict[str, Classifier]] = {}
             for number, member in enumerate(self.members):
                 sets.setdefault(protocol_of(protocol, member.views), {})[str(number)] = member.classifier
-            self._prepared[protocol] = {views: prepare(group, views, self._device) for views, group in sets.items()}
+            digests = {str(number): member.weights_sha256 for number, member in enumerate(self.members)}
+            self._prepared[protocol] = {
+                views: prepare(group, views, self._device, digests=digests) for views, group in sets.items()
+            }
         return self._prepared[protocol]
 
 

@@ -132,13 +132,22 @@ class Prepared:
     digests: Mapping[str, str]
 
 
-def prepare(models: Mapping[str, Classifier], protocol: Protocol, device: torch.device | None = None) -> Prepared:
-    """Fold the networks for a protocol and bring them to a device, the CPU by default; a GPU computes in float32."""
+def prepare(
+    models: Mapping[str, Classifier],
+    protocol: Protocol,
+    device: torch.device | None = None,
+    *,
+    digests: Mapping[str, str] | None = None,
+) -> Prepared:
+    """Fold the networks for a protocol and bring them to a device, the CPU by default; a GPU computes in float32.
+
+    ``digests`` are their weights' SHA-256 if they are known; else they are computed.
+    """
     if device is not None and device.type == "cuda":
         allow_tf32(False)
     return Prepared(
         {name: _scorer(model, protocol).to(device or torch.device("cpu")).eval() for name, model in models.items()},
-        {name: weights_sha256(model) for name, model in models.items()},
+        digests or {name: weights_sha256(model) for name, model in models.items()},
     )
 
 
@@ -149,15 +158,18 @@ def score_chunks(
     device: torch.device | None = None,
     backend: Backend = "auto",
     on_images: Callable[[int], None] = lambda images: None,
+    digests: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Scores]]:
     """Yield each chunk's scores by model, float32, in the chunk's order; models may be prepared for this protocol.
+
+    ``digests`` are the models' SHA-256 as for `prepare`.
 
     A model's ``seconds`` are those of its own passes and its share of the decoding. ``on_images`` is called after each
     batch with the number of images done so far.
     """
     dataset, split, protocol = plan.dataset, plan.split, plan.protocol
     device = device or torch.device("cpu")
-    prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device)
+    prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device, digests=digests)
     nets, digests = prepared.nets, prepared.digests
     samples = dataset.splits[split]
     scored = 0

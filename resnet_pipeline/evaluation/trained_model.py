@@ -14,7 +14,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import read_json
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.caffe import read_mean_image
-from resnet_pipeline.models.weights import build_for_weights, load_weights, stored_preprocessing, weights_sha256
+from resnet_pipeline.models.weights import build_for_weights, load_own_weights, stored_preprocessing, weights_sha256
 
 MODEL_FILES = ("weights.safetensors", "config.json")
 """What a folder must hold to be a network of this program; a run directory holds both."""
@@ -69,8 +69,7 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
     )
     weights = folder / "weights.safetensors"
     classifier = Classifier(Normalize(torch.zeros(_mean_shape(weights))), network)
-    load_weights(classifier, weights)
-    digest = weights_sha256(classifier)
+    digest = load_own_weights(classifier, weights)
     _check_result(folder, digest)
     return Member(
         name=name or config.recipe,

@@ -177,6 +177,7 @@ def _compute(
 ) -> dict[Path, Scores]:
     """Compute the missing chunks of each member, then write its score file; return what was written, by file."""
     models = {reference: member.classifier for reference, (member, _) in members.items()}
+    digests = {reference: member.weights_sha256 for reference, (member, _) in members.items()}
     parts = {reference: Parts(path, [len(chunk) for chunk in plan.chunks]) for reference, (_, path) in members.items()}
     lacking = lacking_models(parts)
     before = {reference: own.seconds for reference, own in parts.items()}
@@ -188,9 +189,11 @@ def _compute(
         if lacking and (test.workers is not None or surroundings().ray_address):
             from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
-            took = score_on_ray(models, workspace, plan, parts=parts, lacking=lacking, workers=test.workers, bar=bar)
+            took = score_on_ray(
+                models, workspace, plan, parts=parts, lacking=lacking, digests=digests, workers=test.workers, bar=bar
+            )
         else:
-            _score_here(models, plan, parts, lacking, bar)
+            _score_here(models, plan, parts, lacking, digests, bar)
     keys = plan.keys
     written = {}
     merged = {reference: own.merge(keys) for reference, own in parts.items()}
@@ -222,6 +225,7 @@ def _score_here(
     plan: Plan,
     parts: Mapping[str, Parts],
     lacking: Mapping[int, Sequence[str]],
+    digests: Mapping[str, str],
     bar: Bar,
 ) -> None:
     """Compute chunks in this process; those that the same models lack, one after the other in one call.
@@ -234,6 +238,7 @@ def _score_here(
             {name: models[name] for name in names},
             plan.only(numbers),
             device=local_device(),
+            digests=digests,
             on_images=lambda images, before=bar.done: bar.reach(before + images),  # type: ignore[misc]
         )
         for number, found in zip(numbers, scored, strict=True):

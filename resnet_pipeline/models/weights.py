@@ -67,7 +67,23 @@ def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: M
 
 def check_weights(path: Path, sha256: str) -> None:
     """Raise UserError unless a safetensors file can be read and its tensors have this SHA-256, as they were noted."""
-    found = weights_sha256(_read_safetensors(path)[0])
+    state, _, digest = _read_safetensors(path)
+    _check_digest(path, digest or weights_sha256(state), sha256)
+
+
+def check_noted_weights(path: Path, sha256: str) -> None:
+    """Raise UserError unless a safetensors file says of its tensors that they have this SHA-256.
+
+    Whoever loads the file compares the tensors with what it says; the tensors of one that says nothing are read here.
+    """
+    noted = _noted_digest(read_metadata(path))
+    if noted is None:
+        check_weights(path, sha256)
+    else:
+        _check_digest(path, noted, sha256)
+
+
+def _check_digest(path: Path, found: str, sha256: str) -> None:
     if found != sha256:
         raise UserError(
             f"{path} holds other weights than were written there (SHA-256 {found[:12]}… instead of {sha256[:12]}…); "
@@ -108,6 +124,18 @@ def load_weights(model: nn.Module, path: Path | str, *, ema: bool = False) -> No
             stacklevel=2,
         )
     _load(model, path, state, saved)
+
+
+def load_own_weights(model: Classifier, path: Path) -> str:
+    """Load a file that `save_weights` wrote of such a classifier; return the SHA-256 of the tensors in it.
+
+    That is the hash of what was written, also if the classifier's tensors have another precision. Errors as
+    `load_weights` has them.
+    """
+    state, saved, digest = _read_hashed(path)
+    digest = digest or weights_sha256(state)
+    _load(model, path, state, saved)
+    return digest
 
 
 def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = None, ema: bool = False) -> ResNet:
@@ -175,6 +203,12 @@ def _check_architecture(path: Path, saved: Mapping[str, Any], architecture: Arch
 
 def _read(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[str, Any]]:
     """Return a file's tensors under torchvision's names, and its metadata's architecture, empty if it has none."""
+    state, saved, _ = _read_hashed(path, ema=ema)
+    return state, saved
+
+
+def _read_hashed(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[str, Any], str | None]:
+    """Return what `_read` does, and the SHA-256 that the tensors were found to have, if the file says one."""
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     if not path.name.endswith(_SUFFIXES):
@@ -182,6 +216,7 @@ def _read(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[str, Any
     if other := _what_else(path):
         raise UserError(f"{path} {other}")
     metadata: Mapping[str, str] = {}
+    digest: str | None = None
     if path.suffix in _PYTORCH:
         state = _read_pickle(path, ema=ema)
     elif ema:
@@ -192,7 +227,7 @@ def _read(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[str, Any
         except RuntimeError as error:  # blobs of shapes that don't go together
             raise _unreadable(path, error) from None
     else:
-        state, metadata = _read_safetensors(path)
+        state, metadata, digest = _read_safetensors(path)
     try:
         state = plain_names(state)
     except UserError as error:
@@ -200,7 +235,7 @@ def _read(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[str, Any
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: {name} holds NaN or infinity: these weights are of a training that failed")
-    return state, _saved_architecture(path, metadata)
+    return state, _saved_architecture(path, metadata), digest
 
 
 def _what_else(path: Path) -> str | None:
@@ -239,20 +274,27 @@ def _size_of_safetensors(path: Path) -> int:
         return 8 + header
 
 
-def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str]]:
-    """Return a file's tensors and metadata; UserError if it is unreadable, or they are not as they were written."""
+def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str], str | None]:
+    """Return a file's tensors, metadata and the tensors' SHA-256 if the metadata has it.
+
+    UserError if the file is unreadable, or the tensors have another hash.
+    """
     try:
         state = load_file(path)
     except Exception as error:
         raise _unreadable(path, error) from None
     metadata = read_metadata(path)
-    # earlier versions noted it in a run's weights alone; in an export that key is the hash of what was exported
-    expected = metadata.get(_DIGEST) or (metadata.get("weights_sha256") if "run" in metadata else None)
+    expected = _noted_digest(metadata)
     if expected and weights_sha256(state) != expected:
         raise UserError(
             f"{path} is damaged: its tensors do not match their SHA-256 in its metadata; bring it back as it was"
         )
-    return state, metadata
+    return state, metadata, expected
+
+
+def _noted_digest(metadata: Mapping[str, str]) -> str | None:
+    # earlier versions noted it in a run's weights alone; in an export that key is the hash of what was exported
+    return metadata.get(_DIGEST) or (metadata.get("weights_sha256") if "run" in metadata else None)
 
 
 class _Unread:

@@ -27,7 +27,7 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.manifest import DatasetFacts
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
-from resnet_pipeline.models.weights import check_weights
+from resnet_pipeline.models.weights import check_noted_weights
 from resnet_pipeline.training.run_directory import RunDirectory
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -296,7 +296,7 @@ def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
         weights = folder / MODEL_FILES[0]
         if expected and weights.is_file():  # an ensemble's are checked with its list
             try:
-                check_weights(weights, expected)
+                check_noted_weights(weights, expected)
             except UserError as error:
                 raise UserError(f"{reference}: {error}") from None
         yield folder

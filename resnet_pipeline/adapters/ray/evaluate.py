@@ -30,14 +30,16 @@ def score_on_ray(
     *,
     parts: Mapping[str, Parts],
     lacking: Mapping[int, Sequence[str]],
+    digests: Mapping[str, str],
     workers: int | None,
     bar: Bar,
 ) -> float:
     """Compute the chunks that models lack on ``workers`` Ray tasks at a time (None: as many as fit).
 
-    ``lacking`` says which models lack a chunk of the plan, by its number. The dataset and the parts must lie where
-    every node sees them. The bar shows how many images are done. Returns the seconds from the first task to the last
-    result. Raises UserError if a task can't be finished, with the task's own message if it raised one.
+    ``lacking`` says which models lack a chunk of the plan, by its number, ``digests`` the SHA-256 of their weights. The
+    dataset and the parts must lie where every node sees them. The bar shows how many images are done. Returns the
+    seconds from the first task to the last result. Raises UserError if a task can't be finished, with the task's own
+    message if it raised one.
     """
     import ray
 
@@ -48,7 +50,7 @@ def score_on_ray(
         # the networks go to the object store once, and from there to each node
         task = ray.remote(num_cpus=cpus, num_gpus=1 if resources.gpus else 0, max_retries=3)(_work)
         shared = ray.put(dict(models))
-        setting = _Setting(workspace.root, plan.dataset.storage.url, plan.split, plan.protocol, threads=cpus)
+        setting = _Setting(workspace.root, plan.dataset.storage.url, plan.split, plan.protocol, digests, threads=cpus)
         waiting = list(lacking)
         running: dict[Any, int] = {}
         start = time.perf_counter()
@@ -80,6 +82,7 @@ class _Setting:
     dataset: str
     split: str
     protocol: Protocol
+    digests: Mapping[str, str]
     threads: int
 
 
@@ -90,7 +93,8 @@ def _work(
     # with the settings of its own node: each has its own cache
     dataset = open_dataset_at(Workspace(setting.root), setting.dataset)
     plan = Plan(dataset=dataset, split=setting.split, protocol=setting.protocol, chunks=[chunk])
-    (found,) = score_chunks({name: models[name] for name in parts}, plan, device=local_device())
+    own = {name: models[name] for name in parts}
+    (found,) = score_chunks(own, plan, device=local_device(), digests=setting.digests)
     for name, scores in found.items():
         parts[name].write(number, scores)
 

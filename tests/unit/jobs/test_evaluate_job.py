@@ -16,16 +16,19 @@ import pytest
 import torch
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation import scoring
+from resnet_pipeline.evaluation import scoring, trained_model
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
 from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models
 from resnet_pipeline.jobs.references import load
 from resnet_pipeline.logs import handled
-from resnet_pipeline.models import build_model
+from resnet_pipeline.models import build_model, weights
+from resnet_pipeline.models.weights import weights_sha256
 from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.records import plain
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.loop import train
 from resnet_pipeline.workspace import Workspace
 from tests.recording import Recording
 
@@ -86,9 +89,10 @@ def test_on_several_workers_the_seconds_are_those_of_the_evaluation(workspace, m
     """Seven chunks take the workers 1 and 3 seconds of each network, 28 in all, and the evaluation half as long."""
     monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)
 
-    def on_two_workers(networks, space, plan, *, parts, lacking, workers, bar):
+    def on_two_workers(networks, space, plan, *, parts, lacking, digests, workers, bar):
         for number, names in lacking.items():
-            (found,) = scoring.score_chunks({name: networks[name] for name in names}, plan.only([number]))
+            own = {name: networks[name] for name in names}
+            (found,) = scoring.score_chunks(own, plan.only([number]), digests=digests)
             for name, seconds in zip(models, (1.0, 3.0), strict=True):
                 parts[name].write(number, dataclasses.replace(found[name], seconds=seconds))
         return 14.0
@@ -126,6 +130,24 @@ def test_a_killed_test_goes_on(workspace, models):
     assert f"going on with {19 - kept} of 19 chunks" in done.stderr
     (file,) = workspace.scores.glob("*/*/*/*.parquet")
     assert len(read_scores(file).keys) == 364
+
+
+def test_a_run_s_weights_are_hashed_once_in_the_precision_that_they_were_written_in(
+    workspace, make_run, digits, monkeypatch
+):
+    run_ = make_run("precision=float64", "steps=1")
+    assert train(run_, digits, LocalContext())
+    hashed = []
+
+    def counted(tensors):
+        hashed.append(tensors)
+        return weights_sha256(tensors)
+
+    for module in (weights, scoring, trained_model):
+        monkeypatch.setattr(module, "weights_sha256", counted)
+    (found,) = run(workspace, [str(run_.path)], images=20)
+    assert found.scores.weights_sha256 == found.member.weights_sha256 == run_.result().weights_sha256
+    assert len(hashed) == 1
 
 
 def test_scores_in_half_precision_by_parameter(workspace, models):
