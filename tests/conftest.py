@@ -29,6 +29,7 @@ from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
+from tests.images import photo_files
 from tests.s3_server import KEYS, settings
 from tests.scheduling import OneLaneOfServers
 
@@ -82,6 +83,16 @@ def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     write_digits(folder / "source")
     options = Options(shard_bytes=300_000)
     return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2, options=options)
+
+
+@pytest.fixture(scope="session")
+def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return those images, staged; a test that changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, data in photo_files().items():
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "source" / name).write_bytes(data)
+    return stage(folder / "source", folder / "datasets" / "photos", name="photos", workers=1)
 
 
 @pytest.fixture

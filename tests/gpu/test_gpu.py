@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.loaders import train_batches, view_batches
 from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scoring import evaluate
@@ -19,21 +20,34 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CUDA = torch.device("cuda", 0)
 
 
-def test_mixed_decoding_gives_nearly_the_cpu_s_batches(digits):
-    recipe = get_recipe("digits/resnet8")
-    options = {"augment": recipe.augment, "seed": 0, "batch": 64, "micro_batch": 32, "steps": 3}
-    with train_batches(digits, device=CUDA, **options) as gpu, train_batches(digits, **options) as cpu:
+def check_pixels(gpu, cpu):
+    """Compare coloured images uint8 [..., 3]: each channel's mean difference, and how far the worst percent is off.
+
+    Another window, a mirror image, exchanged channels or chroma that is not interpolated differ by ten and more.
+    """
+    difference = (gpu.cpu().int() - cpu.int()).abs().reshape(-1, 3)
+    assert difference.float().mean(0).max() < 1.5
+    assert difference.float().flatten().quantile(0.99) <= 6
+    assert cpu.float().reshape(-1, 3).std(0).min() > 20, "each channel has something to compare"
+
+
+def test_mixed_decoding_gives_nearly_the_cpu_s_batches(photo_set):
+    augment = AugmentConfig(kind="scale-crop", crop=96, shorter_side=(110, 200), color=0.1)
+    options = {"augment": augment, "seed": 0, "batch": 8, "micro_batch": 4, "steps": 6}
+    with train_batches(photo_set, device=CUDA, **options) as gpu, train_batches(photo_set, **options) as cpu:
         for a, b in zip(gpu, cpu, strict=True):
             assert a.images.device == CUDA
-            assert torch.equal(a.index, b.index)
-            assert (a.images.cpu().int() - b.images.int()).abs().float().mean() < 2
+            assert torch.equal(a.index, b.index) and torch.equal(a.color.cpu(), b.color)
+            check_pixels(a.images, b.images)
 
 
-def test_views_are_nearly_the_cpu_s(digits):
-    options = {"split": "val", "views": "10-crop", "resize": 18, "crop": 16, "batch_size": 64}
-    with view_batches(digits, device=CUDA, **options) as gpu, view_batches(digits, **options) as cpu:
+@pytest.mark.parametrize("views", ["center", "10-crop"])
+def test_views_are_nearly_the_cpu_s(photo_set, views):
+    options = {"split": "val", "views": views, "resize": 128, "crop": 96, "batch_size": 4}
+    with view_batches(photo_set, device=CUDA, **options) as gpu, view_batches(photo_set, **options) as cpu:
         for a, b in zip(gpu, cpu, strict=True):
-            assert (a.images.cpu().int() - b.images.int()).abs().float().mean() < 2
+            assert torch.equal(a.index.cpu(), b.index.cpu())
+            check_pixels(a.images, b.images)
 
 
 def test_a_run_on_the_gpu_learns_and_resumes(make_run, digits):
@@ -69,6 +83,7 @@ def test_scores_are_nearly_the_cpu_s(digits):
     gpu = evaluate({"a": model}, digits, protocol, device=CUDA)["a"].probabilities
     cpu = evaluate({"a": model.cpu()}, digits, protocol)["a"].probabilities
     assert abs(gpu - cpu).max() < 0.05
+    assert (gpu.argmax(1) == cpu.argmax(1)).mean() > 0.95 and cpu.argmax(1).std() > 0
 
 
 def test_the_gpu_s_use_is_among_the_system_metrics():

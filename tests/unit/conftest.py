@@ -9,8 +9,6 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.staging.stage import stage
 from tests.images import photo_files
 
 
@@ -32,16 +30,6 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 def photos(make_folder: Callable[..., Path]) -> Path:
     """Return a folder of 24 training and 10 validation images of many sizes in two classes."""
     return make_folder(photo_files())
-
-
-@pytest.fixture(scope="session")
-def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Return those images, staged; a test that changes it takes a copy."""
-    folder = tmp_path_factory.mktemp("photos")
-    for name, data in photo_files().items():
-        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "source" / name).write_bytes(data)
-    return stage(folder / "source", folder / "datasets" / "photos", name="photos", workers=1)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -69,11 +71,27 @@ def test_a_few_disagreements_are_chance_until_the_exact_test_says_no(mended, bet
     assert not compare(champion, dataclasses.replace(champion, probabilities=probabilities)).better
 
 
-def test_equal_networks_are_seldom_let_through():
-    let_through = sum(
-        compare(scores(0.3, seed=2 * i), scores(0.3, seed=2 * i + 1), resamples=1000).better for i in range(200)
-    )
-    assert let_through / 200 < 0.07  # 2.5 % are to be expected
+def exact_p_value(better: int, worse: int) -> Fraction:
+    """How likely two equally good networks disagree at least as unevenly: half of the disagreements go either way."""
+    count = better + worse
+    tail = Fraction(sum(math.comb(count, k) for k in range(min(better, worse) + 1)), 2**count)
+    return min(Fraction(1), 2 * tail)
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.3, (1, 12)), (0.28, (10, 60)), (0.2, (197, 200))])
+def test_who_is_let_through_is_decided_by_the_exact_test(error, expected):
+    """200 pairs: of equal networks 2.5 % are to be expected, one that is far better nearly always passes."""
+    let_through = 0
+    for i in range(200):
+        candidate, champion = scores(error, seed=2 * i), scores(0.3, seed=2 * i + 1)
+        wrong, before = (s.probabilities.argmax(1) != s.labels for s in (candidate, champion))
+        better, worse = int((before & ~wrong).sum()), int((wrong & ~before).sum())
+        p_value = exact_p_value(better, worse)
+        found = compare(candidate, champion, resamples=2)
+        assert found.p_value == pytest.approx(float(p_value), rel=1e-9)
+        assert found.better == (better > worse and p_value < Fraction(5, 100))
+        let_through += found.better
+    assert expected[0] <= let_through <= expected[1]
 
 
 def test_pairing_counts_the_images_not_the_errors():
