@@ -92,7 +92,8 @@ def _train(run: RunDirectory, name: str, dataset: str) -> Command:
     title = f"Train {name}"
     if result is not None:
         words += ["--workers", str(result.workers)]
-        changed = [str(line["workers"]) for line in complete_lines(run.metrics_file) if line["kind"] == "resume"]
+        resumed = (line for line in complete_lines(run.metrics_file) if line["kind"] == "resume")
+        changed = [str(line["workers"]) for line in resumed if "workers" in line]
         counts = dict.fromkeys([*changed, str(result.workers)])
         if len(counts) > 1:  # more workers add in another order
             title += f" (its workers were {', then '.join(counts)}: the last bits may differ)"

@@ -325,13 +325,21 @@ def start_tags(run: RunDirectory, dataset: Dataset, counts: Sequence[int] = ()) 
     return {
         "run": run.name,
         "recipe": run.config().recipe,
-        "changes": " ".join(assignment(*change) for change in changes_of(run.config()).items()) or "none",
+        "changes": _changes(run.config()),
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "git_commit": git_commit() or "not a git checkout",
         **({"workers": " or ".join(map(str, counts))} if counts else {}),
         **environment(),
     }
+
+
+def _changes(config: RunConfig) -> str:
+    """Return what a config changes of its recipe, as ``--set`` takes it; it may be of no recipe at all."""
+    try:
+        return " ".join(assignment(*change) for change in changes_of(config).items()) or "none"
+    except UserError:
+        return "of no known recipe"
 
 
 def _result_tags(result: RunResult) -> dict[str, str]:
