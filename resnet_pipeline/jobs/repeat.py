@@ -1,4 +1,4 @@
-"""The commands that repeat what a report shows, bit by bit on the same kind of processor; and names for its runs."""
+"""The commands that repeat what a report shows, bit by bit on such processors and as many; and names for its runs."""
 
 from __future__ import annotations
 

@@ -340,6 +340,7 @@ def damaged(registered, tmp_path):
 
 def test_the_report_s_commands_repeat_its_runs(registered, digits, tmp_path, monkeypatch):
     """Two runs of one recipe, which differ by steps, seed and fields, are trained again from the page's commands."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Tracking(registered[0]).uri)  # else databases are made
     first, second = (Workspace(tmp_path / name) for name in ("first", "second"))
     for space in (first, second):
         space.datasets.mkdir(parents=True)
@@ -347,13 +348,12 @@ def test_the_report_s_commands_repeat_its_runs(registered, digits, tmp_path, mon
     fields = {"optim.lr": 0.05, "schedule.kind": "step", "augment.shorter_side": [17, 19], "bn_images": 64}
     for seed, changes in ((7, fields), (8, {"bn_images": 64})):
         config = run_config("digits/resnet8", changes, steps=3, seed=seed)
-        train(RunDirectory.create(first.runs, config, digits.facts), digits, LocalContext())
+        train_run(first, config, "digits", Launch(launcher="local"))
     _, data = report_on_runs(first, "digits", runs=None, protocols=["center"])
     names = {m.name.split()[1]: m.name for m in data.members}
     assert "optim.lr=0.05" in names["seed=7"] and "optim.lr=0.1" in names["seed=8"]
 
     monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(second.root))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", Tracking(registered[0]).uri)  # else a database is made
     for _, command in data.commands:
         words = shlex.split(command)
         more = ["--launcher", "local"] if words[1] == "train" else []  # Ray's workers take longer, for the same bits
