@@ -324,7 +324,7 @@ def part_b(settings: argparse.Namespace) -> None:
     from resnet_pipeline.config_io import with_overrides
     from resnet_pipeline.jobs.train import Launch, train_run
     from resnet_pipeline.recipes import get_recipe
-    from resnet_pipeline.training.metrics_log import read_metrics
+    from resnet_pipeline.training.metrics_log import TrainEntry, read_metrics
     from resnet_pipeline.workspace import Workspace
 
     every, windows = (1, 3) if settings.small else (5, 6)
@@ -346,9 +346,9 @@ def part_b(settings: argparse.Namespace) -> None:
         changes |= {"model.stride": "v1.5", "seed": next(seeds)}
         config = with_overrides(get_recipe("imagenet/resnet50"), changes)
         run = train_run(workspace, config, "sample", Launch(workers=1)).run
-        lines = [line for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
+        times = [line.time for line in read_metrics(run.metrics_file) if isinstance(line.entry, TrainEntry)]
         # from the first log point (workers and loader are warm) to the last: checkpoints and tracking included
-        return {"images_per_second": every * (windows - 1) * BATCH / (lines[-1]["time"] - lines[0]["time"])}
+        return {"images_per_second": every * (windows - 1) * BATCH / (times[-1] - times[0])}
 
     steps = str(every * windows)
     bare = "bare step on one synthetic batch"

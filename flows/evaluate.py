@@ -98,8 +98,8 @@ def ensemble_evaluate(
     also = f" (the paper: top-5 {paper.top5} %; {paper.source}, not these images)" if paper else ""
     _log.info("%s on %s: %s%s", name, tested_on, found, also)
     version = None
-    if registered_as and dataset:
-        registered = register_ensemble_of(Workspace.of(), registered_as, evaluations_of(sources), dataset)
+    if registered_as and test:
+        registered = register_ensemble_of(Workspace.of(), registered_as, evaluations_of(sources), test)
         _log.info("%s: %s", name, registered.describe())
         version = registered.uri
     plain = plain_record(result)

@@ -79,7 +79,8 @@ MaxValue = Annotated[
 CheckMd5 = Annotated[
     bool,
     Parameter(
-        help="Compare ILSVRC's and CIFAR-10's archives with their published MD5s; without it other files are taken.",
+        help="Compare ILSVRC's and CIFAR-10's archives with their published MD5s; with --no-md5 files that differ are "
+        "accepted.",
         flags=("--md5/--no-md5",),
     ),
 ]
@@ -103,8 +104,8 @@ DemoWorkers = Annotated[int, Parameter(help="Training processes on this machine.
 Launcher = Annotated[
     Literal["ray", "local", "torchrun"],
     Parameter(
-        help="Who starts the workers. ray: this command, on a Ray cluster; local: nobody, this process trains alone; "
-        "torchrun: torchrun or srun has, and this process is one of them."
+        help="ray: start workers on a Ray cluster. local: train in this process alone. torchrun: train as one of the "
+        "processes that torchrun or srun started."
     ),
 ]
 MaxFailures = Annotated[
@@ -140,8 +141,8 @@ Profile = Annotated[bool, Parameter(help="Name a step's bottleneck, and keep a t
 RegisteredAs = Annotated[
     str | None,
     Parameter(
-        help="Register the result in MLflow under this name. Default: a network under its recipe's name, as "
-        "cifar10-resnet20; an ensemble, whose members must be registered, not at all.",
+        help="Register the result in MLflow under this name. Default: the recipe's, as cifar10-resnet20. An ensemble "
+        "is registered only with this option, if its members are.",
         flags=("--register",),
         metavar="NAME",
     ),

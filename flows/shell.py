@@ -49,25 +49,25 @@ def form(function: Callable[P, R]) -> Callable[P, R]:
     """
     lines = [inspect.cleandoc(function.__doc__ or ""), "", "Args:"]
     for name, hint in get_type_hints(function, include_extras=True).items():
-        for said in getattr(hint, "__metadata__", ()):
-            if isinstance(said, Parameter):
-                lines.append(f"    {name}: {said.help}")
-                hint = _bounded(get_args(hint)[0], said)
+        for parameter in getattr(hint, "__metadata__", ()):
+            if isinstance(parameter, Parameter):
+                lines.append(f"    {name}: {parameter.help}")
+                hint = _bounded(get_args(hint)[0], parameter)
         function.__annotations__[name] = hint
     function.__doc__ = "\n".join(lines) + "\n"
     return function
 
 
-def _bounded(kind: Any, said: Parameter) -> Any:
+def _bounded(kind: Any, parameter: Parameter) -> Any:
     """Return the type with the bounds that fit it; a union's members each get their own."""
     if get_origin(kind) in (Union, UnionType):
-        return functools.reduce(operator.or_, (_bounded(member, said) for member in get_args(kind)))
+        return functools.reduce(operator.or_, (_bounded(member, parameter) for member in get_args(kind)))
     if kind in (int, float):
-        return Annotated[kind, Field(ge=said.least, le=said.most)]
-    if kind is str and said.pattern is not None:
-        return Annotated[kind, Field(pattern=said.pattern)]
-    if get_origin(kind) is list and said.least is not None:
-        return Annotated[kind, Field(min_length=int(said.least))]
+        return Annotated[kind, Field(ge=parameter.least, le=parameter.most)]
+    if kind is str and parameter.pattern is not None:
+        return Annotated[kind, Field(pattern=parameter.pattern)]
+    if get_origin(kind) is list and parameter.least is not None:
+        return Annotated[kind, Field(min_length=int(parameter.least))]
     return None if kind is NoneType else kind
 
 

@@ -74,7 +74,7 @@ def imagenet_train(
 ) -> JsonObject:
     """Train a network of the paper on ImageNet, by default as the paper did, test it, register it.
 
-    Starting it again with the same parameters resumes where it stopped.
+    Started again with the same parameters, it resumes.
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
     launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
@@ -104,7 +104,7 @@ def cifar10_train(
 ) -> JsonObject:
     """Train a network of the paper's CIFAR-10 study, test it on single views, register it.
 
-    Starting it again with the same parameters resumes where it stopped.
+    Started again with the same parameters, it resumes.
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
     launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)

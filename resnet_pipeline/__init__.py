@@ -1,7 +1,7 @@
 """A distributed pipeline that reproduces "Deep Residual Learning for Image Recognition" (He et al., 2015).
 
-``load_model`` and ``open_dataset`` are imported from ``resnet_pipeline.api`` at their first use, so that importing this
-package costs nothing.
+``load_model``, ``open_dataset`` and ``train`` are imported from ``resnet_pipeline.api`` at their first use, so that
+importing this package costs nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_pipeline.api import load_model, open_dataset
+    from resnet_pipeline.api import load_model, open_dataset, train
 
-__all__ = ["__version__", "load_model", "open_dataset"]
+__all__ = ["__version__", "load_model", "open_dataset", "train"]
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, warning
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("load_model", "open_dataset"):
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from resnet_pipeline import api
 

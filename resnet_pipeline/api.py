@@ -1,9 +1,11 @@
-"""For notebooks and scripts: a trained network with its preprocessing, and a staged dataset's images in batches.
+"""For notebooks and scripts: a staged dataset's images in batches, training, a trained network with its preprocessing.
 
->>> import resnet_pipeline
->>> model = resnet_pipeline.load_model("digits-resnet20")
->>> best = model.predict(["three.png"])
->>> model.class_words[best.classes[0, 0]], best.probabilities[0, 0]
+Example::
+
+    import resnet_pipeline
+    model = resnet_pipeline.load_model("digits-resnet20")
+    best = model.predict(["three.png"])
+    print(model.class_words[best.classes[0, 0]], best.probabilities[0, 0])
 
 Everything else that the command line does is a function in ``resnet_pipeline.jobs``.
 """
@@ -11,7 +13,7 @@ Everything else that the command line does is a function in ``resnet_pipeline.jo
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,12 +31,13 @@ from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.predictor import Image, Predictions, Predictor, checked
 from resnet_pipeline.evaluation.trained_model import Member
 from resnet_pipeline.jobs.predict import named_members
+from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.workspace import Workspace
 
-__all__ = ["Batch", "ImageDataset", "Model", "Predictions", "load_model", "open_dataset"]
+__all__ = ["Batch", "ImageDataset", "Model", "Predictions", "TrainedRun", "load_model", "open_dataset", "train"]
 
-AnImage: TypeAlias = "str | Path | bytes | Pillow.Image | npt.NDArray[np.uint8] | torch.Tensor"
+AnImage: TypeAlias = str | Path | bytes | Pillow.Image | npt.NDArray[np.uint8] | torch.Tensor
 """A file's path, an encoded file's bytes, a Pillow image, or pixels uint8 [H, W, 3], RGB."""
 
 
@@ -67,6 +70,30 @@ def open_dataset(name: str, *, root: Path | str | None = None) -> ImageDataset:
     Example: ``open_dataset("digits").classes``
     """
     return ImageDataset(datasets.open_dataset(Workspace.of(root), name))
+
+
+def train(
+    recipe: str,
+    dataset: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    workers: int | str | None = None,
+    root: Path | str | None = None,
+) -> TrainedRun:
+    """Train a recipe on a staged dataset, as ``resnet-pipeline train --no-register`` does, and return the finished run.
+
+    ``recipe`` is one that ``resnet-pipeline recipes`` lists, ``overrides`` are fields to change, by dotted name.
+    ``workers`` None trains in this process; a number, or a range such as ``"1-4"``, on Ray. ``root`` as for
+    ``load_model``. Called again with the same arguments, it resumes what was interrupted, and finds what is finished.
+    `load_model` takes ``train(…).run.path``. Raises UserError for what is not known or not valid, and if training can't
+    go on; StoppedError after Ctrl-C, when the state is saved.
+
+    Example: ``train("digits/resnet8", "digits", {"steps": 60, "optim.lr": 0.05}).result.validation["top1"]``
+    """
+    launch = Launch(launcher="local") if workers is None else Launch(workers=workers)
+    trained = train_run(Workspace.of(root), run_config(recipe, overrides), dataset, launch)
+    assert trained is not None, "only torchrun starts processes that help another one"
+    return trained
 
 
 class Model:

@@ -19,12 +19,22 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> JsonObject:
-    """Return a config as plain JSON types."""
+    """Return a config as plain JSON types.
+
+    >>> from resnet_pipeline.config import ViewConfig
+    >>> to_dict(ViewConfig(crop=16, resize=18, scales=(18, 20)))
+    {'crop': 16, 'resize': 18, 'scales': [18, 20], 'flip': True}
+    """
     return plain_record(config)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
-    """Build a config from plain JSON types; an unknown, missing or ill-typed field raises ConfigError with its name."""
+    """Build a config from plain JSON types; an unknown, missing or ill-typed field raises ConfigError with its name.
+
+    >>> from resnet_pipeline.config import ViewConfig
+    >>> from_dict(ViewConfig, {"crop": 16, "resize": 18}).resize
+    18
+    """
     try:
         return read_record(cls, values, where=where)
     except RecordError as error:
@@ -67,7 +77,9 @@ def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
     and, of a plateau, ``schedule.patience`` change in proportion, unless they are changed too. Raises ConfigError,
     naming the field, for one that is unknown, ill-typed or out of bounds.
 
-    >>> with_overrides(config, {"optim.lr": 0.05, "augment.shorter_side": [256, 288]})
+    >>> from resnet_pipeline.recipes import get_recipe
+    >>> with_overrides(get_recipe("imagenet/resnet50"), {"steps": 60, "augment.shorter_side": [256, 288]}).steps
+    60
     """
     values = _all_fields(config)
     for path, value in overrides.items():
@@ -123,7 +135,10 @@ def _stretch(values: JsonObject, config: RunConfig, assigned: Mapping[str, Any])
 
 
 def config_hash(config: Any) -> str:
-    """Return the first 8 hexadecimal digits of the SHA-256 of the config as canonical JSON."""
+    """Return the first 8 hexadecimal digits of the SHA-256 of the config as canonical JSON.
+
+    Example: ``config_hash(get_recipe("digits/resnet8"))``
+    """
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -137,7 +152,10 @@ class Described:
 
 
 def described(config: Any, *, where: str = "") -> Iterator[Described]:
-    """Yield every field of a config, those of its groups in their places; the names are those of assignments."""
+    """Yield every field of a config, those of its groups in their places; the names are those of assignments.
+
+    Example: ``[field.name for field in described(get_recipe("digits/resnet8"))]``
+    """
     texts, values = field_texts(type(config)), _all_fields(config)
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)

@@ -15,7 +15,10 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def local_device(local_rank: int = 0) -> torch.device:
-    """Return this process's GPU if there is one, else the CPU."""
+    """Return this process's GPU if there is one, else the CPU.
+
+    Example: ``local_device().type``
+    """
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -24,6 +27,9 @@ def chosen_precision(wanted: Precision, device: torch.device) -> Precision:
 
     ``auto`` is bf16 if the hardware has it, else float32: a processor without bf16 emulates it, which is slow
     (EMULATION). ``tf32`` is float32 on anything but a GPU.
+
+    >>> chosen_precision("float32", torch.device("cpu"))
+    'float32'
     """
     if wanted == "auto":
         return "bf16" if has_bf16(device) else "float32"

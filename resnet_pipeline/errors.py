@@ -26,6 +26,10 @@ class ToldError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest of the known words, or an empty string."""
+    """Return ``"; did you mean 'x'?"`` for the nearest of the known words, or an empty string.
+
+    >>> did_you_mean("resnt50", ["resnet18", "resnet50"])
+    "; did you mean 'resnet50'?"
+    """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""

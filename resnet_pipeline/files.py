@@ -37,7 +37,10 @@ def replacing(path: Path) -> Iterator[Path]:
     A link stays, and what it names is replaced. What is no regular file (a device, a pipe) is written into.
     Raises WriteError, which names ``path``, for a folder that can't be written to and a disk that is full, also if a
     library has made an exception of its own of that.
+
+    Example: ``with replacing(path) as temporary: temporary.write_text("all of it, or nothing")``
     """
+    # a file beside the one that is to be replaced, so that renaming does it
     try:
         special = _is_special(path)
         target = path.resolve() if path.is_symlink() and not special else path
@@ -48,6 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:  # what mkdir says of a file in a folder's place is that it exists
         number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
         raise _not_written(path, number) from error
+    # the caller writes it; then it is made safe and takes the place
     temporary = Path(name)
     try:
         yield temporary
@@ -61,6 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(target)
     except UserError:
         raise
+    # a disk that is full, whatever a library has made of that
     except Exception as error:
         for one in (error, error.__context__):
             for number in _OF_THE_DISK:
@@ -89,13 +94,19 @@ def _not_written(path: Path, number: int) -> WriteError:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Example: ``sha256_of(path)[:12]``
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file; UserError names the file if it can't be read or holds something else."""
+    """Return the JSON object of a file; UserError names the file if it can't be read or holds something else.
+
+    Example: ``read_json(run.result_file)["steps"]``
+    """
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -112,6 +123,9 @@ def json_text(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
+    """Write a value as indented JSON, atomically.
+
+    Example: ``write_json(Path("result.json"), {"steps": 60})``
+    """
     with replacing(path) as temporary:
         temporary.write_text(json_text(value))

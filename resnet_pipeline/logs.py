@@ -38,7 +38,10 @@ _context: ContextVar[LogContext] = ContextVar("log_context", default=_NOWHERE)
 
 @contextmanager
 def log_context(*, run: str | None = None, rank: int | None = None) -> Iterator[LogContext]:
-    """Inside, lines of this thread, and of threads that `parallel.start_thread` starts, carry run, rank and step."""
+    """Inside, lines of this thread, and of threads that `parallel.start_thread` starts, carry run, rank and step.
+
+    Example: ``with log_context(run=run.name, rank=0): at_step(5)``
+    """
     here = LogContext(run=run, rank=rank)
     token = _context.set(here)
     try:
@@ -106,6 +109,8 @@ def configured(handler: logging.Handler | None = None, *, level: int = logging.I
     """Inside, the program's lines from ``level`` on go to ``handler`` (None: stderr), as text or as JSON lines.
 
     A handler that has a formatter keeps it. Raises UserError as ``settings`` does.
+
+    Example: ``with configured(): train_run(Workspace.of(), config, "digits")``
     """
     handler = handler or logging.StreamHandler()
     if handler.formatter is None:

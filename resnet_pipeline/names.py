@@ -61,12 +61,20 @@ def composed(name: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file is one of those that systems leave in folders."""
+    """Return whether a file is one of those that systems leave in folders.
+
+    >>> hidden("a/.DS_Store"), hidden("a/b.jpg")
+    (True, False)
+    """
     return any(part.startswith(".") or part.lower() in _SYSTEMS for part in name.split("/"))
 
 
 def is_other(name: str) -> bool:
-    """Return whether a file's name says that it is no image; one without an ending may be."""
+    """Return whether a file's name says that it is no image; one without an ending may be.
+
+    >>> is_other("labels.txt"), is_other("a.jpg"), is_other("a")
+    (True, False, False)
+    """
     return name.lower().endswith(_NO_IMAGES)
 
 

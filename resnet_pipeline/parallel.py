@@ -19,6 +19,10 @@ def map_ahead(pool: ThreadPoolExecutor, call: Callable[[S], T], items: Iterable[
     """Yield what ``call`` returns for each item, in order, with at most ``ahead`` calls begun and not yet yielded.
 
     So no more results are held than that. At the end, however it comes, calls that have not begun never do.
+
+    >>> with ThreadPoolExecutor(2) as pool:
+    ...     list(map_ahead(pool, str, range(3), 2))
+    ['0', '1', '2']
     """
     pending: deque[Future[T]] = deque()
     try:

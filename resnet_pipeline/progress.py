@@ -60,7 +60,7 @@ class Bar:
         images_per_unit: int = 1,
         display: Display | None = None,
     ) -> None:
-        self.title, self.total, self.unit, self.done, self.before = title, total, unit, before, before
+        self.title, self.total, self.unit, self.reached, self.before = title, total, unit, before, before
         self.images_per_unit = images_per_unit
         self.detail = ""
         self._display = display
@@ -74,13 +74,13 @@ class Bar:
 
     def advance(self, count: int = 1, *, detail: str | None = None) -> None:
         """Say that ``count`` more units are done; ``detail`` is shown beside."""
-        self.reach(self.done + count, detail=detail)
+        self.reach(self.reached + count, detail=detail)
 
-    def reach(self, done: int, *, detail: str | None = None, rate: float | None = None) -> None:
-        """Say that ``done`` units are done; ``rate`` is units/s if the work knows better than the clock."""
-        if done == self.before:  # still preparing
+    def reach(self, reached: int, *, detail: str | None = None, rate: float | None = None) -> None:
+        """Say that ``reached`` units are reached; ``rate`` is units/s if the work knows better than the clock."""
+        if reached == self.before:  # still preparing
             self._start = time.monotonic()
-        self.done, self._rate = done, rate
+        self.reached, self._rate = reached, rate
         if detail is not None:
             self.detail = detail
         if self._display:
@@ -94,19 +94,19 @@ class Bar:
     @property
     def rate(self) -> float:
         """Units per second, 0 if that is not known yet."""
-        return (self.done - self.before) / self.seconds if self._rate is None else self._rate
+        return (self.reached - self.before) / self.seconds if self._rate is None else self._rate
 
     @property
     def finished(self) -> bool:
         """Whether all is done."""
-        return self.total is not None and self.done >= self.total
+        return self.total is not None and self.reached >= self.total
 
     def counts(self) -> str:
         """Return what is done of what: 64/1,797 images, 0.3/1.2 GB."""
         if self.unit == BYTES:
             total = "" if self.total is None else f"/{self.total / 1e9:,.1f}"
-            return f"{self.done / 1e9:,.1f}{total} GB"
-        return f"{self.done:,}{'' if self.total is None else f'/{self.total:,}'} {self.unit}"
+            return f"{self.reached / 1e9:,.1f}{total} GB"
+        return f"{self.reached:,}{'' if self.total is None else f'/{self.total:,}'} {self.unit}"
 
     def speed(self) -> str:
         """Return the rate with its unit: 2,860 images/s, 110 MB/s."""
@@ -119,7 +119,7 @@ class Bar:
         rate = self.rate
         if self.total is None or self.finished or not rate:
             return ""
-        seconds = int((self.total - self.done) / rate)
+        seconds = int((self.total - self.reached) / rate)
         return f"{seconds // 60}:{seconds % 60:02d} left"
 
 
@@ -156,7 +156,10 @@ _display: ContextVar[Display] = ContextVar("progress_display", default=LogLines(
 
 @contextmanager
 def displayed_on(display: Display) -> Iterator[None]:
-    """Inside, bars that this thread begins are shown on this display."""
+    """Inside, bars that this thread begins are shown on this display.
+
+    Example: ``with displayed_on(LogLines()): stage_dataset(Workspace.of(), "builtin:digits", "digits")``
+    """
     token = _display.set(display)
     try:
         yield
@@ -168,7 +171,10 @@ def displayed_on(display: Display) -> Iterator[None]:
 def progress(
     title: str, *, total: int | None = None, unit: str = "images", before: int = 0, images_per_unit: int = 1
 ) -> Iterator[Bar]:
-    """Yield a bar for the work inside, shown on the display that `displayed_on` set."""
+    """Yield a bar for the work inside, shown on the display that `displayed_on` set.
+
+    Example: ``with progress("verifying", total=60) as bar: bar.advance(20)``
+    """
     display = _display.get()
     bar = Bar(title, total=total, unit=unit, before=before, images_per_unit=images_per_unit, display=display)
     display.begin(bar)

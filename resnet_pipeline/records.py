@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from resnet_pipeline.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+Field = dataclasses.Field[Any]
 JsonObject = dict[str, Any]
 """An object that is about to become JSON, or has just been read from it; nothing else is one."""
 
@@ -21,7 +23,10 @@ JsonObject = dict[str, Any]
 OMIT_NONE: Mapping[str, Any] = {"omit_none": True}
 """A field that is left out of the JSON object when it is None."""
 INLINE: Mapping[str, Any] = {"inline": True}
-"""A record whose fields stand among those of the record that holds it; nothing of it when it is None."""
+"""A record, or a mapping, whose fields stand among those of the record that holds it; nothing of it when it is None.
+
+A mapping takes what no other field does; a record holds one of them at most.
+"""
 
 
 def json_key(name: str) -> Mapping[str, Any]:
@@ -34,7 +39,12 @@ class RecordError(UserError):
 
 
 def plain(value: Any) -> Any:
-    """Return a value as plain JSON types: a record becomes an object of its fields, a path its text."""
+    """Return a value as plain JSON types: a record becomes an object of its fields, a path its text.
+
+    >>> from resnet_pipeline.data.manifest import Remark
+    >>> plain([Remark("a.jpg", "empty")])
+    [{'file': 'a.jpg', 'reason': 'empty'}]
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain_record(value)
     if isinstance(value, Mapping):
@@ -54,41 +64,86 @@ def plain_record(record: Any) -> JsonObject:
         if f.metadata.get("inline"):
             found |= plain(value)
         else:
-            found[f.metadata.get("key", f.name)] = plain(value)
+            found[_key(f)] = plain(value)
     return found
 
 
 def read_record(cls: type[T], values: Any, *, where: str = "") -> T:
     """Return the record of plain JSON types; RecordError names a field that is unknown, missing or ill-typed.
 
-    ``where`` is what field names begin with in errors. Lists become tuples where the field is one. Records that are
-    written inline or under another key are results, which nobody reads back.
+    ``where`` is what field names begin with in errors. Lists become tuples if the field is one.
+
+    >>> from resnet_pipeline.data.manifest import Remark
+    >>> read_record(Remark, {"file": "a.jpg", "reason": "empty"})
+    Remark(file='a.jpg', reason='empty')
     """
     if not isinstance(values, Mapping):
         raise RecordError(f"{where.rstrip('.') or 'the whole'} must be a group of fields, not {_shown(values)}")
-    hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes no class for hashable
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            raise RecordError(f"unknown field {where}{name}{did_you_mean(name, fields)}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise RecordError(f"missing field {where}{name}")
-    return cls(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in values.items()})
+    keys, hints = _keys(cls), _hints(cls)  # type: ignore[arg-type]  # mypy takes no class for hashable
+    required = [f for f in dataclasses.fields(cls) if _is_required(f)]  # type: ignore[arg-type]
+    # what stands for each field: its own value, or all that an inline one takes
+    found: JsonObject = {f.name: {} for f in required if f.metadata.get("inline")}
+    for key, value in values.items():
+        f = keys.get(key, keys.get(_ANY_OTHER))
+        if f is None:
+            raise RecordError(f"unknown field {where}{key}{did_you_mean(key, keys)}")
+        if f.metadata.get("inline"):
+            found.setdefault(f.name, {})[key] = value
+        else:
+            found[f.name] = value
+    for f in required:
+        if f.name not in found:
+            raise RecordError(f"missing field {where}{_key(f)}")
+    places = {f.name: where if f.metadata.get("inline") else f"{where}{key}" for key, f in keys.items()}
+    return cls(**{name: _convert(hints[name], value, places[name]) for name, value in found.items()})
 
 
 def load_record(cls: type[T], path: Path) -> T:
     """Return the record of a JSON file; RecordError, in one line, names the file and the field that is wrong.
 
     Raises OSError if the file can't be read.
+
+    Example: ``load_record(CheckpointNote, run.checkpoints / "step-00000060.json").sha256``
+    """
+    return parse_record(cls, path.read_bytes(), name=str(path))
+
+
+def parse_record(cls: type[T], text: bytes, *, name: str) -> T:
+    """Return the record of a JSON text; RecordError, in one line, says ``name`` and the field that is wrong.
+
+    Example: ``parse_record(Remark, b'{"file": "a.jpg", "reason": "empty"}', name="remark.json").file``
     """
     try:
-        return read_record(cls, json.loads(path.read_bytes()))
+        return read_record(cls, json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is no JSON: {error}") from None
+        raise RecordError(f"{name} is no JSON: {error}") from None
     except RecordError as error:
-        raise RecordError(f"{path}: {error}") from None
+        raise RecordError(f"{name}: {error}") from None
+
+
+_ANY_OTHER = ""  # stands for the keys that an inline mapping takes
+
+
+def _key(f: Field) -> str:
+    return str(f.metadata.get("key", f.name))
+
+
+def _is_required(f: Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+@functools.cache
+def _keys(cls: Any) -> Mapping[str, Field]:
+    """Return the keys of a record's JSON object, each with the field that takes its value."""
+    found: dict[str, Field] = {}
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("inline"):
+            hint = _hints(cls)[f.name]
+            record: Any = next((a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None)
+            found |= dict.fromkeys(_keys(record) if record else [_ANY_OTHER], f)
+        else:
+            found[_key(f)] = f
+    return found
 
 
 @functools.cache
@@ -98,8 +153,10 @@ def _hints(cls: Any) -> Mapping[str, Any]:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    # what holds others: their places begin with its own; those of an inline one with nothing more
+    within = f"{where}." if where and not where.endswith(".") else where
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return read_record(hint, value, where=f"{where}.")
+        return read_record(hint, value, where=within)
     if origin in (typing.Union, types.UnionType):
         if type(value) in args:  # of float | int, say: a number stays what it is
             return value
@@ -113,8 +170,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict or origin is Mapping:
         if not isinstance(value, Mapping):
             raise RecordError(f"{where} must be a group of fields, not {_shown(value)}")
-        return {name: _convert(args[1], item, f"{where}.{name}") for name, item in value.items()}
+        return {name: _convert(args[1], item, f"{within}{name}") for name, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise RecordError(f"{where} is too large: {_shown(value)}")
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise RecordError(f"{where} must be of type {hint.__name__}, not {_shown(value)}")

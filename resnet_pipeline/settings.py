@@ -159,7 +159,10 @@ _Read = TypeVar("_Read", bound=BaseSettings)
 
 
 def settings() -> Settings:
-    """Return this program's settings as they are now; UserError, naming the variable, if one has no valid value."""
+    """Return this program's settings as they are now; UserError, naming the variable, if one has no valid value.
+
+    Example: ``settings().timeout``
+    """
     return _read(Settings)
 
 
@@ -174,7 +177,11 @@ def torchrun() -> Torchrun:
 
 
 def variable(field: str) -> str:
-    """Return the environment variable of a field of Settings."""
+    """Return the environment variable of a field of Settings.
+
+    >>> variable("mirror")
+    'RESNET_PIPELINE_MIRROR'
+    """
     return f"{PREFIX}{field.upper()}"
 
 
@@ -202,7 +209,10 @@ class Shown:
 
 
 def effective() -> Iterator[Shown]:
-    """Yield all settings and the servers that others' variables name; UserError as ``settings`` raises it."""
+    """Yield all settings and the servers that others' variables name; UserError as ``settings`` raises it.
+
+    Example: ``[shown.variable for shown in effective()]``
+    """
     own, others = settings(), surroundings()
     servers = ("ray_address", "mlflow_tracking_uri", "prefect_api_url", "aws_endpoint_url")
     fields: list[tuple[BaseSettings, str, str]] = [(own, field, variable(field)) for field in Settings.model_fields]
@@ -217,7 +227,11 @@ def effective() -> Iterator[Shown]:
 
 
 def without_secrets(address: str) -> str:
-    """Return an address fit to show: without ``user:password@``, and with the values of secret parameters masked."""
+    """Return an address fit to show: without ``user:password@``, and with the values of secret parameters masked.
+
+    >>> without_secrets("http://me:secret@host/api?token=abc")
+    'http://host/api?token=***'
+    """
     address = re.sub(r"^((?:[\w.+-]+://)?)[^/?#\s]*@", r"\1", address)
     # a password may hold what should have been quoted: all up to the last @ goes, unless a port comes first
     address = re.sub(r"^([\w.+-]+://)[^/@\s:]*:(?!\d+(?:[/?#]|$))\S*@", r"\1", address)
@@ -225,12 +239,20 @@ def without_secrets(address: str) -> str:
 
 
 def cleaned(text: str) -> str:
-    """Return a text in which addresses are fit to show, as `without_secrets` has it."""
+    """Return a text in which addresses are fit to show, as `without_secrets` has it.
+
+    >>> cleaned("no answer from http://me:secret@host/api")
+    'no answer from http://host/api'
+    """
     return re.sub(r"[\w.+-]+://[^\s'\"<>]+", lambda found: without_secrets(found[0]), text)
 
 
 def basic_authorization(address: str) -> dict[str, str]:
-    """Return the HTTP header that stands for an address's ``user:password@``; empty if it has none."""
+    """Return the HTTP header that stands for an address's ``user:password@``; empty if it has none.
+
+    >>> basic_authorization("http://me:secret@host/api")
+    {'Authorization': 'Basic bWU6c2VjcmV0'}
+    """
     found = re.match(r"[\w.+-]+://([^/?#\s]*)@", address)
     if not found:
         return {}

@@ -95,7 +95,11 @@ def _settings() -> Settings:
 
 
 def checked_name(name: str, what: str) -> str:
-    """Return the name if it can be a folder of its own, else raise UserError naming it."""
+    """Return the name if it can be a folder of its own, else raise UserError naming it.
+
+    >>> checked_name("mine", "dataset name")
+    'mine'
+    """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         return name
     raise UserError(

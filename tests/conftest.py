@@ -32,6 +32,7 @@ from resnet_pipeline.workspace import Workspace
 from tests.images import photo_files
 from tests.s3_server import KEYS, settings
 from tests.scheduling import OneLaneOfServers
+from tests.workspaces import with_digits
 
 OWN = [variable(field) for field in Settings.model_fields]
 
@@ -98,10 +99,7 @@ def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture
 def workspace(tmp_path: Path, digits: Dataset) -> Workspace:
     """Return a new workspace that has the digits."""
-    space = Workspace(tmp_path / "work")
-    Path(space.data).mkdir(parents=True)
-    (Path(space.data) / "digits").symlink_to(digits.path)
-    return space
+    return with_digits(tmp_path / "work", digits)
 
 
 @pytest.fixture

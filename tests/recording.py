@@ -12,7 +12,7 @@ class Shown(NamedTuple):
     """What a bar showed at one time."""
 
     title: str
-    done: int
+    reached: int
     total: int | None
     unit: str
     detail: str
@@ -38,6 +38,6 @@ class Recording:
         self.ended.append(bar.title)
 
     def _keep(self, bar: Bar) -> Shown:
-        shown = Shown(bar.title, bar.done, bar.total, bar.unit, bar.detail)
+        shown = Shown(bar.title, bar.reached, bar.total, bar.unit, bar.detail)
         self.shown.append(shown)
         return shown

@@ -109,7 +109,7 @@ class ServedModel:
         )
 
     def _pixels(self, files: list[bytes], protocol: str) -> int:
-        """Return how many pixels a request's images have; _TooLargeError, naming the image, where one has too many."""
+        """Return how many pixels a request's images have; _TooLargeError, naming the image, if one has too many."""
         total = 0
         for row, data in enumerate(files, 1):
             try:

@@ -74,14 +74,14 @@ class _Bars:
             )
             self._progress.start()
         self._tasks[bar] = self._progress.add_task(
-            bar.title, total=bar.total, completed=bar.done, counts=bar.counts(), detail=""
+            bar.title, total=bar.total, completed=bar.reached, counts=bar.counts(), detail=""
         )
 
     def update(self, bar: Bar) -> None:
         if self._progress is not None:
             detail = "  ".join(filter(None, (bar.detail, bar.speed(), bar.left())))
             self._progress.update(
-                self._tasks[bar], completed=bar.done, total=bar.total, counts=bar.counts(), detail=detail
+                self._tasks[bar], completed=bar.reached, total=bar.total, counts=bar.counts(), detail=detail
             )
 
     def end(self, bar: Bar) -> None:

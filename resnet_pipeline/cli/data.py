@@ -75,11 +75,11 @@ def show(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Whose augmentation. Default: imagenet/resnet50; cifar10/resnet20 for small images.",
+            help="The recipe whose crops are shown. Default: imagenet/resnet50; cifar10/resnet20 for small images.",
             autocompletion=complete_recipe,
         ),
     ] = None,
-    epoch: Annotated[int, typer.Option(min=0, help="Of which epoch, from 0 on.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, help="The epoch, from 0 on.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many crops.")] = 18,
     seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
     output: Annotated[
@@ -121,7 +121,7 @@ def _table(found: DatasetStats) -> Table:
             *map(_spread, (split.images_per_class, split.width, split.height)),
             f"{split.bytes / 1e6:,.1f}",
         )
-    table.caption = "least..most, median in brackets, where they differ"
+    table.caption = "least..most, median in brackets, if they differ"
     return table
 
 

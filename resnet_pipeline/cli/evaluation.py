@@ -60,7 +60,7 @@ def evaluate(
     network: Annotated[str | None, typer.Option(help="The network that the file of --weights is for.")] = None,
     ema: Annotated[
         bool,
-        typer.Option("--ema", help="Of --weights the averaged ones, if it has both; NETWORK=FILE#ema says it too."),
+        typer.Option("--ema", help="Take the averaged weights of --weights, if it has both; as NETWORK=FILE#ema."),
     ] = False,
     workers: ScoringWorkers = None,
     half: Half = False,
@@ -131,8 +131,8 @@ def ensemble(
     if result.without:
         print_member_errors("The ensemble without one member", result.without)
     written = {"dataset": dataset, "protocol": protocol, **plain_record(result)}
-    if registered_as and dataset:
-        version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), dataset)
+    if registered_as and test:
+        version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), test)
         print(f"ensemble of {len(sources)}: {version.describe()}")
         written["version"] = version.uri
     write_result(json_file, written)

@@ -130,14 +130,14 @@ def demo(
     prefect = TemporaryPrefect(workspace)
     from flows.demo import run_demo  # some seconds, in which Prefect starts
 
-    done = run_demo(workspace, prefect, workers=workers)
-    print_table(render_table(done.report))
-    if done.reused:
-        print(f"{done.reused} of {done.networks} networks were finished before and reused.")
-    print(f"Took {done.seconds:.0f} s.\n")
-    print(f"MLflow's page on these runs and models:   {done.mlflow}")
-    print(f"Prefect's page on these flow runs:        {done.prefect}")
-    print(f"Report: {done.path}")
+    result = run_demo(workspace, prefect, workers=workers)
+    print_table(render_table(result.report))
+    if result.reused:
+        print(f"{result.reused} of {result.networks} networks were finished before and reused.")
+    print(f"Took {result.seconds:.0f} s.\n")
+    print(f"MLflow's page on these runs and models:   {result.mlflow}")
+    print(f"Prefect's page on these flow runs:        {result.prefect}")
+    print(f"Report: {result.path}")
 
 
 for function in cli_services.COMMANDS:
@@ -202,11 +202,13 @@ def train(
     """Train a recipe on a staged dataset; after an interruption the same command resumes."""
     if launcher == "torchrun":  # before PyTorch is imported: its warnings would come from every process
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from resnet_pipeline.jobs.crew import found_by_all
     from resnet_pipeline.jobs.register import check_network_name, register_run
     from resnet_pipeline.jobs.train import Launch, run_config, train_run
 
-    config = run_config(recipe, overrides, steps=steps, seed=seed)
-    check_network_name(registered_as, registered=registered)
+    with found_by_all(launcher):
+        config = run_config(recipe, overrides, steps=steps, seed=seed)
+        check_network_name(registered_as, registered=registered)
     workspace = Workspace.of(root)
     launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
     trained = train_run(workspace, config, dataset, launch)

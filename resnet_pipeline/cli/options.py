@@ -61,7 +61,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     gets here. The function itself stays as it is, and takes values of its own types.
     """
     hints = get_type_hints(function, include_extras=True)
-    shared = {name: hint for name, hint in hints.items() if _said_of(hint) is not None}
+    shared = {name: hint for name, hint in hints.items() if _parameter_of(hint) is not None}
 
     signature = inspect.signature(function)
 
@@ -79,8 +79,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _said_of(hint: Any) -> Parameter | None:
-    return next((said for said in getattr(hint, "__metadata__", ()) if isinstance(said, Parameter)), None)
+def _parameter_of(hint: Any) -> Parameter | None:
+    return next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Parameter)), None)
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
@@ -91,38 +91,40 @@ def _choices(hint: Any) -> tuple[str, ...]:
 
 def _option(name: str, hint: Any) -> Any:
     """Return the ``Annotated`` type that makes an option, or an argument, of a parameter."""
-    said, choices = _said_of(hint), _choices(hint)
-    assert said is not None
+    parameter, choices = _parameter_of(hint), _choices(hint)
+    assert parameter is not None
     kind = get_args(hint)[0]
     if choices:
         kind = str
-    elif said.read is not None:
-        kind = (list[str] if said.repeated else str) | None
-    if said.argument:
-        return Annotated[kind, typer.Argument(metavar=said.metavar, help=said.help, show_default=False)]
+    elif parameter.read is not None:
+        kind = (list[str] if parameter.repeated else str) | None
+    if parameter.argument:
+        return Annotated[kind, typer.Argument(metavar=parameter.metavar, help=parameter.help, show_default=False)]
     return Annotated[
         kind,
         typer.Option(
-            *(said.flags or (f"--{name.replace('_', '-')}",)),
-            help=said.help,
+            *(parameter.flags or (f"--{name.replace('_', '-')}",)),
+            help=parameter.help,
             show_default=not any(
-                flag.startswith(" /") for flag in said.flags
+                flag.startswith(" /") for flag in parameter.flags
             ),  # a switch that is on has no word for it
             autocompletion=complete_dataset if name == "dataset" else None,
-            metavar=said.metavar or "|".join(choices) or None,
-            min=said.least if said.read is None else None,
-            max=said.most if said.read is None else None,
+            metavar=parameter.metavar or "|".join(choices) or None,
+            min=parameter.least if parameter.read is None else None,
+            max=parameter.most if parameter.read is None else None,
         ),
     ]
 
 
 def _read(name: str, hint: Any, typed: Any) -> Any:
     """Return the value of what was typed; UserError if it is none of the choices."""
-    said, choices = _said_of(hint), _choices(hint)
+    parameter, choices = _parameter_of(hint), _choices(hint)
     if choices and typed not in choices:
         near = did_you_mean(typed, choices)
         raise UserError(f"--{name.replace('_', '-')} must be one of {', '.join(choices)}, not {typed!r}{near}")
-    return said.read(typed) if said is not None and said.read is not None and typed is not None else typed
+    if parameter is None or parameter.read is None or typed is None:
+        return typed
+    return parameter.read(typed)
 
 
 _stdout: ContextVar[TextIO | None] = ContextVar("stdout_of_json", default=None)

@@ -39,20 +39,20 @@ def promote(
 
     if top not in (1, 5):
         raise UserError(f"--top must be 1 or 5, not {top}")
-    done = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
-    version = f"{done.version.name} version {done.version.version}"
-    if done.before and done.before.uri == done.version.uri:
+    promotion = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
+    version = f"{promotion.version.name} version {promotion.version.version}"
+    if promotion.before and promotion.before.uri == promotion.version.uri:
         print(f"{version} is the champion already")
     else:
-        print(f"{version} is the champion now: {done.reason}")
-        print(f"serve it:  {done.serve}")
+        print(f"{version} is the champion now: {promotion.reason}")
+        print(f"serve it:  {promotion.serve}")
     write_result(
         json_file,
         {
-            "version": done.version.uri,
-            "before": done.before.uri if done.before else None,
-            "reason": done.reason,
-            "comparison": asdict(done.comparison) if done.comparison else None,
+            "version": promotion.version.uri,
+            "before": promotion.before.uri if promotion.before else None,
+            "reason": promotion.reason,
+            "comparison": asdict(promotion.comparison) if promotion.comparison else None,
         },
     )
 
@@ -78,18 +78,15 @@ def predict(
     """
     from resnet_pipeline.jobs.predict import predict_folder
 
-    done = predict_folder(Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset)
-    print(
-        f"{done.path}: {done.images:,} images" + (f", {len(done.broken):,} files can't be used:" if done.broken else "")
-    )
-    for name, reason in done.broken[:10]:
+    found = predict_folder(Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset)
+    broken = f", {len(found.broken):,} files can't be used:" if found.broken else ""
+    print(f"{found.path}: {found.images:,} images{broken}")
+    for name, reason in found.broken[:10]:
         print(f"  {name}: {reason}")
-    if len(done.broken) > 10:
-        print(f"  and {len(done.broken) - 10:,} more, in the output's column `error`")
-    write_result(
-        json_file,
-        {"output": str(done.path), "images": done.images, "broken": [{"file": f, "reason": r} for f, r in done.broken]},
-    )
+    if len(found.broken) > 10:
+        print(f"  and {len(found.broken) - 10:,} more, in the output's column `error`")
+    files = [{"file": file, "reason": reason} for file, reason in found.broken]
+    write_result(json_file, {"output": str(found.path), "images": found.images, "broken": files})
 
 
 def explore(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -21,7 +22,8 @@ _WORDS = ("model", "member", "class", "taken for", "first", "second")
 _NAME = 24
 
 
-class ErrorLine(NamedTuple):
+@dataclass(frozen=True)
+class ErrorLine:
     """A line of a table of errors: of which model, what was found, how fast the test was."""
 
     model: str

@@ -26,7 +26,11 @@ Checksums = npt.NDArray[np.uint64]
 
 
 def checksum(data: bytes | npt.NDArray[np.uint8]) -> int:
-    """Return the checksum of a sample's encoded bytes: XXH3, 64 bits; it finds damage, and proves no origin."""
+    """Return the checksum of a sample's encoded bytes: XXH3, 64 bits; it finds damage, and proves no origin.
+
+    >>> checksum(b"an image")
+    6303403662279421974
+    """
     return xxhash.xxh3_64_intdigest(data if isinstance(data, bytes) else data.data)
 
 

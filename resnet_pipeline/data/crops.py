@@ -163,7 +163,11 @@ class WholePlan:
 
 
 def resized_sizes(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32], shorter: int) -> Int64:
-    """Return (height, width) int64 [N, 2] of images resized to a shorter side; the longer one is rounded down."""
+    """Return (height, width) int64 [N, 2] of images resized to a shorter side; the longer one is rounded down.
+
+    >>> resized_sizes(np.array([640], np.int32), np.array([480], np.int32), 256).tolist()
+    [[256, 341]]
+    """
     h, w = height.astype(np.int64), width.astype(np.int64)
     least = np.minimum(h, w)
     return np.stack([h * shorter // least, w * shorter // least], axis=1)

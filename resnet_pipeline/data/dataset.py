@@ -119,6 +119,8 @@ class Dataset:
     """A staged dataset, in a folder or in a bucket.
 
     ``path`` is the folder that its shards are read from: the dataset's own, or the cache.
+
+    Example: ``Dataset.open(Path("work/datasets/digits")).splits["val"].encoded(0)``
     """
 
     def __init__(
@@ -202,6 +204,8 @@ def checked_manifest(storage: Storage) -> Manifest:
 
     What is in the shards is not looked at: ``data verify`` does that. Raises NoDatasetError if there is no manifest,
     DamagedDatasetError if a file is missing or is not as the manifest says, other UserErrors if one can't be read.
+
+    Example: ``checked_manifest(storage_at("s3://bucket/digits")).fingerprint``
     """
     manifest = read_manifest(storage)
     for name, sha256 in manifest.files.items():
@@ -260,7 +264,10 @@ def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:
 
 
 def open_dataset(workspace: Workspace, name: str) -> Dataset:
-    """Open a dataset of the workspace, from S3 through this machine's cache; UserError if it is not there."""
+    """Open a dataset of the workspace, from S3 through this machine's cache; UserError if it is not there.
+
+    Example: ``open_dataset(Workspace.of(), "digits").splits["val"].labels``
+    """
     try:
         dataset = open_dataset_at(workspace, workspace.dataset(name))
     except NoDatasetError:
@@ -288,11 +295,17 @@ def _say_unchecked(name: str, fingerprint: str) -> None:
 
 
 def open_dataset_at(workspace: Workspace, address: str) -> Dataset:
-    """Open the dataset at an address, as ``Workspace.dataset`` gave it on another machine, with this one's cache."""
+    """Open the dataset at an address, as ``Workspace.dataset`` gave it on another machine, with this one's cache.
+
+    Example: ``open_dataset_at(Workspace.of(), "s3://bucket/datasets/digits")``
+    """
     return Dataset.open(storage_at(address), CacheFolder(workspace.cache, workspace.cache_limit))
 
 
 def dataset_names(workspace: Workspace) -> list[str]:
-    """Return the names of the staged datasets."""
+    """Return the names of the staged datasets.
+
+    Example: ``dataset_names(Workspace.of())``
+    """
     paths = [stored.name.split("/") for stored in storage_at(workspace.data).files()]
     return [path[0] for path in paths if len(path) == 2 and path[1] == MANIFEST and not path[0].startswith(".")]

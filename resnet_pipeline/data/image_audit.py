@@ -49,7 +49,10 @@ class Audited:
 
 @dataclass
 class PixelSums:
-    """Exact sums over averaged images: RGB [3], outer products [3, 3], the images themselves [H, W, 3]; int64."""
+    """Exact sums over averaged images: RGB [3], outer products [3, 3], the images themselves [H, W, 3]; int64.
+
+    ``same_size``: all of them have the size ``side`` (height, width).
+    """
 
     side: tuple[int, int]
     images: int = 0
@@ -57,7 +60,7 @@ class PixelSums:
     rgb: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, dtype=np.int64))
     outer: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 3), dtype=np.int64))
     image: npt.NDArray[np.int64] | None = None
-    whole: bool = True
+    same_size: bool = True
 
     def add(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Add an image uint8 [H, W, 3]; one of another size than ``side`` counts for the colours alone."""
@@ -71,20 +74,20 @@ class PixelSums:
         if pixels.shape[:2] == self.side:
             self.image = pixels.astype(np.int64) if self.image is None else self.image + pixels
         else:
-            self.whole = False
+            self.same_size = False
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the sums as arrays for a file."""
-        numbers = np.array([*self.side, self.images, self.pixels, self.whole], dtype=np.int64)
+        numbers = np.array([*self.side, self.images, self.pixels, self.same_size], dtype=np.int64)
         image = np.zeros(0, np.int32) if self.image is None else self.image.astype(np.int32)  # of 10,000 images at most
         return {"numbers": numbers, "rgb": self.rgb, "outer": self.outer, "image": image}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> PixelSums:
         """Return the sums of ``to_arrays``."""
-        height, width, images, pixels, whole = arrays["numbers"].tolist()
+        height, width, images, pixels, same_size = arrays["numbers"].tolist()
         image = arrays["image"].astype(np.int64) if arrays["image"].size else None
-        return cls((height, width), images, pixels, arrays["rgb"], arrays["outer"], image, bool(whole))
+        return cls((height, width), images, pixels, arrays["rgb"], arrays["outer"], image, bool(same_size))
 
     def merge(self, other: PixelSums) -> None:
         """Add another's sums."""
@@ -92,7 +95,7 @@ class PixelSums:
         self.pixels += other.pixels
         self.rgb += other.rgb
         self.outer += other.outer
-        self.whole &= other.whole
+        self.same_size &= other.same_size
         if other.image is not None:
             self.image = other.image if self.image is None else self.image + other.image
 
@@ -110,6 +113,8 @@ def audit(
     ``png``: the file is called .png, so that an RGB or grey PNG stays as it is and anything else becomes a PNG.
     An image whose shorter side is above ``max_shorter_side`` is made smaller, to that. ``max_value`` is what white is
     in images of more than 8 bits (4095 for 12 bits kept in 16); images beyond ``limits`` are refused.
+
+    Example: ``audit(Path("a.jpg").read_bytes())[0].note``
     """
     try:
         with open_image(data, limits) as opened:
@@ -125,7 +130,11 @@ def audit(
 
 
 def centre_crop(image: Image.Image, *, shorter: int = 256, crop: int = 224) -> Image.Image:
-    """Return the centre crop of an image resized to a shorter side, RGB (the paper's view for its mean image)."""
+    """Return the centre crop of an image resized to a shorter side, RGB (the paper's view for its mean image).
+
+    >>> centre_crop(Image.new("L", (640, 480))).size
+    (224, 224)
+    """
     image = image.convert("RGB")
     factor = min(image.size) / shorter
     side = crop * factor

@@ -69,6 +69,8 @@ def open_image(data: bytes, limits: Limits = ANY_SIZE) -> Iterator[ImageFile.Ima
     """Yield a file's first picture, not yet decoded; what goes wrong with it within the block is an ImageError.
 
     Nothing is decoded of an image beyond ``limits``.
+
+    Example: ``with open_image(Path("a.jpg").read_bytes()) as image: image.convert("RGB")``
     """
     try:
         limits.check_bytes(len(data))
@@ -87,7 +89,10 @@ def open_image(data: bytes, limits: Limits = ANY_SIZE) -> Iterator[ImageFile.Ima
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a file's header, or None if it can't be read."""
+    """Return (height, width) from a file's header, or None if it can't be read.
+
+    Example: ``image_size(Path("a.jpg").read_bytes())``
+    """
     try:
         with open_image(data) as image:
             return image.height, image.width

@@ -84,6 +84,10 @@ def train_batches(
     function of (seed, position) alone. ``block_shards`` shuffles within blocks of so many shards (``order.Blocks``);
     None shuffles the whole epoch. Shards of a bucket are fetched ahead of their use. Raises UserError if the cache is
     too small.
+
+    Example::
+
+        train_batches(dataset, augment=get_recipe("digits/resnet8").augment, seed=0, batch=64, micro_batch=32, steps=2)
     """
     samples = dataset.splits[split]
     if len(samples) == 0:
@@ -158,6 +162,8 @@ def view_batches(
 
     ``indices`` are the samples to look at, all by default; rank r takes every world-th of them from r on. They are read
     in the order of the shards.
+
+    Example: ``view_batches(dataset, split="val", views="center", resize=256, crop=224, batch_size=32)``
     """
     samples = dataset.splits[split]
     chosen = (np.arange(len(samples), dtype=np.int64) if indices is None else indices)[rank::world]
@@ -231,6 +237,10 @@ def executor_of(
 
 
 def slices(samples: int, batch_size: int) -> Iterator[Int64]:
-    """Yield the rows 0 to ``samples`` in order, at most ``batch_size`` at a time."""
+    """Yield the rows 0 to ``samples`` in order, at most ``batch_size`` at a time.
+
+    >>> [rows.tolist() for rows in slices(5, 2)]
+    [[0, 1], [2, 3], [4]]
+    """
     for start in range(0, samples, batch_size):
         yield np.arange(start, min(start + batch_size, samples), dtype=np.int64)

@@ -157,7 +157,10 @@ def read_origin(storage: Storage) -> Origin | None:
 
 
 def read_run_config(path: Path) -> tuple[RunConfig, DatasetFacts]:
-    """Return config and dataset from a run's or a model's ``config.json``; UserError names file and field."""
+    """Return config and dataset from a run's or a model's ``config.json``; UserError names file and field.
+
+    Example: ``read_run_config(run.config_file)[0].recipe``
+    """
     stored = read_json(path)
     try:
         facts = read_record(DatasetFacts, stored.get("dataset"), where="dataset.")
@@ -171,6 +174,8 @@ def read_manifest(storage: Storage) -> Manifest:
 
     Raises NoDatasetError if there is none, DamagedDatasetError if it is not as staging wrote it, other UserErrors if
     it can't be read.
+
+    Example: ``read_manifest(storage_at("work/datasets/digits")).classes``
     """
     address = f"{storage.url}/{MANIFEST}"
     if storage.stat(MANIFEST) is None:

@@ -30,7 +30,11 @@ def mix(x: UInt64) -> UInt64:
 
 
 def uniform(seed: int, positions: Int64, draw: int) -> npt.NDArray[np.float64]:
-    """Return the draw number ``draw`` for each position of the stream: float64 [P], uniform in [0, 1)."""
+    """Return the draw number ``draw`` for each position of the stream: float64 [P], uniform in [0, 1).
+
+    >>> uniform(0, np.arange(3), 0).round(3).tolist()
+    [0.5, 0.528, 0.095]
+    """
     key = mix(np.array([seed], dtype=np.uint64))
     key = mix(key ^ np.uint64(draw + 1))
     bits = mix(mix(positions.astype(np.uint64) ^ key) ^ key)
@@ -66,6 +70,9 @@ def samples_at(positions: Int64, *, samples: int, seed: int, blocks: Blocks | No
 
     The order is a permutation of the whole split or, with ``blocks``, of the samples within each block of shards: then
     no more than one block is read at a time, two at a block's end.
+
+    >>> samples_at(np.arange(8), samples=4, seed=0).tolist()
+    [0, 1, 3, 2, 3, 0, 1, 2]
     """
     epochs = positions // samples
     result = np.empty_like(positions)
@@ -80,6 +87,9 @@ def epoch_order(samples: int, seed: int, epoch: int, blocks: Blocks | None = Non
     """Return the permutation int64 [samples] of one epoch: sample numbers sorted by a key of (seed, epoch, number).
 
     With ``blocks`` they are sorted by the number of their block first.
+
+    >>> epoch_order(5, seed=0, epoch=1).tolist()
+    [3, 0, 1, 2, 4]
     """
     keys = mix(np.arange(samples, dtype=np.uint64) ^ _epoch_key(seed, epoch))
     if blocks is None:
@@ -124,6 +134,10 @@ def _epoch_key(seed: int, epoch: int) -> UInt64:
 
 
 def micro_batch_positions(step: int, micro: int, *, batch: int, micro_batch: int) -> Int64:
-    """Return the positions int64 [micro_batch] of micro-batch ``micro`` of a step."""
+    """Return the positions int64 [micro_batch] of micro-batch ``micro`` of a step.
+
+    >>> micro_batch_positions(2, 1, batch=8, micro_batch=4).tolist()
+    [20, 21, 22, 23]
+    """
     first = step * batch + micro * micro_batch
     return np.arange(first, first + micro_batch, dtype=np.int64)

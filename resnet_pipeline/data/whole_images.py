@@ -29,6 +29,9 @@ def by_shape(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32]) -> Int
     """Return the order of images that puts those of one size beside each other, whatever their shorter side becomes.
 
     They stand by height over width, which decides the size then; equal ones by number.
+
+    >>> by_shape(np.array([40, 20, 80], np.int32), np.array([20, 40, 40], np.int32)).tolist()
+    [0, 2, 1]
     """
     return np.lexsort((np.arange(len(width)), height / width))
 
@@ -51,6 +54,8 @@ def whole_batches(
     The samples are decoded ``batch_size`` at a time in the order given, which should be that of `by_shape`: a batch
     ends when the size changes, or when one more image would make it more than ``batch_pixels`` pixels. One image may
     be larger than that.
+
+    Example: ``whole_batches(dataset, split="val", sides=(224, 256), indices=np.arange(64), batch_pixels=2**22)``
     """
     samples = dataset.splits[split]
     width, height = samples.width[indices], samples.height[indices]

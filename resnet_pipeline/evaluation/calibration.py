@@ -35,6 +35,9 @@ def calibrate(probabilities: npt.NDArray[np.floating], labels: Labels, *, bins: 
     """Bin the samples of scores [N, C] by confidence; a bin includes its upper edge, the first one 0 as well.
 
     Raises UserError if a label is not known.
+
+    >>> round(calibrate(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1])).error, 2)
+    35.0
     """
     check_labelled(labels)
     best = top_classes(probabilities, 1)[:, 0]

@@ -58,6 +58,9 @@ def top_classes(probabilities: npt.NDArray[np.floating], count: int) -> Int64:
     """Return the ``count`` best classes int64 [N, count] of scores [N, C], best first.
 
     Of equal scores the lower class stands first and NaN last, as in ``metrics.label_ranks``. There are at most C.
+
+    >>> top_classes(np.array([[0.1, 0.7, 0.2]]), 2).tolist()
+    [[1, 2]]
     """
     left = np.where(np.isnan(probabilities), -np.inf, probabilities)
     rows = np.arange(len(left))
@@ -75,7 +78,11 @@ def top_classes(probabilities: npt.NDArray[np.floating], count: int) -> Int64:
 
 
 def label_places(probabilities: npt.NDArray[np.floating], labels: Labels) -> Int64:
-    """Return how many classes stand before the label, int64 [N]; ties and NaN as in ``metrics.label_ranks``."""
+    """Return how many classes stand before the label, int64 [N]; ties and NaN as in ``metrics.label_ranks``.
+
+    >>> label_places(np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]]), np.array([2, 0])).tolist()
+    [1, 0]
+    """
     check_labelled(labels)
     places = np.empty(len(labels), dtype=np.int64)
     classes = np.arange(probabilities.shape[1])
@@ -99,7 +106,11 @@ def class_errors(probabilities: npt.NDArray[np.floating], labels: Labels) -> Cla
 
 
 def confusion_pairs(probabilities: npt.NDArray[np.floating], labels: Labels, *, most: int = 20) -> list[Confusion]:
-    """Return the most frequent mistakes at 1, most frequent first, then by class numbers."""
+    """Return the most frequent mistakes at 1, most frequent first, then by class numbers.
+
+    >>> confusion_pairs(np.array([[0.1, 0.9], [0.2, 0.8]]), np.array([0, 1]))
+    [Confusion(label=0, predicted=1, count=1)]
+    """
     check_labelled(labels)
     classes = probabilities.shape[1]
     predicted = top_classes(probabilities, 1)[:, 0]

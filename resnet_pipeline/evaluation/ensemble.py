@@ -63,12 +63,18 @@ class Measured:
 
 
 def errors_of(scores: Scores) -> Errors:
-    """Return top-1 and top-5 error; UserError if a label is not known."""
+    """Return top-1 and top-5 error; UserError if a label is not known.
+
+    Example: ``errors_of(read_scores(path)).top1``
+    """
     return _errors(label_places(scores.probabilities, scores.labels))
 
 
 def interval_errors(scores: Scores) -> IntervalErrors:
-    """Return top-1 and top-5 error with their intervals; UserError if a label is not known, or there is no image."""
+    """Return top-1 and top-5 error with their intervals; UserError if a label is not known, or there is no image.
+
+    Example: ``interval_errors(read_scores(path)).top1_interval``
+    """
     places = label_places(scores.probabilities, scores.labels)
     errors = _errors(places)
     return IntervalErrors(
@@ -89,7 +95,10 @@ def _errors(places: npt.NDArray[np.int64]) -> Errors:
 
 
 class Mean:
-    """The weighted mean of members that come one after the other, so that one of them is in memory at a time."""
+    """The weighted mean of members that come one after the other, so that one of them is in memory at a time.
+
+    Example: ``average(read_scores(path) for path in paths)``
+    """
 
     def __init__(self, combine: Combine = "probabilities") -> None:
         self._combine = combine
@@ -167,6 +176,8 @@ def greedy_selection(
 
     Ties fall to the other error, then to the earlier member. The curve is selected on the samples that it reports:
     its lowest point is optimistic.
+
+    Example: ``[row.member for row in greedy_selection([read_scores(path) for path in paths])]``
     """
     check_same_samples(members)
     total = np.zeros(members[0].probabilities.shape, dtype=np.float64)
@@ -184,7 +195,10 @@ def greedy_selection(
 
 
 def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilities") -> list[MemberErrors]:
-    """Return the errors of the ensemble without each member; UserError if it has only one."""
+    """Return the errors of the ensemble without each member; UserError if it has only one.
+
+    Example: ``[row.top1 for row in leave_one_out([read_scores(path) for path in paths])]``
+    """
     check_same_samples(members)
     if len(members) < 2:
         raise UserError("leaving a member out needs at least two members")
@@ -198,7 +212,11 @@ def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilitie
 
 
 def halves(samples: int, *, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Split the sample numbers at random into a half to fit on and a half to report on, each ascending."""
+    """Split the sample numbers at random into a half to fit on and a half to report on, each ascending.
+
+    >>> [half.tolist() for half in halves(6)]
+    [[2, 3, 5], [0, 1, 4]]
+    """
     order = np.random.default_rng(seed).permutation(samples)
     return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 
@@ -218,6 +236,8 @@ def fit_weights(members: Sequence[Scores], *, combine: Combine = "probabilities"
 
     For ``probabilities`` this is a mixture, fitted by expectation maximisation; for ``logits`` by L-BFGS.
     Both losses are convex in the weights. Report on other samples than these: see `halves`.
+
+    Example: ``fit_weights([read_scores(path) for path in paths])``
     """
     check_same_samples(members)
     check_labelled(members[0].labels)

@@ -10,6 +10,9 @@ def label_ranks(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Ties are decided by the class number: of equal scores the lower class stands first. A label whose score is NaN
     stands last.
+
+    >>> label_ranks(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2])).tolist()
+    [1]
     """
     own = scores.gather(1, labels[:, None])
     classes = torch.arange(scores.shape[1], device=scores.device)
@@ -19,7 +22,10 @@ def label_ranks(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class TopErrors:
-    """Counts for top-1 and top-5 error: wrong at 1, wrong at 5, images; ``sums`` float64 [3]."""
+    """Counts for top-1 and top-5 error: wrong at 1, wrong at 5, images; ``sums`` float64 [3].
+
+    Example: ``counts = TopErrors(); counts.add(logits, labels); counts.errors()``
+    """
 
     def __init__(self, sums: torch.Tensor | None = None) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64) if sums is None else sums

@@ -46,6 +46,8 @@ class Predictor:
     """One network, or several whose probabilities are averaged, with the words for its classes.
 
     Raises UserError if the networks have different classes.
+
+    Example: ``Predictor([load_folder(run.path)], device).predict(images, protocol="center", top=5)``
     """
 
     def __init__(self, members: Sequence[Member], device: torch.device | None = None) -> None:

@@ -78,6 +78,10 @@ def protocol_of(
 
     ``scales`` are the shorter sides to test at instead of the network's own; scores are averaged over them. Raises
     UserError for an unknown name or average, and for a scale that is less than the crop or named twice.
+
+    >>> from resnet_pipeline.config import ViewConfig
+    >>> protocol_of("center", ViewConfig(crop=224, resize=256)).id
+    'center-224-of-256'
     """
     if average not in AVERAGES:
         raise UserError(f"unknown average {average!r}{did_you_mean(average, AVERAGES)}; it is softmax or logits")

@@ -41,6 +41,8 @@ def load_reference(reference: str) -> Member:
     Images are resized bilinearly, whatever the library does. Raises UserError for a name that the library does not
     know, for a network that is none of the paper's, if the library is missing, and if the weights are neither in its
     cache nor can be downloaded.
+
+    Example: ``load_reference("torchvision:resnet50").views``
     """
     name, given, file = reference.partition("=")
     source, _, name = name.partition(":")

@@ -26,6 +26,8 @@ def read_real_labels(path: Path) -> RealLabels:
     That is a list with an entry for each of ILSVRC's validation images, in the order of their file names
     (google-research/reassessed-imagenet); class numbers are those of the sorted WordNet ids, as here. UserError names
     what is wrong with the file.
+
+    Example: ``read_real_labels(Path("real.json"))``
     """
     try:
         values = json.loads(path.read_text())
@@ -56,6 +58,8 @@ def real_error(scores: Scores, labels: RealLabels) -> RealError:
 
     An answer is right if it is one of the image's labels. A key is looked up whole, then by its file name alone. Raises
     UserError for a sample that the labels don't know, and for a class that the scores don't have.
+
+    Example: ``real_error(read_scores(path), read_real_labels(Path("real.json")))``
     """
     answers, classes = top_classes(scores.probabilities, 1)[:, 0], scores.probabilities.shape[1]
     right: list[bool] = []
@@ -71,6 +75,10 @@ def real_error(scores: Scores, labels: RealLabels) -> RealError:
 
 
 def agreement(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
-    """Return on how many of the samples, in percent, two networks' scores [N, C] give the same answer."""
+    """Return on how many of the samples, in percent, two networks' scores [N, C] give the same answer.
+
+    >>> agreement(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[0.6, 0.4], [0.7, 0.3]]))
+    50.0
+    """
     same = top_classes(first, 1) == top_classes(second, 1)
     return 100 * float(same.mean()) if len(same) else 0.0

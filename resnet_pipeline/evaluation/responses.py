@@ -21,6 +21,10 @@ def response_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return (name, batch norm) of every 3×3 layer, first to last: what stands after a 3×3 convolution.
 
     Its output is the layer's response: after batch norm and before the nonlinearity or the addition.
+
+    >>> from resnet_pipeline.models import build_model
+    >>> [name for name, _ in response_layers(build_model("cifar-resnet8"))][:2]
+    ['conv1', 'layer1.0.conv1']
     """
     modules = dict(network.named_modules())
     found: list[tuple[str, nn.Module]] = []
@@ -46,7 +50,10 @@ def responses(
 
     The images are centre crops of a split, or of ``images`` evenly spaced samples of it. Raises UserError if there is
     no image, or no 3×3 layer with batch norm.
+
+    Example: ``responses(load_folder(run.path), dataset, images=100)``
     """
+    # the images and the layers
     split, device = split or dataset.eval_split, device or torch.device("cpu")
     indices = chosen_samples(len(dataset.splits[split]), images)
     layers = response_layers(member.classifier.network)

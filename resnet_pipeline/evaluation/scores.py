@@ -54,22 +54,31 @@ class Scores:
 
 
 def score_path(folder: Path, *, dataset_fingerprint: str, split: str, protocol: str, weights_sha256: str) -> Path:
-    """Return where the scores of these weights under this protocol are kept."""
+    """Return where the scores of these weights under this protocol are kept.
+
+    >>> sha = "0123456789abcdef" * 4
+    >>> path = score_path(Path("s"), dataset_fingerprint=sha, split="val", protocol="p", weights_sha256=sha)
+    >>> path.as_posix()
+    's/0123456789ab/val/p/0123456789abcdef.parquet'
+    """
     return folder / dataset_fingerprint[:12] / split / protocol / f"{weights_sha256[:16]}.parquet"
 
 
 def write_scores(scores: Scores, path: Path) -> None:
-    """Write a score file, atomically, with the probabilities' own type."""
+    """Write a score file, atomically, with the probabilities' own type.
+
+    Example: ``write_scores(average(members), path)``
+    """
     classes = scores.probabilities.shape[1]
     flat = pa.array(np.ascontiguousarray(scores.probabilities).reshape(-1))
-    about = replace(_about(scores), sha256=_digest(scores))
+    facts = replace(_facts_of(scores), sha256=_digest(scores))
     table = pa.table(
         {
             "key": pa.array(scores.keys, pa.string()),
             "label": pa.array(scores.labels, pa.int32()),
             "scores": pa.FixedSizeListArray.from_arrays(flat, classes),
         }
-    ).replace_schema_metadata({_METADATA: json.dumps(plain_record(about)).encode()})
+    ).replace_schema_metadata({_METADATA: json.dumps(plain_record(facts)).encode()})
     with replacing(path) as temporary:
         pq.write_table(
             table,
@@ -83,13 +92,16 @@ def write_scores(scores: Scores, path: Path) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read a score file; UserError, naming the file, if it is missing, damaged or something else."""
+    """Read a score file; UserError, naming the file, if it is missing, damaged or something else.
+
+    Example: ``read_scores(path).probabilities.shape``
+    """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} is no score file of format {FORMAT}; evaluate again to make one")
-            about = read_record(_About, metadata)
+            facts = read_record(_Facts, metadata)
             keys, labels, probabilities = _columns(file)
     except Exception as error:  # a damaged file makes its readers raise almost anything
         if str(path) in str(error) and isinstance(error, UserError):
@@ -97,17 +109,17 @@ def read_scores(path: Path) -> Scores:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"score file {path} can't be read: {reason}") from None
     scores = Scores(
-        model=about.model,
-        weights_sha256=about.weights_sha256,
-        dataset_fingerprint=about.dataset_fingerprint,
-        split=about.split,
-        protocol=about.protocol,
-        seconds=about.seconds,
+        model=facts.model,
+        weights_sha256=facts.weights_sha256,
+        dataset_fingerprint=facts.dataset_fingerprint,
+        split=facts.split,
+        protocol=facts.protocol,
+        seconds=facts.seconds,
         keys=keys,
         labels=labels,
         probabilities=probabilities,
     )
-    if about.sha256 is not None and about.sha256 != _digest(scores):  # earlier versions wrote none
+    if facts.sha256 is not None and facts.sha256 != _digest(scores):  # earlier versions wrote none
         raise UserError(f"score file {path} is damaged: it does not match its checksum; evaluate again")
     return scores
 
@@ -116,6 +128,8 @@ def merge_scores(parts: Sequence[Scores], keys: Sequence[str]) -> Scores:
     """Put the scores of disjoint parts of a split together, in the order of ``keys``.
 
     Raises ValueError unless the parts hold each key exactly once.
+
+    Example: ``merge_scores(parts, dataset.splits["val"].keys)``
     """
     place = {key: row for row, key in enumerate(keys)}
     found = [key for part in parts for key in part.keys]
@@ -165,7 +179,7 @@ def check_same_samples(scores: Sequence[Scores]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _About:
+class _Facts:
     """A score file's metadata: what its columns are of, and the SHA-256 of all that."""
 
     format: int
@@ -179,8 +193,8 @@ class _About:
     sha256: str | None = field(default=None, metadata=OMIT_NONE)
 
 
-def _about(scores: Scores) -> _About:
-    return _About(
+def _facts_of(scores: Scores) -> _Facts:
+    return _Facts(
         format=FORMAT,
         model=scores.model,
         weights_sha256=scores.weights_sha256,
@@ -194,7 +208,7 @@ def _about(scores: Scores) -> _About:
 
 def _digest(scores: Scores) -> str:
     """Return the SHA-256 of scores: what they are of, their keys, labels and probabilities."""
-    digest = hashlib.sha256(json.dumps([plain_record(_about(scores)), scores.keys], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([plain_record(_facts_of(scores)), scores.keys], sort_keys=True).encode())
     for column in (scores.labels.astype("<i4"), scores.probabilities):
         digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()

@@ -47,6 +47,8 @@ def evaluate(
     """Score every sample of a split (or ``images`` evenly spaced ones) with each model.
 
     Raises UserError if the split is empty, or if a model's number of classes is not the dataset's.
+
+    Example: ``evaluate({"mine": classifier}, dataset, protocol_of("10-crop", views))["mine"].probabilities``
     """
     split = split or dataset.eval_split
     indices = chosen_samples(len(dataset.splits[split]), images)
@@ -76,7 +78,11 @@ class Plan:
 
 
 def chosen_samples(samples: int, images: int | None) -> Int64:
-    """Return all sample numbers, or ``images`` evenly spaced ones, ascending."""
+    """Return all sample numbers, or ``images`` evenly spaced ones, ascending.
+
+    >>> chosen_samples(10, 4).tolist()
+    [0, 2, 5, 7]
+    """
     if images is None or images >= samples:
         return np.arange(samples, dtype=np.int64)
     return (np.arange(images, dtype=np.int64) * samples) // images
@@ -88,6 +94,8 @@ def plan_chunks(
     """Cut samples into chunks of about ``chunk_pixels`` (CHUNK_PIXELS) pixels in all their views; UserError for none.
 
     For whole images they are ordered by shape first, so that those of one size stand in one chunk.
+
+    Example: ``plan_chunks(dataset, "val", protocol, chosen_samples(len(dataset.splits["val"]), None)).chunks``
     """
     samples = dataset.splits[split]
     if len(indices) == 0:
@@ -106,7 +114,12 @@ def plan_chunks(
 
 
 def class_count(model: nn.Module) -> int:
-    """Return how many classes a classifier tells apart."""
+    """Return how many classes a classifier tells apart.
+
+    >>> from resnet_pipeline.models import build_model
+    >>> class_count(build_model("cifar-resnet8"))
+    10
+    """
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
 
 
@@ -166,7 +179,10 @@ def score_chunks(
 
     A model's ``seconds`` are those of its own passes and its share of the decoding. ``on_images`` is called after each
     batch with the number of images done so far.
+
+    Example: ``merge_scores([found["mine"] for found in score_chunks({"mine": classifier}, plan)], plan.keys)``
     """
+    # the networks in the form that tests them
     dataset, split, protocol = plan.dataset, plan.split, plan.protocol
     device = device or torch.device("cpu")
     prepared = models if isinstance(models, Prepared) else prepare(models, protocol, device, digests=digests)
@@ -177,6 +193,7 @@ def score_chunks(
     row = np.empty(len(samples), dtype=np.int64)
     with Passes(device) as passes:
         for chunk in plan.chunks:
+            # nothing is summed yet, and no time is taken
             row[chunk] = np.arange(len(chunk))
             sums = {name: torch.zeros(len(chunk), len(dataset.classes), dtype=torch.float64) for name in nets}
             seconds, shared, start, seen = dict.fromkeys(nets, 0.0), 0.0, time.perf_counter(), 0

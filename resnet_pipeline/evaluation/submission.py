@@ -27,6 +27,8 @@ def read_class_ids(path: Path, classes: Sequence[str]) -> Int64:
 
     ``path`` is the devkit's ``meta.mat``, or text with a wnid first on each line, followed by its id, or in the order
     of the ids. Raises UserError if the file can't be read, lacks a class, or its ids are not 1 to C.
+
+    Example: ``read_class_ids(Path("meta.mat"), dataset.classes)``
     """
     try:
         ids = _from_meta(path) if path.suffix == ".mat" else _from_text(path)
@@ -49,6 +51,8 @@ def write_submission(scores: Scores, ids: Int64, path: Path) -> None:
 
     ``ids`` int64 [C] are the classes' ids. Raises UserError if there are not 1,000 of them, and if the file
     can't be written.
+
+    Example: ``write_submission(average(members), read_class_ids(meta, dataset.classes), Path("submission.txt"))``
     """
     if scores.probabilities.shape[1] != CLASSES or len(ids) != CLASSES:
         raise UserError(f"ILSVRC has {CLASSES} classes, the scores of {scores.model} {scores.probabilities.shape[1]}")
@@ -63,7 +67,10 @@ def write_submission(scores: Scores, ids: Int64, path: Path) -> None:
 
 
 def check_submission(path: Path, *, images: int = TEST_IMAGES) -> None:
-    """Raise UserError naming the first line that the test server would refuse."""
+    """Raise UserError naming the first line that the test server would refuse.
+
+    Example: ``check_submission(Path("submission.txt"))``
+    """
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:

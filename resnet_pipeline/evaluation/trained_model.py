@@ -56,7 +56,10 @@ class Member(NetworkFacts):
 
 
 def load_folder(folder: Path, *, name: str | None = None) -> Member:
-    """Load the network of a finished run's directory or of a registered model; UserError if it holds none."""
+    """Load the network of a finished run's directory or of a registered model; UserError if it holds none.
+
+    Example: ``load_folder(run.path).classifier``
+    """
     for file in MODEL_FILES:
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: it is no finished run")
@@ -91,6 +94,8 @@ def load_file(network: str, weights: Path, *, ema: bool = False) -> Member:
     Their preprocessing is the file's own if it holds one. Else it is torchvision's, or for a ``.caffemodel`` the
     authors': the mean image of a ``.binaryproto`` beside it, or their mean colour. Raises UserError if the file does
     not fit the network.
+
+    Example: ``load_file("cifar-resnet20", Path("resnet20.th")).classifier``
     """
     model = build_for_weights(network, weights, ema=ema)
     if weights.suffix == ".caffemodel":

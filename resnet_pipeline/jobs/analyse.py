@@ -161,6 +161,8 @@ def score_sources(workspace: Workspace, references: Sequence[str], test: TestSpe
     """Return the scores of MODEL references and of score files (``….parquet``); missing ones are computed first.
 
     Score files alone need no ``test``; raises UserError for a MODEL without one.
+
+    Example: ``score_sources(Workspace.of(), ["digits-resnet8"], TestSpec(dataset="digits", protocol="10-crop"))``
     """
     references = expanded(workspace, references, allow_partial=test is not None and test.allow_partial)
     models = [reference for reference in references if not reference.endswith(".parquet")]
@@ -192,7 +194,10 @@ def analyse(
 
     ``classes`` are names to show instead of numbers. Raises UserError if scores are of different samples or a label
     is not known.
+
+    Example: ``analyse(score_sources(Workspace.of(), references, test)).pairs``
     """
+    # all scores, of the same images
     scores = [source.read() for source in sources]
     check_same_samples(scores)
 
@@ -245,6 +250,8 @@ def ensemble(
     Each source is read once: score files one after the other, unless one of the following needs them all. ``fit`` adds
     weights fitted on a random half and the errors on the other one; ``greedy`` the curve of greedy selection;
     ``contributions`` the errors without each member. Raises UserError if the scores are of different samples.
+
+    Example: ``ensemble(score_sources(Workspace.of(), references, test), greedy=True).ensemble.errors``
     """
     members: list[MemberRow] = []
     scores: list[Scores] = []
@@ -264,12 +271,12 @@ def ensemble(
 
     # one pass over the sources: the members' errors, and their mean
     mean = average(reading(), combine=combine)
-    whole, ilsvrc = Measured.of(mean), mean.probabilities.shape[1] == 1000
+    measured, ilsvrc = Measured.of(mean), mean.probabilities.shape[1] == 1000
     del mean  # before the members are looked at again
     return EnsembleResult(
         combine=combine,
         members=tuple(members),
-        ensemble=whole,
+        ensemble=measured,
         paper=PUBLISHED_ENSEMBLE if ilsvrc else None,
         fitted=_fitted(scores, combine) if fit else None,
         greedy=tuple(map(named, greedy_selection(scores, combine=combine))) if greedy else None,
@@ -278,7 +285,10 @@ def ensemble(
 
 
 def submit(workspace: Workspace, sources: Sequence[Source], dataset_name: str, ids: Path, output: Path) -> int:
-    """Write the ILSVRC submission of the sources' mean; return its number of images."""
+    """Write the ILSVRC submission of the sources' mean; return its number of images.
+
+    Example: ``submit(Workspace.of(), sources, "ilsvrc2012", Path("meta.mat"), Path("submission.txt"))``
+    """
     dataset = open_dataset(workspace, dataset_name)
     class_ids = read_class_ids(ids, dataset.classes)
     mean = average(source.read() for source in sources)

@@ -48,7 +48,7 @@ class Crew:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._told = False
+        self._ordered = False
 
     @property
     def leads(self) -> bool:
@@ -84,11 +84,11 @@ class Crew:
 
     def dismiss(self, error: BaseException | None = None) -> None:
         """Send the others home, unless they were told what to train; they end as rank 0 does."""
-        if self.leads and not self._told:
+        if self.leads and not self._ordered:
             self._tell(None if error is None else str(error))
 
     def _tell(self, order: Order | str | None) -> None:
-        self._told = True
+        self._ordered = True
         from_rank_zero(order, self.size)
 
     def _train(self, run: RunDirectory, dataset: Dataset, mirror: str | None) -> None:
@@ -101,8 +101,8 @@ class Crew:
             with replacing(run.error_file) as temporary:  # where the others look for the reason
                 temporary.write_text(str(error))
             # that a loss is not finite all find out together
-            told = isinstance(error, NonFiniteError) and not self.leads
-            raise (ToldError if told else UserError)(f"{recipe}: {error}") from error
+            silent = isinstance(error, NonFiniteError) and not self.leads
+            raise (ToldError if silent else UserError)(f"{recipe}: {error}") from error
         except HangError as error:
             raise UserError(f"{recipe}: {error}") from error
         except RuntimeError as error:
@@ -112,6 +112,17 @@ class Crew:
             if reason is None:
                 raise UserError(f"{recipe}: another process of this run ended; the same command resumes it") from error
             raise (UserError if self.leads else ToldError)(f"{recipe}: {reason}") from error
+
+
+@contextmanager
+def found_by_all(launcher: str) -> Iterator[None]:
+    """Inside, every process that torchrun started meets the same errors: rank 0 raises them, the others ToldError."""
+    try:
+        yield
+    except UserError as error:
+        if launcher == "torchrun" and torchrun().rank:
+            raise ToldError(str(error)) from error
+        raise
 
 
 @contextmanager
@@ -136,11 +147,9 @@ def joined(workers: int | str | None) -> Iterator[Crew]:
             f"--launcher torchrun needs what torchrun tells its processes, and {', '.join(missing)} is not set; "
             "start it as torchrun --nproc-per-node 2 --no-python resnet-pipeline train …"
         )
-    if workers is not None and str(workers) != str(found.world_size):
-        # all of them find this out
-        raise (ToldError if found.rank else UserError)(
-            f"--workers {workers}, but torchrun started {found.world_size} process(es); leave it out"
-        )
+    with found_by_all("torchrun"):
+        if workers is not None and str(workers) != str(found.world_size):
+            raise UserError(f"--workers {workers}, but torchrun started {found.world_size} process(es); leave it out")
     with ExitStack() as stack:
         try:
             context = stack.enter_context(torchrun_context())

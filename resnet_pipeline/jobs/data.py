@@ -69,7 +69,10 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
 
     A dataset that is good, and has no checksums of its samples (an earlier version staged it), gets them.
     Raises UserError if the dataset can't be opened: missing, or its manifest, index or mean image damaged.
+
+    Example: ``verify_dataset(Workspace.of(), "digits").good``
     """
+    # what there is to check
     dataset = open_dataset(workspace, name)
     shards = {s.file: s.sha256 for split in dataset.manifest.splits.values() for s in split.shards}
     total = sum(len(split) for split in dataset.splits.values())
@@ -82,6 +85,7 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
         sums: list[int] = []
         return sums, fault, list(_sample_faults(dataset.storage, dataset.splits[chunk.split], chunk, sums))
 
+    # check all of it in threads, and gather what is wrong in the order of the shards
     with (
         progress(f"verifying {name}", total=total) as bar,
         warnings.catch_warnings(),
@@ -95,6 +99,7 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
             bad_samples += found
             checksums[chunk.split] += sums
             bar.advance(len(chunk.samples), detail=f"{len(bad_samples)} bad")
+    # a good dataset without checksums gets those that were computed on the way
     if not dataset.checked and not bad_shards and not bad_samples:
         dataset.storage.write(CHECKSUMS, checksums_file(checksums, dataset.fingerprint))
         _log.info("%s: every sample has a checksum from now on, in %s/%s", name, dataset.storage.url, CHECKSUMS)
@@ -216,7 +221,10 @@ class DatasetStats:
 
 
 def dataset_stats(workspace: Workspace, name: str) -> DatasetStats:
-    """Count what is in a dataset. UserError if it can't be opened."""
+    """Count what is in a dataset. UserError if it can't be opened.
+
+    Example: ``dataset_stats(Workspace.of(), "digits")``
+    """
     dataset = open_dataset(workspace, name)
     manifest = dataset.manifest
     return DatasetStats(
@@ -262,6 +270,8 @@ def show_dataset(
 
     Without a recipe, images are cut as ImageNet's are, small ones as CIFAR-10's. Raises UserError for an unknown
     recipe, or an output that can't be written.
+
+    Example: ``show_dataset(Workspace.of(), "digits", recipe="digits/resnet8", count=4)``
     """
     dataset = open_dataset(workspace, name)
     if "train" not in dataset.splits:
@@ -298,11 +308,11 @@ def _examples(dataset: Dataset, config: RunConfig, seed: int, epoch: int, count:
             sample = int(batch.index[0])
             with open_image(train.encoded(sample).tobytes()) as image:
                 original = image.convert("RGB")
-            about = f"{dataset.classes[int(batch.labels[0])]}  {Path(train.keys[sample]).name}"
+            name = f"{dataset.classes[int(batch.labels[0])]}  {Path(train.keys[sample]).name}"
             crop = (batch.images[0].numpy() + batch.color[0].numpy()).clip(0, 255).astype(np.uint8)
             yield Example(
                 image=original,
                 window=tuple(window),
                 crop=Image.fromarray(crop),
-                caption=f"{about}  mirrored" if flip else about,
+                caption=f"{name}  mirrored" if flip else name,
             )

@@ -168,7 +168,10 @@ def _kept(path: Path, fingerprint: str, split: str, weights_sha256: str) -> Scor
 
 
 def ensemble_errors(evaluations: Sequence[Evaluation]) -> Errors:
-    """Return the errors of the members' averaged probabilities, from their kept scores."""
+    """Return the errors of the members' averaged probabilities, from their kept scores.
+
+    Example: ``ensemble_errors(evaluate_models(Workspace.of(), references, test)).top5``
+    """
     return errors_of(average([e.scores for e in evaluations]))
 
 
@@ -184,7 +187,7 @@ def _compute(
     took: float | None = None
     total = sum(len(plan.chunks[number]) for number in lacking)
     if len(lacking) < len(plan.chunks):
-        _log.info("%s: going on with %d of %d chunks", plan.protocol.name, len(lacking), len(plan.chunks))
+        _log.info("%s: resuming with %d of %d chunks", plan.protocol.name, len(lacking), len(plan.chunks))
     with progress(f"{test.protocol}: {', '.join(member.name for member, _ in members.values())}", total=total) as bar:
         if lacking and (test.workers is not None or surroundings().ray_address):
             from resnet_pipeline.adapters.ray.evaluate import score_on_ray
@@ -239,7 +242,7 @@ def _score_here(
             plan.only(numbers),
             device=local_device(),
             digests=digests,
-            on_images=lambda images, before=bar.done: bar.reach(before + images),  # type: ignore[misc]
+            on_images=lambda images, before=bar.reached: bar.reach(before + images),  # type: ignore[misc]
         )
         for number, found in zip(numbers, scored, strict=True):
             for name in names:

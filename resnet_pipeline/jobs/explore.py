@@ -44,6 +44,8 @@ def explore(
 
     Returns its path, reports/errors-<dataset>-<model>-<protocol>.html under the root by default. Raises UserError as
     ``evaluate_models`` does.
+
+    Example: ``explore(Workspace.of(), ["digits-resnet8"], TestSpec(dataset="digits", protocol="center"))``
     """
     dataset = open_dataset(workspace, test.dataset)
     members = fully_expanded(workspace, references)

@@ -11,7 +11,10 @@ from resnet_pipeline.workspace import Workspace
 
 
 def export_model(workspace: Workspace, reference: str, output: Path) -> None:
-    """Write the network of a MODEL reference as the file's ending says; UserError for an unknown ending."""
+    """Write the network of a MODEL reference as the file's ending says; UserError for an unknown ending.
+
+    Example: ``export_model(Workspace.of(), "digits-resnet8", Path("resnet8.onnx"))``
+    """
     endings = (".safetensors", ".onnx", ".pt2")
     if output.suffix not in endings:
         raise UserError(f"{output} must end in one of {', '.join(endings)}")

@@ -61,6 +61,8 @@ def predict_folder(
     The model is any MODEL reference or a registered ensemble. Class names are the model's own, else those of
     ``dataset_name``. A file that can't be decoded is listed with the reason, in the output too. Raises UserError if
     the model, the folder or the output can't be used, or no file is an image.
+
+    Example: ``predict_folder(Workspace.of(), "digits-resnet8", Path("images"), Path("predictions.csv")).images``
     """
     if output.suffix not in ENDINGS:
         raise UserError(f"{output} must end in one of {', '.join(ENDINGS)}")
@@ -93,6 +95,8 @@ def named_members(workspace: Workspace, reference: str, dataset_name: str | None
 
     These are the model's own, else those of the staged dataset ``dataset_name``, else numbers. Raises UserError if the
     reference points nowhere or the dataset has another number of classes.
+
+    Example: ``named_members(Workspace.of(), "torchvision:resnet50", "ilsvrc2012")[0].classes``
     """
     members = [m for one in expanded(workspace, [reference]) for m in load_all(workspace, parse(workspace, one))]
     return [_named(workspace, member, dataset_name) for member in members]

@@ -61,6 +61,8 @@ def promote(
     ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, NAME@ALIAS, or a NAME, whose candidate is meant.
 
     Raises PromotionRefusedError with all reasons, UserError for a reference that points nowhere.
+
+    Example: ``promote(Workspace.of(), "digits-resnet8@candidate", "10-crop").reason``
     """
     tracking = Tracking(workspace)
     version = resolve(tracking, parse_registered(workspace, reference).uri)
@@ -78,7 +80,9 @@ def promote(
     if reasons:
         raise _refused(version, reasons)
     if champion is None:
-        return _let_through(tracking, version, None, None, f"first champion, {protocol} scores complete")
+        return _let_through(
+            tracking, _promotion(tracking, version, None, None, f"first champion, {protocol} scores complete")
+        )
     comparison = _compared(version, scores[0], scores[1], top)
     text = (
         f"{protocol} top-{top} error {comparison.candidate:.2f} % against {comparison.champion:.2f} % of version "
@@ -86,7 +90,7 @@ def promote(
     )
     if not comparison.better:
         raise _refused(version, [f"{text}; better by more than chance (p < {CHANCE}) is needed"])
-    return _let_through(tracking, version, champion, comparison, text)
+    return _let_through(tracking, _promotion(tracking, version, champion, comparison, text))
 
 
 def _tested(workspace: Workspace, tracking: Tracking, version: ModelVersion, protocol: str) -> Scores | str:
@@ -156,18 +160,6 @@ def _scores(
     return path, scores
 
 
-def _let_through(
-    tracking: Tracking,
-    version: ModelVersion,
-    before: ModelVersion | None,
-    comparison: Comparison | None,
-    reason: str,
-) -> Promotion:
-    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    set_alias(tracking, version, CHAMPION, {"promoted": f"{today}: {reason}"})
-    return _promotion(tracking, version, before, comparison, reason)
-
-
 def _promotion(
     tracking: Tracking,
     version: ModelVersion,
@@ -183,6 +175,12 @@ def _promotion(
         reason=reason,
         serve=f"MLFLOW_TRACKING_URI={tracking.address} {serve}",
     )
+
+
+def _let_through(tracking: Tracking, promotion: Promotion) -> Promotion:
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    set_alias(tracking, promotion.version, CHAMPION, {"promoted": f"{today}: {promotion.reason}"})
+    return promotion
 
 
 def _refused(version: ModelVersion, reasons: list[str]) -> PromotionRefusedError:

@@ -14,7 +14,10 @@ from resnet_pipeline import __version__
 
 
 def environment() -> dict[str, str]:
-    """Return the versions and hardware that a result depends on."""
+    """Return the versions and hardware that a result depends on.
+
+    Example: ``environment()["torch"]``
+    """
     names = ("torch", "torchvision", "ray", "mlflow", "prefect")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {

@@ -42,12 +42,19 @@ class RecipeRow:
 
 
 def recipe_rows() -> list[RecipeRow]:
-    """Return a row per recipe."""
+    """Return a row per recipe.
+
+    Example: ``[row.recipe for row in recipe_rows()]``
+    """
     return [recipe_row(name) for name in recipe_names()]
 
 
 def recipe_row(name: str) -> RecipeRow:
-    """Return a recipe's row; UserError with the nearest known name if there is no such recipe."""
+    """Return a recipe's row; UserError with the nearest known name if there is no such recipe.
+
+    >>> recipe_row("imagenet/resnet152").depth
+    152
+    """
     config, published = get_recipe(name), PUBLISHED.get(name)
     cost = kept_costs()[name]
     return RecipeRow(
@@ -87,7 +94,10 @@ def kept_costs() -> dict[str, dict[str, int]]:
 
 
 def network_cost(config: RunConfig, *, classes: int) -> Complexity:
-    """Return parameters and multiply-adds of a recipe's network at its training crop."""
+    """Return parameters and multiply-adds of a recipe's network at its training crop.
+
+    Example: ``network_cost(get_recipe("imagenet/resnet50"), classes=1000).parameters``
+    """
     import torch
 
     from resnet_pipeline.models import build_model

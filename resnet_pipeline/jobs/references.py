@@ -83,6 +83,8 @@ def parse(workspace: Workspace, text: str) -> Reference:
 
     No file is read and MLflow is not asked: whether the network is there turns out when it is loaded. Raises UserError
     for a text that is none of these, and for the name of an ensemble.
+
+    Example: ``parse(Workspace.of(), "torchvision:resnet50")``
     """
     if text in ENSEMBLES:
         raise UserError(
@@ -108,7 +110,10 @@ def parse_registered(workspace: Workspace, text: str) -> RegisteredModel:
 
 
 def parse_run(workspace: Workspace, text: str) -> RunFolder:
-    """Return the run directory that a text names; UserError if it names anything else."""
+    """Return the run directory that a text names; UserError if it names anything else.
+
+    Example: ``parse_run(Workspace.of(), "work/runs/digits-resnet8-…").path``
+    """
     found = _decided(workspace, text) if text not in ENSEMBLES else None
     if not isinstance(found, RunFolder):
         raise UserError(f"{text} is no run directory: name one by its path, or by its name under {workspace.runs}")
@@ -120,6 +125,8 @@ def expanded(workspace: Workspace, texts: Sequence[str], *, allow_partial: bool 
 
     ``allow_partial`` takes a run of fewer steps than its recipe's for a member that has no other. Raises UserError,
     naming them, for members that are not registered, or only after fewer steps.
+
+    Example: ``expanded(Workspace.of(), ["ilsvrc2015"])``
     """
     found: list[str] = []
     for text in texts:
@@ -172,7 +179,10 @@ def fully_expanded(workspace: Workspace, texts: Sequence[str]) -> list[str]:
 
 
 def load(workspace: Workspace, reference: Reference) -> Member:
-    """Load the network that a reference stands for; UserError if it points nowhere, or at an ensemble."""
+    """Load the network that a reference stands for; UserError if it points nowhere, or at an ensemble.
+
+    Example: ``load(Workspace.of(), parse(Workspace.of(), "digits-resnet8")).classifier``
+    """
     match reference:
         case PublishedWeights():
             return load_reference(reference.text)
@@ -186,7 +196,10 @@ def load(workspace: Workspace, reference: Reference) -> Member:
 
 
 def load_all(workspace: Workspace, reference: Reference) -> list[Member]:
-    """Load the network that a reference stands for, or all members of a registered ensemble; errors as for ``load``."""
+    """Load the network that a reference stands for, or all members of a registered ensemble; errors as for ``load``.
+
+    Example: ``load_all(Workspace.of(), parse(Workspace.of(), "my-ensemble"))``
+    """
     if isinstance(reference, RegisteredModel | MlflowRun):
         with _naming(reference):
             return fetch_members(Tracking(workspace), reference.uri)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -37,10 +37,32 @@ from resnet_pipeline.jobs.references import RegisteredModel
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.progress import per_second
 from resnet_pipeline.recipes import get_recipe, recipe_names
+from resnet_pipeline.records import RecordError, load_record, plain
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
 from resnet_pipeline.report.terminal import duration, human
+from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace, checked_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """The version that a run is registered as, kept in its directory: as it is shown, and its address."""
+
+    version: str
+    uri: str
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Registration | None:
+        """Return what the run directory remembers; None if it is not registered, or that is damaged."""
+        try:
+            return load_record(cls, run.path / "version.json")
+        except (OSError, RecordError):
+            return None
+
+    def keep(self, run: RunDirectory) -> None:
+        """Remember it in the run directory."""
+        write_json(run.path / "version.json", plain(self))
 
 
 def check_network_name(name: str | None, *, registered: bool) -> None:
@@ -63,6 +85,10 @@ def register_run(
 
     ``name`` is the registered model's; None takes the recipe's, as ``cifar10-resnet20``. A run that is registered
     already gets what is new: errors, score files, the model card.
+
+    Example::
+
+        register_run(Workspace.of(), trained, evaluate_models(Workspace.of(), [str(trained.run.path)], test)).uri
     """
     tracking, run, result = Tracking(workspace), trained.run, trained.result
     config = run.config()
@@ -79,7 +105,7 @@ def register_run(
     if version.new:
         errors = {f"val_{k}_error": result.validation[k] for k in ("top1", "top5")}
         tracking.log_values(run, errors, step=result.steps)
-    write_json(run.path / "version.json", {"version": str(version), "uri": version.uri})
+    Registration(version=str(version), uri=version.uri).keep(run)
     return version
 
 
@@ -96,20 +122,22 @@ def check_registrable(name: str | None, references: Sequence[str], test: TestSpe
 
 
 def register_ensemble_of(
-    workspace: Workspace, name: str, evaluations: Sequence[Evaluation], dataset_name: str
+    workspace: Workspace, name: str, evaluations: Sequence[Evaluation], test: TestSpec
 ) -> ModelVersion:
     """Register the ensemble of registered networks under ``name``, with its error from their evaluations' scores.
 
-    The evaluations are of one protocol on the dataset. Returns the version; raises UserError for a member that is not
+    The evaluations are those of the ``test``. Returns the version; raises UserError for a member that is not
     registered, or was trained on other classes than the dataset's.
+
+    Example: ``register_ensemble_of(Workspace.of(), "six", evaluate_models(Workspace.of(), names, test), test)``
     """
     checked_name(name, "model name")
     tracking = Tracking(workspace)
-    dataset = open_dataset(workspace, dataset_name)
+    dataset = open_dataset(workspace, test.dataset)
     versions = [_registered(tracking, e) for e in evaluations]
     members = [_as_member(e, version) for e, version in zip(evaluations, versions, strict=True)]
     if any(e.member.classes != tuple(dataset.classes) for e in evaluations):
-        raise UserError(f"not all members of {name} were trained on the classes of dataset {dataset_name!r}")
+        raise UserError(f"not all members of {name} were trained on the classes of dataset {test.dataset!r}")
     scores = replace(average([e.scores for e in evaluations]), weights_sha256=ensemble_digest(members))
     views = evaluations[0].member.views
     path = score_path(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,10 @@ from resnet_pipeline.config_io import assignment, flat
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.manifest import read_origin
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.register import Registration
 from resnet_pipeline.jobs.stage import DIGITS, digits_folder
 from resnet_pipeline.recipes import changes_of
-from resnet_pipeline.training.metrics_log import complete_lines
+from resnet_pipeline.training.metrics_log import ResumeEntry, complete_lines, entries_of
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
@@ -92,8 +92,7 @@ def _train(run: RunDirectory, name: str, dataset: str) -> Command:
     title = f"Train {name}"
     if result is not None:
         words += ["--workers", str(result.workers)]
-        resumed = (line for line in complete_lines(run.metrics_file) if line["kind"] == "resume")
-        changed = [str(line["workers"]) for line in resumed if "workers" in line]
+        changed = [str(resumed.workers) for _, resumed in entries_of(complete_lines(run.metrics_file), ResumeEntry)]
         counts = dict.fromkeys([*changed, str(result.workers)])
         if len(counts) > 1:  # more workers add in another order
             title += f" (its workers were {', then '.join(counts)}: the last bits may differ)"
@@ -108,20 +107,11 @@ def _options(config: RunConfig) -> Iterator[str]:
 
 def _registration(run: RunDirectory, recipe: str) -> list[str]:
     """Return how the run was registered: not at all, under its recipe's name (nothing to say), or another one."""
-    name = registered_as(run)
-    if name is None:
+    registration = Registration.of(run)
+    if registration is None:
         return ["--no-register"]
-    registered = name.split()[0]
+    registered = registration.version.split()[0]
     return [] if registered == recipe.replace("/", "-") else ["--register", registered]
-
-
-def registered_as(run: RunDirectory) -> str | None:
-    """Return the version that a run was registered as, as ``digits-resnet8 version 1``; None if it was not."""
-    try:
-        version = json.loads((run.path / "version.json").read_text())["version"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return version if isinstance(version, str) and version else None
 
 
 def _typed(*words: str) -> str:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from resnet_pipeline.adapters.mlflow.runs import Delivery
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.evaluation.protocols import TestSpec
-from resnet_pipeline.files import read_json
 from resnet_pipeline.jobs.evaluate import Evaluation, ensemble_errors, evaluate_models
 from resnet_pipeline.jobs.provenance import environment
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.references import parse_run
-from resnet_pipeline.jobs.repeat import commands, registered_as, told_apart
+from resnet_pipeline.jobs.register import Registration
+from resnet_pipeline.jobs.repeat import commands, told_apart
 from resnet_pipeline.models import depth_of
 from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
 from resnet_pipeline.report.page import write_report
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import Line, TrainEntry, ValidationEntry, entries_of, read_metrics
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
@@ -37,6 +37,8 @@ def report_on_runs(
     """Write the HTML report on finished runs (None: all on this dataset); return its path and what it shows.
 
     Scores that are missing are computed first. Raises UserError for what is no run directory, and if there is none.
+
+    Example: ``report_on_runs(Workspace.of(), "digits", runs=None, protocols=["center"])[0]``
     """
     dataset = open_dataset(workspace, dataset_name)
     # the runs that are shown
@@ -83,7 +85,7 @@ def _member(run: RunDirectory, name: str, evaluations: dict[str, Evaluation]) ->
         raise UserError(f"run {run.name} is not finished; train it to its end before reporting on it")
     history = read_metrics(run.metrics_file)
     cost = network_cost(config, classes=len(run.dataset().classes))
-    published = PUBLISHED.get(config.recipe)
+    published, registration = PUBLISHED.get(config.recipe), Registration.of(run)
     return Member(
         name=name,
         run=run.name,
@@ -94,11 +96,11 @@ def _member(run: RunDirectory, name: str, evaluations: dict[str, Evaluation]) ->
         images_per_second=result.images_per_second,
         seconds=result.seconds,
         test_images_per_second=list(evaluations.values())[-1].scores.images_per_second,
-        train_loss=_curve(history, "train", "loss"),
-        train_error=_curve(history, "train", "error"),
-        val_error=_curve(history, "validation", "top1"),
-        registered=registered_as(run),
-        mlflow_run=_mlflow_run(run),
+        train_loss=_curve(history, TrainEntry, "loss"),
+        train_error=_curve(history, TrainEntry, "error"),
+        val_error=_curve(history, ValidationEntry, "top1"),
+        registered=registration.version if registration else None,
+        mlflow_run=Delivery.of(run).run_id or None,
         paper_error=published.top1 if published else None,
         paper_source=published.source if published else None,
     )
@@ -117,16 +119,6 @@ def _ensemble(members: Sequence[Member], evaluations: dict[str, list[Evaluation]
     )
 
 
-def _curve(history: list[dict[str, Any]], kind: str, key: str) -> Curve:
-    lines = [line for line in history if line["kind"] == kind]
-    lines = [line for line in lines if isinstance(line.get(key), int | float)]
-    return Curve(steps=[line["step"] for line in lines], values=[line[key] for line in lines])
-
-
-def _mlflow_run(run: RunDirectory) -> str | None:
-    """Return the id of the run's MLflow run, None if it has none."""
-    try:
-        value = read_json(run.delivery_file).get("run_id")
-    except UserError:
-        return None
-    return value if isinstance(value, str) else None
+def _curve(history: Sequence[Line], kind: type[TrainEntry | ValidationEntry], figure: str) -> Curve:
+    found = [(step, entry.figures[figure]) for step, entry in entries_of(history, kind) if figure in entry.figures]
+    return Curve(steps=[step for step, _ in found], values=[value for _, value in found])

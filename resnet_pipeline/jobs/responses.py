@@ -18,7 +18,10 @@ from resnet_pipeline.workspace import Workspace
 def measure_responses(
     workspace: Workspace, references: Sequence[str], dataset_name: str, *, split: str | None, images: int | None
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Return each network's standard deviations per 3×3 layer float64 [L], by reference."""
+    """Return each network's standard deviations per 3×3 layer float64 [L], by reference.
+
+    Example: ``measure_responses(Workspace.of(), ["digits-resnet8"], "digits", split=None, images=100)``
+    """
     dataset = open_dataset(workspace, dataset_name)
     if split is not None and split not in dataset.splits:
         raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")

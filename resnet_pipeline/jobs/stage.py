@@ -94,6 +94,7 @@ def stage_dataset(
                 f"dataset {name!r} exists and was staged from other files or with other options; choose another "
                 "--name, or --replace it"
             )
+    # none yet, or one to replace
     with _makers(workers) as makers, _interruptible():
         manifest = pack(
             place,
@@ -108,7 +109,10 @@ def stage_dataset(
 
 
 def describe(staged: StagedDataset) -> str:
-    """Return one line on a dataset: samples per split, classes, what was converted and refused, fingerprint."""
+    """Return one line on a dataset: samples per split, classes, what was converted and refused, fingerprint.
+
+    Example: ``describe(stage_dataset(Workspace.of(), "builtin:digits", "digits"))``
+    """
     manifest = staged.manifest
     if staged.reused:
         return f"dataset {manifest.name}: staged before from the same files ({manifest.fingerprint[:12]})"
@@ -123,7 +127,10 @@ def describe(staged: StagedDataset) -> str:
 
 
 def summary(staged: StagedDataset) -> StagingSummary:
-    """Return what ``--json`` writes."""
+    """Return what ``--json`` writes.
+
+    Example: ``summary(stage_dataset(Workspace.of(), "builtin:digits", "digits")).samples``
+    """
     manifest = staged.manifest
     return StagingSummary(
         name=manifest.name,

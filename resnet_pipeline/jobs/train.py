@@ -16,14 +16,22 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import assignment, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
-from resnet_pipeline.jobs.crew import Crew, alone, joined
+from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import Bar, progress
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.settings import settings
 from resnet_pipeline.training.checkpoint import newest_checkpoint
-from resnet_pipeline.training.metrics_log import NewLines
+from resnet_pipeline.training.metrics_log import (
+    Line,
+    NewLines,
+    NoteEntry,
+    ProfileEntry,
+    ResumeEntry,
+    TrainEntry,
+    ValidationEntry,
+)
 from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS, describe
 from resnet_pipeline.training.result import RunResult
@@ -35,6 +43,7 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
+_FIGURES = {"loss": "loss {:.3f}", "error": "error {:.1f} %", "top1": "error {:.2f} %"}  # as a bar shows them
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
@@ -80,8 +89,9 @@ def train_run(
 
     Example: ``train_run(Workspace.of(), run_config("digits/resnet8"), "digits", Launch(launcher="local"))``
     """
-    if launch.profile and config.steps < LEAST_STEPS:
-        raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
+    with found_by_all(launch.launcher):
+        if launch.profile and config.steps < LEAST_STEPS:
+            raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
     launch = replace(launch, mirror=launch.mirror or settings().mirror)
     tracking = Tracking(workspace)
     with _processes(launch) as crew:
@@ -105,7 +115,7 @@ def train_run(
             _train_with(crew, attempt)
     result = run.result()
     if result is None:
-        raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command goes on from there")
+        raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command resumes it")
     _record(tracking, run, config, dataset, result)
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
 
@@ -139,17 +149,15 @@ def check_splits(dataset: Dataset) -> None:
 
 
 def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> bool:
-    """Return whether this config was trained to its end on this dataset; False also if there is no dataset yet."""
+    """Return whether this config was trained to its end on this dataset; False also if there is no dataset yet.
+
+    Example: ``is_finished(Workspace.of(), run_config("digits/resnet8"), "digits")``
+    """
     try:
         dataset = open_dataset(workspace, dataset_name)
     except UserError:
         return False
     return RunDirectory(workspace.runs / run_name(config, dataset.fingerprint)).result() is not None
-
-
-def most_workers(config: RunConfig, gpus: int) -> int:
-    """Return the largest number of workers up to ``gpus`` (at least one) that divides the step's micro-batches."""
-    return max(w for w in range(1, max(1, gpus) + 1) if config.micro_batches % w == 0)
 
 
 @contextmanager
@@ -191,7 +199,7 @@ def _train_on_ray(attempt: _Attempt) -> None:
     config, launch = attempt.config, attempt.launch
     counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
     with ray_cluster() as resources:
-        counts = counts or (most_workers(config, resources.gpus),)
+        counts = counts or Workers(1, max(1, resources.gpus)).counts(config)[-1:]
         check_workers(counts[0], resources)
         run = _prepared(attempt)
         with (
@@ -226,7 +234,7 @@ def _prepared(attempt: _Attempt) -> RunDirectory:
         fetch_newer(run, storage)
     path, _ = newest_checkpoint(run.checkpoints, run=run.identity())  # the attempt warns of damaged ones
     if path:
-        _log.info("%s: going on from %s", config.recipe, path.name)
+        _log.info("%s: resuming from %s", config.recipe, path.name)
     return run
 
 
@@ -263,23 +271,27 @@ class Follower:
     def poll(self) -> None:
         """Show what the metrics file has that was not shown yet."""
         for line in self._lines.take():
-            with suppress(LookupError, TypeError, ValueError):  # a damaged line is not shown
-                self._show(line)
+            self._show(line)
 
-    def _show(self, line: dict[str, Any]) -> None:
-        recipe, kind = self._config.recipe, line["kind"]
-        if kind == "train":
-            detail = f"epoch {line['epoch']:.1f}  loss {line['loss']:.3f}  error {line['error']:.1f} %"
-            rate = line["images_per_second"] / self._config.batch
-            self._bar.reach(line["step"], detail=detail + self._validation, rate=rate)
-        elif kind == "validation":
-            self._validation = f"  val error {line['top1']:.2f} %"
-        elif kind == "profile":
-            _log.info("%s: %s; traces in %s", recipe, describe(line), self._run.profile)
-        elif kind == "resume" and line["step"]:
-            _log.info("%s: %s worker(s) go on from step %d", recipe, line.get("workers"), line["step"])
-        elif kind == "note" and self._notes:
-            _log.warning("%s: %s", recipe, line["text"])
+    def _show(self, line: Line) -> None:
+        recipe = self._config.recipe
+        match line.entry:
+            case TrainEntry(epoch=epoch, figures=figures, pace=pace):
+                detail = [f"epoch {epoch:.1f}", *(_shown(*figure) for figure in figures.items())]
+                rate = pace.images_per_second / self._config.batch
+                self._bar.reach(line.step, detail="  ".join(detail) + self._validation, rate=rate)
+            case ValidationEntry(figures=figures) if figures:
+                self._validation = f"  val {_shown(*next(iter(figures.items())))}"
+            case ProfileEntry() as profile:
+                _log.info("%s: %s; traces in %s", recipe, describe(profile), self._run.profile)
+            case ResumeEntry(workers=workers) if line.step:
+                _log.info("%s: %d worker(s) resume from step %d", recipe, workers, line.step)
+            case NoteEntry(text=text) if self._notes:
+                _log.warning("%s: %s", recipe, text)
+
+
+def _shown(name: str, value: float) -> str:
+    return _FIGURES.get(name, f"{name} {{:.4g}}").format(value)
 
 
 def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower) -> None:
@@ -351,8 +363,8 @@ def _result_tags(result: RunResult) -> dict[str, str]:
     }
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -14,13 +14,17 @@ from torch import nn
 from torch.nn import functional as F
 
 Shortcut = Literal["A", "B", "C", "none"]
-"""A: zero-padding where dimensions grow; B: projection there; C: projection everywhere; none: a plain network."""
+"""A: zero-padding when dimensions grow; B: projection then; C: projection everywhere; none: a plain network."""
 Stride = Literal["v1", "v1.5"]
 """Where a bottleneck halves the map: v1 on its first 1×1 (the paper), v1.5 on its 3×3 (fb.resnet.torch)."""
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias that keeps the map's size at stride 1."""
+    """Return a convolution without bias that keeps the map's size at stride 1.
+
+    >>> conv(3, 64, 7, stride=2)
+    Conv2d(3, 64, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3), bias=False)
+    """
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -46,7 +50,11 @@ class ZeroPadShortcut(nn.Module):
 
 
 def make_shortcut(option: Shortcut, inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """Return the module that carries x around a block; None for a plain network."""
+    """Return the module that carries x around a block; None for a plain network.
+
+    >>> make_shortcut("A", 16, 32, 2)(torch.zeros(1, 16, 8, 8)).shape
+    torch.Size([1, 32, 4, 4])
+    """
     if option == "none":
         return None
     same = inputs == outputs and stride == 1

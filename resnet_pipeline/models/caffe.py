@@ -69,7 +69,10 @@ class CaffeLayer:
 
 
 def read_caffemodel(path: Path) -> list[CaffeLayer]:
-    """Return the layers of a ``.caffemodel`` that have weights; UserError for a file that is none."""
+    """Return the layers of a ``.caffemodel`` that have weights; UserError for a file that is none.
+
+    Example: ``[layer.name for layer in read_caffemodel(Path("ResNet-50-model.caffemodel"))]``
+    """
     network = _parse(path, "NetParameter")
     layers = []
     for layer in (*network.layer, *network.layers):
@@ -87,6 +90,8 @@ def read_mean_image(path: Path) -> torch.Tensor:
     """Return a ``.binaryproto`` mean file, BGR [1, 3, H, W], as a mean image RGB float32 [H, W, 3] in 0..255 units.
 
     Raises UserError for a file that is none.
+
+    Example: ``read_mean_image(Path("ResNet_mean.binaryproto")).shape``
     """
     blob = _tensor(_parse(path, "BlobProto"), f"{path}: the mean")
     if blob.dim() == 4 and blob.shape[0] == 1:
@@ -140,6 +145,8 @@ def read_caffe_weights(path: Path) -> dict[str, torch.Tensor]:
     subtracted from the running mean of its batch norm, which computes the same. Caffe keeps sums of statistics with
     their scale factor (``BatchNorm`` blobs: mean, variance, factor) and the affine half in a ``Scale`` layer. Raises
     UserError if the file is unreadable or a layer of it is unknown.
+
+    Example: ``read_caffe_weights(Path("ResNet-50-model.caffemodel"))["fc.weight"]``
     """
     state: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}

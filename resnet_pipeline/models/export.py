@@ -36,6 +36,8 @@ def export_torchvision(classifier: Classifier, path: Path, metadata: Mapping[str
     The preprocessing has no place in such a state dict: it is the metadata's ``normalize``, as JSON, for images RGB in
     0..255 units, ``mean`` a color [3] or a mean image [H, W, 3]. Raises UserError for a network that torchvision does
     not have, and for another suffix than ``.safetensors``.
+
+    Example: ``export_torchvision(member.classifier, Path("resnet50.safetensors"), {})``
     """
     _check_suffix(path, ".safetensors")
     if not isinstance(classifier.network, ResNet):
@@ -50,6 +52,8 @@ def export_onnx(classifier: Classifier, path: Path, *, size: int, metadata: Mapp
 
     Raises UserError if onnx, onnxscript or onnxruntime is missing, if the file's outputs are not the network's, and for
     another suffix than ``.onnx``.
+
+    Example: ``export_onnx(member.classifier, Path("resnet50.onnx"), size=224, metadata={})``
     """
     _check_suffix(path, ".onnx")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -83,6 +87,8 @@ def export_program(classifier: Classifier, path: Path, *, size: int, metadata: M
     """Write a ``.pt2`` file for ``torch.export.load``, checked by loading it; the metadata is in METADATA_FILE.
 
     Raises UserError if its outputs are not the network's, and for another suffix than ``.pt2``.
+
+    Example: ``export_program(member.classifier, Path("resnet50.pt2"), size=224, metadata={})``
     """
     _check_suffix(path, ".pt2")
     model = _for_export(classifier)

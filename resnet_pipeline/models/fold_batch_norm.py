@@ -51,6 +51,8 @@ def fold_batch_norm(classifier: Classifier) -> Classifier:
     """Return a classifier in evaluation mode whose network is folded.
 
     Highway networks, and networks that are no ``ResNet``, stay as they are.
+
+    Example: ``fold_batch_norm(member.classifier)(images)``
     """
     network = classifier.network
     if not isinstance(network, ResNet) or network.architecture.block is HighwayBlock:

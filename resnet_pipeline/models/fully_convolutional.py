@@ -39,7 +39,10 @@ class FullyConvolutional(nn.Module):
 
 
 def fully_convolutional(classifier: Classifier, *, crop: int) -> FullyConvolutional:
-    """Return the fully convolutional form of a classifier trained on crops of ``crop`` × ``crop`` pixels."""
+    """Return the fully convolutional form of a classifier trained on crops of ``crop`` × ``crop`` pixels.
+
+    Example: ``fully_convolutional(member.classifier, crop=224)(images)``
+    """
     return FullyConvolutional(classifier, crop=crop)
 
 

@@ -27,6 +27,10 @@ def deepen(shallow: ResNet, blocks: Sequence[int], *, checkpointing: int = 0) ->
     and its batch norm does nothing with its running statistics. In training it would normalise by the batch's.
 
     Raises UserError if a stage would lose blocks, or if the block can't carry x, as a plain bottleneck.
+
+    >>> from resnet_pipeline.models import build_model
+    >>> len(deepen(build_model("cifar-resnet8"), [2, 2, 2]).layer1)
+    2
     """
     counts = [count for count, _ in shallow.architecture.stages]
     if len(blocks) != len(counts) or any(new < old for new, old in zip(blocks, counts, strict=True)):

@@ -13,6 +13,8 @@ class Normalize(nn.Module):
     mean colour is subtracted. Without ``std`` nothing is divided, as in the paper: batch norm after the first
     convolution removes any scale of the input. The result is channels-last in memory, as the input is.
     Raises ValueError for other shapes and for a std that is not positive.
+
+    Example: ``Normalize(torch.tensor([124.0, 117.0, 104.0]))(images)``
     """
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor | None = None) -> None:
@@ -41,7 +43,10 @@ class Normalize(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network with its preprocessing: logits float [N, classes] for images uint8 [N, H, W, 3]."""
+    """A network with its preprocessing: logits float [N, classes] for images uint8 [N, H, W, 3].
+
+    Example: ``Classifier(Normalize(mean), build_model("resnet50"))(images)``
+    """
 
     def __init__(self, normalize: Normalize, network: nn.Module) -> None:
         super().__init__()

@@ -29,12 +29,20 @@ _NAMED = (
 
 
 def model_names() -> list[str]:
-    """Return the names of the paper's networks; CIFAR networks of other depths 6n+2 can be built too."""
+    """Return the names of the paper's networks; CIFAR networks of other depths 6n+2 can be built too.
+
+    >>> model_names()[:3]
+    ['plain18', 'plain34', 'resnet18']
+    """
     return list(_NAMED)
 
 
 def depth_of(name: str) -> int:
-    """Return the number of weighted layers on the longest path, as the paper counts them; UserError if unknown."""
+    """Return the number of weighted layers on the longest path, as the paper counts them; UserError if unknown.
+
+    >>> depth_of("cifar-resnet110")
+    110
+    """
     return _parse(name)[2]
 
 
@@ -84,6 +92,7 @@ def build_model(
     all. Weights are drawn from PyTorch's global generator. Raises UserError for an unknown name, or an option that the
     network can't have.
 
+    >>> import torch
     >>> network = build_model("resnet34", num_classes=10, shortcut="B")
     >>> network(torch.zeros(2, 3, 224, 224)).shape
     torch.Size([2, 10])

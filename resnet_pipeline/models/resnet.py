@@ -39,6 +39,8 @@ class ResNet(nn.Module):
 
     Initialised as He et al., 2015 ("Delving Deep into Rectifiers"), from PyTorch's global generator. With
     ``checkpointing`` > 0 training keeps the activations of every so many blocks only (``models.recompute``).
+
+    Example: ``build_model("resnet50").layer4``
     """
 
     def __init__(self, architecture: Architecture, *, num_classes: int, checkpointing: int = 0) -> None:

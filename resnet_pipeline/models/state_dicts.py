@@ -27,6 +27,9 @@ def plain_names(state: Mapping[str, torch.Tensor]) -> StateDict:
     ``_orig_mod.`` of a compiled module, ``model.``, ``backbone.`` and ``net.`` of a trainer), ``linear`` for the
     classifier and ``shortcut`` for the projections (the public CIFAR-10 networks). What only counts (the averages of
     an EMA, a profiler's operations) is left out. Raises UserError if two tensors would get one name.
+
+    >>> list(plain_names({"module.fc.weight": torch.zeros(10, 64)}))
+    ['fc.weight']
     """
     plain: StateDict = {}
     names: dict[str, str] = {}
@@ -75,6 +78,8 @@ def torchvision_state_dict(network: ResNet) -> StateDict:
     Their projections (option B) stand in for option A's zero-padding: a 1×1 convolution that copies each channel and a
     batch norm that does nothing. Raises UserError for a network that has no equal there: plain, highway and CIFAR
     networks, option C, bottlenecks with stride v1, Caffe's pooling.
+
+    Example: ``torchvision_state_dict(build_model("resnet50"))``
     """
     architecture = network.architecture
     reasons = {

@@ -39,7 +39,11 @@ _MEAN, _STD = "normalize.mean", "normalize.std"  # a Classifier's preprocessing
 
 
 def weights_sha256(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of the tensors' bytes (contiguous, little-endian), in the order of their names."""
+    """Return the SHA-256 of the tensors' bytes (contiguous, little-endian), in the order of their names.
+
+    >>> weights_sha256({"weight": torch.zeros(2)})[:12]
+    'af5570f5a181'
+    """
     state = model.state_dict() if isinstance(model, nn.Module) else model
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -52,6 +56,8 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
 
     For this program's networks the metadata's ``architecture`` says what the tensors' shapes don't: shortcut, stride,
     pooling.
+
+    Example: ``save_weights(model, Path("mine.safetensors"), {"recipe": "mine"})``
     """
     network = model.network if isinstance(model, Classifier) else model
     described = {_ARCHITECTURE: _describe(network.architecture)} if isinstance(network, ResNet) else {}
@@ -66,7 +72,10 @@ def write_safetensors(state: Mapping[str, torch.Tensor], path: Path, metadata: M
 
 
 def check_weights(path: Path, sha256: str) -> None:
-    """Raise UserError unless a safetensors file can be read and its tensors have this SHA-256, as they were noted."""
+    """Raise UserError unless a safetensors file can be read and its tensors have this SHA-256, as they were noted.
+
+    Example: ``check_weights(run.weights_file, run.result().weights_sha256)``
+    """
     state, _, digest = _read_safetensors(path)
     _check_digest(path, digest or weights_sha256(state), sha256)
 
@@ -92,7 +101,10 @@ def _check_digest(path: Path, found: str, sha256: str) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return a safetensors file's metadata; UserError if the file is unreadable."""
+    """Return a safetensors file's metadata; UserError if the file is unreadable.
+
+    Example: ``read_metadata(run.weights_file)["weights_sha256"]``
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -145,6 +157,8 @@ def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = 
     taken for torchvision's or timm's, whose stride is v1.5. With projections in the file it is option B, without them
     option A. ``num_classes`` defaults to the file's. A preprocessing in the file is what `stored_preprocessing`
     returns. Raises UserError as `load_weights` and `build_model` do.
+
+    Example: ``build_for_weights("cifar-resnet20", "resnet20.th").fc.out_features``
     """
     path = Path(path)
     state, saved = _read(path, ema=ema)
@@ -165,7 +179,10 @@ def build_for_weights(name: str, path: Path | str, *, num_classes: int | None = 
 
 
 def stored_preprocessing(path: Path | str) -> Normalize | None:
-    """Return the preprocessing that a file of this program holds beside its network; None if it has none."""
+    """Return the preprocessing that a file of this program holds beside its network; None if it has none.
+
+    Example: ``stored_preprocessing(run.weights_file)``
+    """
     state, _ = _read(Path(path))
     return Normalize(state[_MEAN], state.get(_STD)) if _MEAN in state else None
 
@@ -254,8 +271,8 @@ def _what_else(path: Path) -> str | None:
         return "is a web page, not weights: download the file itself"
     if head.startswith(b"PK\3\4") and not zipfile.is_zipfile(path):
         return "is cut: the end of the archive is missing; download or copy it again"
-    if path.suffix == ".safetensors" and size < (whole := _size_of_safetensors(path)):
-        return f"is cut: it has {size:,} of its {whole:,} bytes; download or copy it again"
+    if path.suffix == ".safetensors" and size < (needed := _size_of_safetensors(path)):
+        return f"is cut: it has {size:,} of its {needed:,} bytes; download or copy it again"
     return None
 
 
@@ -267,7 +284,7 @@ def _size_of_safetensors(path: Path) -> int:
             return 0
         text = file.read(header)
     try:
-        ends = [about["data_offsets"][1] for name, about in json.loads(text).items() if name != "__metadata__"]
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
         end: int = max(ends, default=0)
         return 8 + header + end
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):

@@ -22,7 +22,11 @@ _FAMILIES = {
 
 
 def recipe_names() -> list[str]:
-    """Return the names of all recipes."""
+    """Return the names of all recipes.
+
+    >>> "digits/resnet8" in recipe_names()
+    True
+    """
     return [f"{family}/{network}" for family, (networks, _) in _FAMILIES.items() for network in networks]
 
 

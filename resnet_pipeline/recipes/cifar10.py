@@ -21,6 +21,9 @@ def faithful(network: str) -> RunConfig:
 
     Command: ``resnet-pipeline train cifar10/resnet20 --dataset cifar10``. Some 5 hours on two CPU cores for 20 layers.
     The paper's errors: ``evaluation.paper``, or ``resnet-pipeline recipes``.
+
+    >>> faithful("resnet20").steps
+    64000
     """
     # Section 4.2: 110 layers start at 0.01 until the training error is below 80 %, about 400 iterations. The paper does
     # not say how 1202 layers started; they are deeper, so they start the same way.
@@ -49,6 +52,9 @@ def fast(network: str) -> RunConfig:
     Command: ``resnet-pipeline train cifar10-fast/resnet20 --dataset cifar10``. A fifth of the paper's epochs. It has
     linear scaling of the rate with three epochs of warm-up, no decay of batch norm (Goyal et al., 2017), a cosine,
     averaged weights, bf16 if the hardware has it, and torch.compile on a GPU.
+
+    >>> fast("resnet20").batch
+    512
     """
     batch = 512
     return RunConfig(

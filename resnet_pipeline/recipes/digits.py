@@ -13,6 +13,9 @@ def small(network: str) -> RunConfig:
     Nothing is mirrored, in training or in testing: a mirrored digit is no digit.
 
     Command: ``resnet-pipeline train digits/resnet20 --dataset digits --workers 2``. Not of the paper.
+
+    >>> small("resnet8").model.name
+    'cifar-resnet8'
     """
     return RunConfig(
         recipe=f"digits/{network}",

@@ -39,6 +39,9 @@ def faithful(network: str) -> RunConfig:
 
     Command: ``resnet-pipeline train imagenet/resnet152 --dataset ilsvrc2012 --workers 8``. Not yet timed on GPUs here.
     The paper's errors: ``evaluation.paper``, or ``resnet-pipeline recipes``.
+
+    >>> faithful("resnet152").steps
+    600000
     """
     name, shortcut = _NETWORKS[network]
     return RunConfig(
@@ -66,6 +69,9 @@ def fast(network: str) -> RunConfig:
     It has linear scaling of the rate with five epochs of warm-up, no decay of batch norm (Goyal et al., 2017), a cosine
     (Loshchilov and Hutter, 2016), label smoothing and RandomResizedCrop (Szegedy et al., 2015, 2014), crops that grow
     from 128 pixels, averaged weights, stride v1.5, bf16, and torch.compile.
+
+    >>> fast("resnet50").batch
+    1024
     """
     return _today("imagenet-fast", network, epochs=90, warmup=5, lr=0.1, crop=224, first=128)
 
@@ -76,6 +82,9 @@ def short(network: str) -> RunConfig:
     Command: ``resnet-pipeline train imagenet-short/resnet50 --dataset ilsvrc2012 --workers 8``. Not yet run there.
     It is `fast` with twice the rate. It is tested on larger crops than it is trained on, which is better (Touvron et
     al., 2019).
+
+    >>> short("resnet50").growth.first
+    96
     """
     return _today("imagenet-short", network, epochs=18, warmup=2, lr=0.2, crop=192, first=96)
 

@@ -24,7 +24,10 @@ class Example:
 
 
 def contact_sheet(examples: Sequence[Example], *, title: str, background: npt.ArrayLike) -> Image.Image:
-    """Return the sheet, RGB, three examples in a row; ``background`` [3] fills what lies outside an image."""
+    """Return the sheet, RGB, three examples in a row; ``background`` [3] fills what lies outside an image.
+
+    Example: ``contact_sheet(examples, title="digits", background=(124, 117, 104)).save("crops.png")``
+    """
     cell_width, cell_height = 2 * _SIDE + _GAP, _SIDE + _LINE
     rows = -(-len(examples) // _COLUMNS)
     columns = min(len(examples), _COLUMNS)

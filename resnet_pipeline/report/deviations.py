@@ -18,7 +18,10 @@ _ALWAYS = (
 
 
 def deviations_of(config: RunConfig) -> list[str]:
-    """Return the differences that a config brings with it, and those that every run of this program has."""
+    """Return the differences that a config brings with it, and those that every run of this program has.
+
+    Example: ``deviations_of(get_recipe("imagenet-fast/resnet50"))``
+    """
     return [*_of_the_config(config), *_ALWAYS, "The project's docs/DEVIATIONS.md has the whole list with reasons."]
 
 

@@ -15,7 +15,10 @@ from resnet_pipeline.report.terminal import duration, human
 
 
 def write_report(data: ReportData, path: Path) -> Path:
-    """Write the page, atomically, and return its path."""
+    """Write the page, atomically, and return its path.
+
+    Example: ``write_report(data, Path("report.html"))``
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("resnet_pipeline.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )

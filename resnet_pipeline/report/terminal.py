@@ -22,7 +22,10 @@ def output() -> Console:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout."""
+    """Print a table on stdout.
+
+    Example: ``print_table(render_table(data))``
+    """
     output().print(table)
 
 
@@ -67,7 +70,11 @@ def human(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as 12 s, 3:04 or 5:03:04."""
+    """Return seconds as 12 s, 3:04 or 5:03:04.
+
+    >>> duration(12.3), duration(184), duration(18184)
+    ('12 s', '3:04', '5:03:04')
+    """
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -15,7 +15,10 @@ POOL = "local"
 
 
 def deploy(pool: str) -> int:
-    """Register every deployment of prefect.yaml with the server of PREFECT_API_URL; return how many there are."""
+    """Register every deployment of prefect.yaml with the server of PREFECT_API_URL; return how many there are.
+
+    Example: ``deploy("local")``
+    """
     if not surroundings().prefect_api_url:
         raise UserError("PREFECT_API_URL is not set: name the Prefect server's API, or use `resnet-pipeline up`")
     import yaml
@@ -29,9 +32,9 @@ def deploy(pool: str) -> int:
 
 
 def _prefect(environment: dict[str, str], *arguments: str) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "prefect", *arguments], env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if process.returncode:
+        lines = [line for line in (process.stdout + process.stderr).splitlines() if line.strip()]
         raise UserError(f"`prefect {' '.join(arguments)}` failed: {' '.join(lines[-3:])}")

@@ -31,6 +31,8 @@ def examine(workspace: Workspace) -> list[Finding]:
     """Return what cores, memory, GPUs, decoder, disk and servers there are, and the settings, without passwords.
 
     Nothing is started or changed. Raises UserError if a setting is not valid.
+
+    Example: ``[finding.what for finding in examine(Workspace.of())]``
     """
     checks: list[Callable[[Workspace], Finding]] = [_cpu, _gpu, _decoder, _disk, _datasets, _ray, _mlflow, _prefect]
     found = [check(workspace) for check in checks]

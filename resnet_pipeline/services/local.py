@@ -102,6 +102,8 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
 
     Yields a text on what is there and how to use it; then stays until Ctrl-C, unless it is to ``detach``. Raises
     UserError if a port is in use, or a process ends or does not answer; what was started is then stopped.
+
+    Example: ``with up(Workspace.of(), prefect_port=4200, mlflow_port=5000, detach=True) as text: print(text)``
     """
     # refuse before anything is started
     if _alive(workspace):
@@ -151,7 +153,10 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
 
 
 def down(workspace: Workspace) -> None:
-    """Stop the processes that `up` started, with their children, and no others."""
+    """Stop the processes that `up` started, with their children, and no others.
+
+    Example: ``down(Workspace.of())``
+    """
     alive = _alive(workspace)
     if not alive:
         _log.info("nothing is up")

@@ -22,7 +22,10 @@ _TABLE_BYTES = 2**26  # CIFAR-10's batches, the largest, have 31 MB
 
 
 def open_container(storage: Storage, name: str) -> Container:
-    """Return the archive ``name`` of a storage, or all of the storage if the name is empty."""
+    """Return the archive ``name`` of a storage, or all of the storage if the name is empty.
+
+    Example: ``open_container(storage_at("raw"), "images.tar")``
+    """
     lower = name.lower()
     if not name:
         return Folder(storage)
@@ -42,9 +45,11 @@ def read_tables(container: Container, members: Sequence[Member]) -> Iterator[byt
 
 
 def read_member(storage: Storage, member: Member) -> bytes:
-    """Return a member's content from its place; UserError where it is damaged or has changed since it was listed.
+    """Return a member's content from its place; UserError if it is damaged or has changed since it was listed.
 
     Never more than the ``size`` that was declared for it is read or inflated.
+
+    Example: ``read_member(storage, catalogue.entries[0].member)``
     """
     if member.zipped:
         return unzip(storage, member)

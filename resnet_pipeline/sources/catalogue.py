@@ -128,6 +128,8 @@ def with_holdout(catalogue: Catalogue, images: int) -> Catalogue:
 
     Which ones is a function of their keys alone: those whose keys have the smallest SHA-256. UserError if there is a
     val split already, if a class would keep no image, and for 0 images of a source that knows of no splits.
+
+    Example: ``with_holdout(read_catalogue(storage), 5000)``
     """
     if not images:
         if catalogue.unsplit:

@@ -54,6 +54,7 @@ def cifar10(container: Container, members: list[Member], *, check: bool = True) 
     contents = {
         PurePosixPath(m.name).name: data for m, data in zip(inside, read_tables(container, inside), strict=True)
     }
+    # the classes' names
     parse, names = (_python, _python_names) if published == PYTHON else (_binary, _binary_names)
     classes = names(contents, container.address)
     if len(classes) != 10:
@@ -194,7 +195,7 @@ def _latin1(text: str, *_: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _unpickled(data: bytes, where: str) -> dict[str, Any]:
+def _unpickled(data: bytes, where: str) -> dict[str, object]:
     try:
         found = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything; a hostile one can call nothing but the above

@@ -15,7 +15,10 @@ VALIDATION_SHARE = 5
 
 
 def write_digits(folder: Path) -> None:
-    """Write ``folder/{train,val}/<digit>/NNNN.JPEG``; a folder that is there already is left as it is."""
+    """Write ``folder/{train,val}/<digit>/NNNN.JPEG``; a folder that is there already is left as it is.
+
+    Example: ``write_digits(Path("digits"))``
+    """
     if folder.exists():
         return
     from PIL import Image

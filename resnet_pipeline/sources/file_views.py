@@ -8,52 +8,42 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.storage.ranged_file import SeekableFile
 
 _BLOCK = 4 * 2**20
 _KEPT = 64 * 2**10  # of the block before: how far back a reader may seek
 
 
-class HashingReader(io.RawIOBase):
+class HashingReader(SeekableFile):
     """Reads a file forwards in large blocks and hashes all of it, also what is skipped; seeks forwards.
 
     ``on_bytes`` is called after each block with the number of bytes that have been read.
     """
 
     def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None] = lambda size: None) -> None:
+        super().__init__()
         self._file, self._on_bytes = file, on_bytes
         self._digest = hashlib.md5(usedforsecurity=False)
-        self._buffer, self._start, self._at = b"", 0, 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True: forwards."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
+        self._buffer, self._start = b"", 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move from the beginning; what lies between is read when the next byte is asked for."""
         if offset < self._start:
             raise io.UnsupportedOperation("this file is read forwards")
-        self._at = offset
+        self._position = offset
         return offset
 
     def read(self, size: int = -1) -> bytes:
         """Return up to ``size`` bytes, fewer only at the end."""
         parts: list[bytes] = []
         while size != 0:
-            while self._at >= self._start + len(self._buffer):
+            while self._position >= self._start + len(self._buffer):
                 if not self._next():
                     return b"".join(parts)
-            begin = self._at - self._start
+            begin = self._position - self._start
             part = self._buffer[begin:] if size < 0 else self._buffer[begin : begin + size]
             parts.append(part)
-            self._at += len(part)
+            self._position += len(part)
             size -= len(part) if size > 0 else 0
         return b"".join(parts)
 
@@ -73,35 +63,24 @@ class HashingReader(io.RawIOBase):
         return bool(block)
 
 
-class Window(io.RawIOBase):
+class Window(SeekableFile):
     """A part of a file as a file: a tar file within a tar file."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, size, 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True, as far as the file is."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position in the window."""
-        return self._at
+        super().__init__()
+        self._file, self._start, self._size = file, start, size
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move from the window's beginning."""
-        self._at = offset
+        self._position = offset
         return offset
 
     def read(self, size: int = -1) -> bytes:
         """Return up to ``size`` bytes of the window."""
-        left = max(0, self._size - self._at)
-        self._file.seek(self._start + self._at)
+        left = max(0, self._size - self._position)
+        self._file.seek(self._start + self._position)
         data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
+        self._position += len(data)
         return data
 
 

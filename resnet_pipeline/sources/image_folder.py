@@ -24,14 +24,14 @@ WANTED = "images in train/<class>/* and val/<class>/*, or <class>/* with --holdo
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _ALSO = {"training": "train", "eval": "val", "evaluation": "val", "testing": "test"}
-"""Names that count where none of the first kind is there for the split."""
+"""Names that count if none of the first kind is there for the split."""
 
 _FLAT = ("images", "image", "imgs", "img", "jpegimages")
 """Folders that hold the images of a split without being a class: Tiny ImageNet's ``val/images``."""
 
 
 def image_folder(container: Container, members: list[Member]) -> Catalogue | None:
-    """Return the catalogue, None where there are neither splits nor folders of classes.
+    """Return the catalogue, None if there are neither splits nor folders of classes.
 
     Raises RefusedError if a class folder has no images, or more than one folder could be the dataset.
     """
@@ -112,7 +112,7 @@ class _Splits:
         return len(second) == 1 and all(len(path) > 3 for path in here) and _alike(second.pop()) == _alike(folder)
 
     def _place(self, name: str) -> tuple[str, list[str]] | None:
-        """Return the split of a file or folder and its path below that; None where it is in no split."""
+        """Return the split of a file or folder and its path below that; None if it is in no split."""
         path = self._path(name)
         if path is None or path[0] not in self.split_of:
             return None
@@ -184,7 +184,7 @@ class _Splits:
 
 
 def _class_folders(container: Container, members: list[Member], images: list[Member]) -> Catalogue | None:
-    """Return the catalogue of ``class/image`` files, None where there is no place with folders of several classes."""
+    """Return the catalogue of ``class/image`` files, None if there is no place with folders of several classes."""
     base, below = "", [image.name.split("/") for image in images]
     while below and len({path[0] for path in below}) == 1 and len(below[0]) > 1:
         base += f"{below[0][0]}/"

@@ -29,6 +29,7 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
     A validation set alone has the classes of ``LOC_synset_mapping.txt``. Raises RefusedError if val images are without
     a class.
     """
+    # the images, each with the folders that it lies in
     images = [(m, m.name.partition(_IMAGES)[2].split("/")) for m in members if f"/{_IMAGES}" in f"/{m.name}"]
     images = [(m, parts) for m, parts in images if not hidden(m.name)]
     if not any(parts[0] in ("train", "val") for _, parts in images):
@@ -52,6 +53,7 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
                 entries.append(Entry(member, "val", wnid))
             case ["test", _]:
                 entries.append(Entry(member, "test", UNLABELLED))
+    # the classes: those of the training images, else those of the table
     lines = (line.partition(" ") for line in texts.get(_WORDS, "").splitlines())
     words = {escaped(wnid): escaped(text.strip()) for wnid, _, text in lines if wnid}
     classes = sorted({e.label for e in entries if e.split == "train"} or words)
@@ -59,6 +61,7 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
         raise RefusedError(
             f"{container.address} has no training images, and no {_WORDS} to name the classes; add that file"
         )
+    # an account of the other files
     reasons = {member.name: "read for its labels" for member in tables.values()}
     hidden_files, ignored = accounted(container, members, entries, reasons)
     return Catalogue(

@@ -18,6 +18,8 @@ def read_catalogue(storage: Storage, name: str = "", *, check_md5: bool = True) 
 
     ``check_md5`` compares ILSVRC's and CIFAR-10's archives with their published MD5s. Raises UserError if nothing
     is there or nothing can be read, RefusedError if the content is wrong.
+
+    Example: ``read_catalogue(storage_at("raw"), "images.tar").layout``
     """
     if name and storage.stat(name) is None:
         raise UserError(f"source {address_of(storage, name)} does not exist; name a folder or an archive of images")
@@ -47,7 +49,10 @@ def read_catalogue(storage: Storage, name: str = "", *, check_md5: bool = True) 
 
 
 def source_files(storage: Storage, name: str = "") -> str:
-    """Return what a source looks like from outside: its files' names, sizes and versions, a line for each."""
+    """Return what a source looks like from outside: its files' names, sizes and versions, a line for each.
+
+    Example: ``source_files(storage_at("raw"))``
+    """
     if name:
         stored = storage.stat(name)
         if stored is None:

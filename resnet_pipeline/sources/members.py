@@ -92,13 +92,33 @@ class Container(Protocol):
         """Yield the contents of members, which are in the order of ``members()``; each is read whole."""
 
 
+class Archive:
+    """What tar and zip files have in common."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self.storage, self.name, self.address = storage, name, address_of(storage, name)
+        self._folders: list[str] = []
+
+    def folders(self) -> list[str]:
+        """Return the folders that were listed; known after ``members()``."""
+        return self._folders
+
+    def others(self) -> list[tuple[str, str]]:
+        """Return nothing: an archive with a link or a device is refused."""
+        return []
+
+
 def address_of(storage: Storage, name: str) -> str:
     """Return a file's address as a user writes it."""
     return f"{storage.url.rstrip('/')}/{name}" if name else storage.url
 
 
 def clean(name: str) -> str:
-    """Return a member's name without ``./`` and doubled slashes, fit to be shown."""
+    """Return a member's name without ``./`` and doubled slashes, fit to be shown.
+
+    >>> clean("./train//a/1.jpg")
+    'train/a/1.jpg'
+    """
     return escaped(PurePosixPath(name).as_posix())
 
 
@@ -129,7 +149,7 @@ def stored_size(member: Member) -> int:
     return member.size if member.pieces is None else sum(size for _, size in member.pieces)
 
 
-def whole(storage: Storage, member: Member, data: bytes) -> bytes:
+def content_of(storage: Storage, member: Member, data: bytes) -> bytes:
     """Return a member's content of what is stored of it: holes are zeros."""
     if len(data) != stored_size(member):
         raise UserError(f"{address_of(storage, member.name)} changed while it was being staged; start again")

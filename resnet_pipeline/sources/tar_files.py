@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
 from resnet_pipeline.sources.file_views import HashingReader
-from resnet_pipeline.sources.members import Member, address_of, check_name, clean, damaged, stored_size, whole
+from resnet_pipeline.sources.members import Archive, Member, check_name, clean, content_of, damaged, stored_size
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
@@ -27,32 +27,23 @@ _HEADER_BYTES = 2**20  # of a tar file's member: its long names and the rest tha
 
 def read_stored(storage: Storage, member: Member) -> bytes:
     """Return the content of a member that is stored as it is: of a folder, or of a tar file that is not compressed."""
-    return whole(storage, member, storage.read(member.file, member.offset, stored_size(member)))
+    return content_of(storage, member, storage.read(member.file, member.offset, stored_size(member)))
 
 
-class Tar:
+class Tar(Archive):
     """A tar file, compressed or not."""
 
     def __init__(self, storage: Storage, name: str) -> None:
-        self.storage, self.name, self.address = storage, name, address_of(storage, name)
+        super().__init__(storage, name)
         lower = name.lower()
         self._decompress = next((d for suffix, d in _DECOMPRESSORS.items() if lower.endswith(suffix)), None)
         self.in_sequence = self._decompress is not None
-        self._folders: list[str] = []
 
     def members(self) -> list[Member]:
         """List the members in their order."""
         with self._open() as file:
             found, self._folders = list_tar(file, self.name, self.address)
         return found
-
-    def folders(self) -> list[str]:
-        """Return the folders that were listed; known after ``members()``."""
-        return self._folders
-
-    def others(self) -> list[tuple[str, str]]:
-        """Return nothing: an archive with a link or a device is refused."""
-        return []
 
     def read(self, members: Sequence[Member]) -> Iterator[bytes]:
         """Yield the members' contents."""
@@ -66,7 +57,7 @@ class Tar:
                     with damaged(self.address, member.name):
                         file.seek(member.offset)
                         place, data = member.offset, file.read(stored_size(member))
-                yield whole(self.storage, member, data)
+                yield content_of(self.storage, member, data)
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
-from resnet_pipeline.sources.members import Member, Zipped, address_of, check_name, clean, damaged
+from resnet_pipeline.sources.members import Archive, Member, Zipped, address_of, check_name, clean, damaged
 from resnet_pipeline.storage.base import Storage
 
 _ZIP_HEADER, _ZIP_MEMBER = 30, b"PK\3\4"
@@ -19,14 +19,10 @@ _WINDOWS = 0  # a zip file's creating system: MS-DOS, which Windows' programs sa
 _SLACK = 512  # bytes
 
 
-class Zip:
+class Zip(Archive):
     """A zip file."""
 
     in_sequence = False
-
-    def __init__(self, storage: Storage, name: str) -> None:
-        self.storage, self.name, self.address = storage, name, address_of(storage, name)
-        self._folders: list[str] = []
 
     def members(self) -> list[Member]:
         """List the members in the order of the file's directory."""
@@ -52,14 +48,6 @@ class Zip:
                 zipped = Zipped(info.compress_type, info.compress_size, info.CRC)
                 found.append(Member(clean(name), self.name, info.header_offset, info.file_size, zipped))
         return found
-
-    def folders(self) -> list[str]:
-        """Return the folders that were listed; known after ``members()``."""
-        return self._folders
-
-    def others(self) -> list[tuple[str, str]]:
-        """Return nothing: an archive with a link or a device is refused."""
-        return []
 
     def read(self, members: Sequence[Member]) -> Iterator[bytes]:
         """Yield the members' contents."""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +31,7 @@ from resnet_pipeline.storage.local import LocalStorage
 
 _STAGING = "staging"
 LISTING = f"{_STAGING}/listing.parquet"
-ABOUT = f"{_STAGING}/about.json"
+IDENTITY = f"{_STAGING}/about.json"
 LEASE = "staging.lease"
 _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", f"{RECORDS}/")) + tuple(
     f".{name}." for name in (MANIFEST, INDEX, MEAN_IMAGE, CHECKSUMS, SOURCE)
@@ -50,19 +49,19 @@ class StagingArea:
         self.check_ours: Callable[[], None] = lambda: None
         """Raises UserError if another process has taken the destination over."""
 
-    def keeps(self, about: bytes) -> bool:
+    def keeps(self, identity: bytes) -> bool:
         """Return whether a staging of the same source and options left something."""
-        return self.storage.stat(ABOUT) is not None and self.storage.read(ABOUT) == about
+        return self.storage.stat(IDENTITY) is not None and self.storage.read(IDENTITY) == identity
 
-    def begin(self, about: bytes) -> None:
+    def begin(self, identity: bytes) -> None:
         """Keep what a staging of the same source and options left; remove any other's, and an old dataset."""
-        if self.keeps(about):
+        if self.keeps(identity):
             for stored in self.storage.files():
                 if stored.name.startswith(_HALF_WRITTEN):
                     self.storage.delete(stored.name)
         else:
             self.drop()
-            self.storage.write(ABOUT, about)
+            self.storage.write(IDENTITY, identity)
 
     def finish(self, shards: set[str]) -> None:
         """Remove what is not of the finished dataset."""
@@ -88,11 +87,11 @@ class LocalStagingArea(StagingArea):
         self._old = destination.root.with_name(f".{destination.root.name}.old")
         super().__init__(LocalStorage(self._folder), self._folder / "spool")
 
-    def begin(self, about: bytes) -> None:
+    def begin(self, identity: bytes) -> None:
         """Keep what a staging of the same source and options left; remove any other's."""
         if self._old.exists() and not self._final.exists():  # killed between two renames
             self._old.rename(self._final)
-        super().begin(about)
+        super().begin(identity)
 
     def finish(self, shards: set[str]) -> None:
         """Remove what is not of the finished dataset, and give it its name."""
@@ -159,7 +158,7 @@ def listing_of(catalogue: Catalogue) -> bytes:
     Started again, a staging need not list, nor hash, hundreds of gigabytes once more.
     """
     members = [entry.member for entry in catalogue.entries]
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         "name": [m.name for m in members],
         "file": [escaped(m.file) for m in members],
         "offset": [m.offset for m in members],
@@ -172,12 +171,12 @@ def listing_of(catalogue: Catalogue) -> bytes:
         "crc": pa.array([m.zipped.crc if m.zipped else None for m in members], pa.int64()),
         "pieces": pa.array([None if m.pieces is None else json.dumps(m.pieces) for m in members], pa.string()),
     }
-    about = json.dumps(
+    facts = json.dumps(
         {name: getattr(catalogue, name) for name in _LISTED} | {"ignored": [asdict(i) for i in catalogue.ignored]}
     )
     buffer = io.BytesIO()
     # with checksums: a listing that was damaged would name other places of the source
-    pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": about}), buffer, write_page_checksum=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": facts}), buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -197,6 +196,6 @@ def _catalogue_of(data: bytes, storage: Storage) -> Catalogue:
         zipped = None if method is None else Zipped(method, stored, crc)
         parts = None if pieces is None else tuple((at, length) for at, length in json.loads(pieces))
         entries.append(Entry(Member(name, original(file), offset, size, zipped, parts), split, label, below))
-    about = json.loads(table.schema.metadata[b"catalogue"])
-    ignored = [Ignored(**item) for item in about.pop("ignored")]
-    return Catalogue(storage=storage, entries=entries, ignored=ignored, **about)
+    facts = json.loads(table.schema.metadata[b"catalogue"])
+    ignored = [Ignored(**item) for item in facts.pop("ignored")]
+    return Catalogue(storage=storage, entries=entries, ignored=ignored, **facts)

@@ -148,7 +148,7 @@ def _statistics(sums: PixelSums | None) -> tuple[PixelStatistics, npt.NDArray[np
     values, vectors = np.linalg.eigh(covariance)
     # a component's sign is arbitrary and differs between libraries; the largest entry is made positive
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])
-    if sums.image is not None and sums.whole:
+    if sums.image is not None and sums.same_size:
         mean_image = (sums.image / sums.images).astype(np.float32)
     else:
         mean_image = np.broadcast_to(mean.astype(np.float32), (*sums.side, 3)).copy()

@@ -30,7 +30,10 @@ class Shard:
 
 
 def plan_shards(entries: Sequence[Entry], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Return the shards of all splits, each of about ``shard_bytes``, the training split's first."""
+    """Return the shards of all splits, each of about ``shard_bytes``, the training split's first.
+
+    Example: ``[shard.file for shard in plan_shards(catalogue.entries)]``
+    """
     splits: dict[str, list[Entry]] = {"train": []}
     for entry in entries:
         splits.setdefault(entry.split, []).append(entry)

@@ -9,8 +9,11 @@ import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.staging import shard_writer
 from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard
+
+GUARD = 'in a script, call it below `if __name__ == "__main__":`'
 
 
 class Workers(Protocol):
@@ -26,8 +29,21 @@ class Workers(Protocol):
     def running(self) -> tuple[int, int, int] | None:
         """Return the images, bytes and refusals so far, those of unfinished shards included; None: not known."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether a worker could start."""
+
     def close(self) -> None:
         """End, giving up what is unfinished."""
+
+
+def check_guard() -> None:
+    """Raise UserError in a worker process that is still importing the script that staging was called from.
+
+    A script is imported by each process that it starts; what it calls outside of a guard is called there again.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(f"staging was called while a worker process imports the script: {GUARD}")
 
 
 class Processes:
@@ -39,7 +55,8 @@ class Processes:
         # that is started anew takes a second of a core for its imports, here made once for all
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([shard_writer.__name__])
-        self._counts = context.Array("q", 4)  # images, bytes, refusals; and whether to stop
+        # images, bytes, refusals; whether to stop; whether a process has begun
+        self._counts = context.Array("q", 5)
         # its environment is of the time when the server was started
         given = (self._counts, dict(os.environ))
         self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin, initargs=given)
@@ -53,6 +70,11 @@ class Processes:
         with self._counts.get_lock():
             return self._counts[0], self._counts[1], self._counts[2]
 
+    @property
+    def begun(self) -> bool:
+        """Whether a process could start."""
+        return bool(self._counts[4])
+
     def close(self) -> None:
         """Stop the processes within some images."""
         self._counts[3] = 1
@@ -65,6 +87,7 @@ _shared: Any = None
 def _begin(counts: Any, environment: dict[str, str]) -> None:
     global _shared
     _shared = counts
+    counts[4] = 1
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle

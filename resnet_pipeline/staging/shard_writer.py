@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -31,7 +31,7 @@ from resnet_pipeline.data.manifest import SHARDS, Remark
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.parallel import map_ahead
-from resnet_pipeline.records import json_key, plain_record
+from resnet_pipeline.records import json_key, plain, plain_record, read_record
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import read_member
 from resnet_pipeline.sources.catalogue import Entry
@@ -83,7 +83,10 @@ Tick = Callable[[int, int, int], bool]
 
 
 def pack_shard(task: Task, tick: Tick = lambda images, size, refused: True) -> Outcome:
-    """Make a task's shard and its record. Raises UserError for what can't be read or written."""
+    """Make a task's shard and its record. Raises UserError for what can't be read or written.
+
+    Example: ``pack_shard(task).images``
+    """
     record = Record(sums=PixelSums(task.side or (224, 224)))
     try:
         with _new_file(task.destination, f"{SHARDS}/{task.shard.file}") as path, path.open("wb", 0) as file:
@@ -101,8 +104,23 @@ def temporary_prefix(destination: Storage) -> str:
 
 
 def record_name(shard_file: str) -> str:
-    """Return the name of a shard's record in the destination."""
+    """Return the name of a shard's record in the destination.
+
+    >>> record_name("train-00000.tar")
+    'staging/records/train-00000.npz'
+    """
     return f"{RECORDS}/{shard_file.removesuffix('.tar')}.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardFacts:
+    """What a `Record` holds beside arrays, as the JSON in its file."""
+
+    sha256: str
+    size: int = field(metadata=json_key("bytes"))
+    resized: int
+    refused: tuple[Remark, ...]
+    converted: tuple[Remark, ...]
 
 
 @dataclass(kw_only=True)
@@ -125,16 +143,16 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """Return the record as a file: arrays, and the rest as JSON."""
-        about = {
-            "sha256": self.sha256,
-            "bytes": self.size,
-            "resized": self.resized,
-            "refused": [asdict(remark) for remark in self.refused],
-            "converted": [asdict(remark) for remark in self.converted],
-        }
+        facts = _ShardFacts(
+            sha256=self.sha256,
+            size=self.size,
+            resized=self.resized,
+            refused=tuple(self.refused),
+            converted=tuple(self.converted),
+        )
         buffer = io.BytesIO()
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 5)
-        arrays: dict[str, Any] = {"about": np.array(json.dumps(about)), "rows": rows, **self.sums.to_arrays()}
+        arrays: dict[str, Any] = {"about": np.array(json.dumps(plain(facts))), "rows": rows, **self.sums.to_arrays()}
         if self.checksums:
             arrays["checksums"] = np.array(self.checksums, dtype=np.uint64)
         np.savez(buffer, **arrays)
@@ -148,16 +166,16 @@ class Record:
                 if damaged := file.testzip():
                     raise ValueError(f"{damaged} does not match its checksum")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                about = json.loads(str(arrays["about"]))
+                facts = read_record(_ShardFacts, json.loads(str(arrays["about"])))
                 return cls(
                     sums=PixelSums.from_arrays(arrays),
-                    sha256=about["sha256"],
-                    size=about["bytes"],
+                    sha256=facts.sha256,
+                    size=facts.size,
                     rows=[tuple(row) for row in arrays["rows"].tolist()],
                     checksums=arrays["checksums"].tolist() if "checksums" in arrays else [],
-                    refused=[Remark(**remark) for remark in about["refused"]],
-                    converted=[Remark(**remark) for remark in about["converted"]],
-                    resized=about["resized"],
+                    refused=list(facts.refused),
+                    converted=list(facts.converted),
+                    resized=facts.resized,
                 )
         except Exception as error:  # a damaged file makes its readers raise almost anything
             raise ValueError(f"no record of a shard: {error}") from None
@@ -206,9 +224,9 @@ class TarWriter:
         for part in parts:
             self._digest.update(part)
         size = sum(map(len, parts))
-        done = os.writev(self._file.fileno(), parts)
-        if done < size:  # a disk that is nearly full
-            rest = memoryview(b"".join(parts))[done:]
+        written = os.writev(self._file.fileno(), parts)
+        if written < size:  # a disk that is nearly full
+            rest = memoryview(b"".join(parts))[written:]
             while rest:
                 rest = rest[os.write(self._file.fileno(), rest) :]
         self.bytes += size

@@ -21,7 +21,7 @@ def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path, largest
     """Read a catalogue once and return its shards with their members in ``folder``, a file for each shard.
 
     Members of more than ``largest`` bytes keep their size there and nothing else: they are refused unread. Raises
-    UserError where the folder can't be written.
+    UserError if the folder can't be written.
     """
     shutil.rmtree(folder, ignore_errors=True)
     place = {id(entry): number for number, shard in enumerate(shards) for entry in shard.entries}

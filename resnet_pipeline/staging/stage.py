@@ -32,7 +32,7 @@ from resnet_pipeline.sources.layouts import read_catalogue, source_files
 from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, listing_of, staging_area
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
 from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
-from resnet_pipeline.staging.shard_pool import Processes, Workers
+from resnet_pipeline.staging.shard_pool import GUARD, Processes, Workers, check_guard
 from resnet_pipeline.staging.shard_writer import RECORDS, Outcome, Record, Task, record_name
 from resnet_pipeline.staging.spool import spooled
 from resnet_pipeline.storage.base import Storage
@@ -40,9 +40,9 @@ from resnet_pipeline.storage.local import LocalStorage
 
 _log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_UPDATES = 0.2
 _NAMED = 5  # refused and ignored files that the log names
-_LOOKED_AT = 64  # training images whose headers may be broken before the statistics take centre crops
+_HEADERS_READ = 64  # training images whose headers may be broken before the statistics take centre crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,10 @@ class Source:
 
 
 def stage(source: Path, destination: Path, **arguments: Any) -> Dataset:
-    """Pack a folder or archive of this machine into a folder, with the arguments of ``pack``, and open the dataset."""
+    """Pack a folder or archive of this machine into a folder, with the arguments of ``pack``, and open the dataset.
+
+    Example: ``stage(Path("images.tar"), Path("datasets/mine"), name="mine", workers=2).fingerprint``
+    """
     pack(Source.at(source), LocalStorage(destination), **arguments)
     return Dataset.open(destination)
 
@@ -105,14 +108,17 @@ def pack(
     source and options resumes; what of it is damaged is made again. Raises RefusedError for anything wrong
     with the source, of which nothing is kept; UserError for what can be mended, for a destination that exists
     (without ``replace``), and if another process is staging there.
+
+    Example: ``pack(Source.at(Path("images.tar")), storage_at("s3://bucket/mine"), name="mine")``
     """
+    check_guard()
     _check_free(destination, replace=replace)
     # what an earlier staging must have been of, to be resumed
-    looks = source_fingerprint(source, options)
-    about = json.dumps({"source": looks, "format": FORMAT, "md5": options.check_md5}).encode()
+    fingerprint = source_fingerprint(source, options)
+    identity = json.dumps({"source": fingerprint, "format": FORMAT, "md5": options.check_md5}).encode()
     with staging_area(destination) as area, progress(f"staging {name}") as bar:
         _check_free(destination, replace=replace)  # again: another process may have made it until now
-        catalogue = _catalogue(area, about, source, options)
+        catalogue = _catalogue(area, identity, source, options)
         shards = plan_shards(catalogue.entries, options.shard_bytes)
         try:
             # which shards are left to make
@@ -130,7 +136,7 @@ def pack(
             # all shards are there: index and manifest
             packed = _Packed()
             records = packed.counted((shard, _record(area.storage, shard)) for shard in shards)
-            area.storage.write(SOURCE, _origin(catalogue, looks, options).to_bytes())
+            area.storage.write(SOURCE, _origin(catalogue, fingerprint, options).to_bytes())
             area.check_ours()
             files = write_manifest(
                 area.storage,
@@ -159,10 +165,10 @@ def _check_free(destination: Storage, *, replace: bool) -> None:
         raise UserError(f"{destination.url} exists; choose another name or replace it")
 
 
-def _origin(catalogue: Catalogue, looks: str, options: Options) -> Origin:
+def _origin(catalogue: Catalogue, fingerprint: str, options: Options) -> Origin:
     return Origin(
         path=catalogue.address,
-        fingerprint=looks,
+        fingerprint=fingerprint,
         holdout=options.holdout or None,
         check_md5=None if options.check_md5 else False,
     )
@@ -226,23 +232,26 @@ def _log_first(what: str, files: list[tuple[str, str]]) -> None:
 
 
 def source_fingerprint(source: Source, options: Options = Options()) -> str:
-    """Return a hash of a source's files (names, sizes, versions) and of the options that decide what comes out."""
-    looks = source_files(source.storage, source.name)
-    return hashlib.sha256(f"{looks}\n{options.identity()}".encode()).hexdigest()
+    """Return a hash of a source's files (names, sizes, versions) and of the options that decide what comes out.
+
+    Example: ``source_fingerprint(Source.at(Path("images.tar")))``
+    """
+    files = source_files(source.storage, source.name)
+    return hashlib.sha256(f"{files}\n{options.identity()}".encode()).hexdigest()
 
 
-def _catalogue(area: StagingArea, about: bytes, source: Source, options: Options) -> Catalogue:
+def _catalogue(area: StagingArea, identity: bytes, source: Source, options: Options) -> Catalogue:
     """Return what the source holds: as an earlier staging found it, else (or if that is damaged) by reading it now."""
     listed = None
-    if area.keeps(about) and area.storage.stat(LISTING) is not None:
+    if area.keeps(identity) and area.storage.stat(LISTING) is not None:
         with suppress(ValueError):
             listed = catalogue_of(area.storage.read(LISTING), source.storage)
     if listed is not None:
-        area.begin(about)
+        area.begin(identity)
         return listed
     catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5)
     catalogue = with_holdout(catalogue, options.holdout)
-    area.begin(about)
+    area.begin(identity)
     if catalogue.stream is None:
         area.storage.write(LISTING, listing_of(catalogue))
     return catalogue
@@ -303,9 +312,9 @@ def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar, check_ours: 
     while waiting or pending:
         while waiting and len(pending) < 2 * pool.count:
             pending.add(pool.submit(waiting.popleft()))
-        done, pending = wait(pending, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
-        for future in done:
-            outcome = _outcome(future)
+        finished, pending = wait(pending, timeout=_SECONDS_BETWEEN_UPDATES, return_when=FIRST_COMPLETED)
+        for future in finished:
+            outcome = _outcome(future, pool)
             limit.refused += outcome.refused
             images, size = images + outcome.images, size + outcome.bytes
             check_ours()
@@ -315,14 +324,16 @@ def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar, check_ours: 
         bar.reach(bar.before + running[0], detail=f"{speed}  {before + running[2]} refused")
         if before + running[2] > limit.allowed:  # several workers together: their lists come when they have stopped
             pool.close()
-            limit.refused += [r for future in pending if not future.cancelled() for r in _outcome(future).refused]
+            limit.refused += [r for future in pending if not future.cancelled() for r in _outcome(future, pool).refused]
             limit.check()
 
 
-def _outcome(future: Future[Outcome]) -> Outcome:
+def _outcome(future: Future[Outcome], pool: Workers) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
+        if not pool.begun:
+            raise UserError(f"the worker processes can't start, for the reason that they gave; {GUARD}") from None
         raise UserError("a worker died (of too little memory?); start again with fewer --workers: it resumes") from None
 
 
@@ -347,8 +358,8 @@ def _finished(storage: Storage, shards: list[Shard]) -> dict[str, list[Remark]]:
         if record_name(shard.file) in names:
             with suppress(ValueError):
                 record = _record(storage, shard)
-                whole = len(record.checksums) == len(record.rows)  # earlier versions noted no checksums
-                if whole and sizes.get(f"{SHARDS}/{shard.file}") == record.size:
+                complete = len(record.checksums) == len(record.rows)  # earlier versions noted no checksums
+                if complete and sizes.get(f"{SHARDS}/{shard.file}") == record.size:
                     finished[shard.file] = record.refused
     return finished
 
@@ -359,7 +370,7 @@ def _record(storage: Storage, shard: Shard) -> Record:
 
 def _side(catalogue: Catalogue, options: Options) -> tuple[int, int] | None:
     """Return (height, width) of small images, decided by the first training image whose header can be read."""
-    first = averaged_entries(catalogue.entries)[:_LOOKED_AT]
+    first = averaged_entries(catalogue.entries)[:_HEADERS_READ]
     first = [entry for entry in first if entry.member.size <= options.limits.bytes]
     sizes = (image_size(data) for data in catalogue.read(first))
     side = next((found for found in sizes if found), None)

@@ -14,7 +14,11 @@ __all__ = ["LocalStorage", "S3Storage", "Storage", "Stored", "storage_at"]
 
 
 def storage_at(url: str | Path) -> Storage:
-    """Return the storage of an address: ``s3://bucket/prefix``, or a folder's path."""
+    """Return the storage of an address: ``s3://bucket/prefix``, or a folder's path.
+
+    >>> storage_at("s3://bucket/prefix").url
+    's3://bucket/prefix'
+    """
     if not str(url).startswith("s3://"):
         return LocalStorage(Path(url).expanduser().resolve())
     bucket, _, prefix = str(url).removeprefix("s3://").partition("/")

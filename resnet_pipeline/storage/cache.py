@@ -113,29 +113,29 @@ class Cache:
     def _brought(self, storage: Storage, wanted: Wanted, unless: Callable[[], bool] | None) -> bool:
         """Fetch a file; retry once if it is not what was wanted. False if it was given up."""
         path = self.folder.path / wanted.sha256
-        part, done = path.with_suffix(".part"), path.with_suffix(".blocks")
+        part, blocks = path.with_suffix(".part"), path.with_suffix(".blocks")
         address = f"{storage.url}/{wanted.name}"
         for _ in range(2):
             with self._mine:
                 if not self._make_room(wanted, part, urgent=unless is None):
                     return False
             try:
-                found = download(storage, wanted.name, wanted.size, part, done, unless=unless)
+                found = download(storage, wanted.name, wanted.size, part, blocks, unless=unless)
                 if found == wanted.sha256:
                     os.utime(part, ns=(time.time_ns(), _VERIFIED_NS))
                     part.replace(path)
-                    done.unlink()
+                    blocks.unlink()
                     return True
             except OSError as error:
-                _remove(part, done)
+                _remove(part, blocks)
                 raise UserError(f"{address} can't be brought to the cache {path.parent}: {error.strerror}") from None
             except UserError:
-                if done.exists() and not done.stat().st_size:
-                    _remove(part, done)  # nothing to resume from
+                if blocks.exists() and not blocks.stat().st_size:
+                    _remove(part, blocks)  # nothing to resume from
                 raise
             if found is None:
                 return False
-            _remove(part, done)
+            _remove(part, blocks)
         stored = storage.stat(wanted.name)
         size = "is missing now" if stored is None else f"has {stored.size:,} bytes (of {wanted.size:,})"
         raise UserError(

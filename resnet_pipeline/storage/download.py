@@ -17,18 +17,20 @@ _CONCURRENT = 8  # ranges that are under way at once
 
 
 def download(
-    storage: Storage, name: str, size: int, part: Path, done: Path, *, unless: Callable[[], bool] | None = None
+    storage: Storage, name: str, size: int, part: Path, blocks: Path, *, unless: Callable[[], bool] | None = None
 ) -> str | None:
     """Bring ``size`` bytes of a file into ``part`` and return their SHA-256, hexadecimal.
 
-    ``done`` lists the blocks that are in ``part`` already, so that a killed download resumes. If the stored file is
+    ``blocks`` lists the blocks that are in ``part`` already, so that a killed download resumes. If the stored file is
     shorter, the hash is that of less. Returns None as soon as ``unless`` returns True. Raises what the storage raises,
     and OSError if ``part`` can't be written.
+
+    Example: ``download(storage, "shards/train-00000.tar", size, path, path.with_suffix(".blocks"))``
     """
-    have = _finished_blocks(done) if part.exists() else set()
+    have = _finished_blocks(blocks) if part.exists() else set()
     digest = hashlib.sha256()
     part.touch()  # it is never emptied: others count its size
-    with part.open("r+b", buffering=0) as target, done.open("ab" if have else "wb", 0) as log:
+    with part.open("r+b", buffering=0) as target, blocks.open("ab" if have else "wb", 0) as log:
         descriptor = target.fileno()
         os.ftruncate(descriptor, size)
 
@@ -53,10 +55,10 @@ def download(
     return digest.hexdigest()
 
 
-def _finished_blocks(done: Path) -> set[int]:
+def _finished_blocks(blocks: Path) -> set[int]:
     found: set[int] = set()
     with suppress(OSError, ValueError):
-        found.update(int(line) for line in done.read_bytes().split(b"\n")[:-1])
+        found.update(int(line) for line in blocks.read_bytes().split(b"\n")[:-1])
     return found
 
 

@@ -76,7 +76,7 @@ class LocalStorage:
         return Listing(found, sorted(empty), sorted(others))
 
     def stat(self, name: str) -> Stored | None:
-        """Return size and modification time of a file, None where there is none."""
+        """Return size and modification time of a file, None if there is none."""
         with _named(self.root / name, "read"):
             return self._found(name)
 

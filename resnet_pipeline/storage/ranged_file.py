@@ -18,8 +18,31 @@ ReadRange = Callable[[int, int], bytes]
 
 
 def read_ahead(read: ReadRange, size: int) -> io.BufferedReader:
-    """Return a file of ``size`` bytes whose content ``read`` fetches."""
+    """Return a file of ``size`` bytes whose content ``read`` fetches.
+
+    >>> read_ahead(lambda start, size: b"0123456789"[start : start + size], 10).read(4)
+    b'0123'
+    """
     return io.BufferedReader(_ReadAhead(read, size), 2**18)
+
+
+class SeekableFile(io.RawIOBase):
+    """What files have in common that are made of something else: a position, and that they can be read and sought."""
+
+    def __init__(self) -> None:
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True, as far as what it is made of can be sought."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
 
 
 @dataclass(frozen=True)
@@ -29,22 +52,13 @@ class _Segment:
     content: Future[bytes]
 
 
-class _ReadAhead(io.RawIOBase):
+class _ReadAhead(SeekableFile):
     def __init__(self, read: ReadRange, size: int) -> None:
+        super().__init__()
         self._read, self._size = read, size
-        self._position = 0
         self._segments: deque[_Segment] = deque()
         self._length, self._depth = _FIRST, 1
         self._pool = ThreadPoolExecutor(_DEPTH, thread_name_prefix="read-ahead")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]

@@ -14,7 +14,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ _WAIT = 0.1  # seconds before the first of them; doubled each time
 
 
 T = TypeVar("T")
+Part = dict[str, str | int]  # of an upload, as S3 wants it named: PartNumber and ETag
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class S3Storage:
         """Return size and ETag of an object, None if there is none; UserError if the bucket is missing."""
         with explained(self._url(name)):
             try:
-                head = _whole(_client().head_object, "ContentLength", Bucket=self.bucket, Key=self._key(name))
+                head = _answer(_client().head_object, "ContentLength", Bucket=self.bucket, Key=self._key(name))
             except Exception as error:
                 if not is_missing(error):
                     raise
@@ -184,8 +185,8 @@ class S3Storage:
 
     def _get(self, name: str, wanted: str, version: str | None) -> Any:
         same = {"IfMatch": version} if version else {}
-        whole = {} if wanted == "bytes=0-" else {"Range": wanted}
-        return _whole(_client().get_object, "ContentLength", Bucket=self.bucket, Key=self._key(name), **whole, **same)
+        range_ = {} if wanted == "bytes=0-" else {"Range": wanted}
+        return _answer(_client().get_object, "ContentLength", Bucket=self.bucket, Key=self._key(name), **range_, **same)
 
     def _write_file(self, name: str, file: BinaryIO) -> None:
         size = os.fstat(file.fileno()).st_size
@@ -194,10 +195,10 @@ class S3Storage:
             return
         client, where = _client(), {"Bucket": self.bucket, "Key": self._key(name)}
         self._abort_leftovers(name)
-        upload = _whole(client.create_multipart_upload, "UploadId", **where)["UploadId"]
+        upload = _answer(client.create_multipart_upload, "UploadId", **where)["UploadId"]
         try:
             digests, parts = self._send_parts(file, size, {**where, "UploadId": upload})
-            done = client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+            completed = client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
         except BaseException:
             with suppress(Exception):
                 client.abort_multipart_upload(**where, UploadId=upload)
@@ -205,39 +206,39 @@ class S3Storage:
         stored = self.stat(name)
         if stored is None or stored.size != size:
             raise UserError(f"{self._url(name)}: {size} bytes were sent, {stored.size if stored else 0} are stored")
-        sent = [f'"{digest}"' for digest in digests]
-        if [part["ETag"] for part in parts] != sent or done.get("ETag") != _etag_of_parts(digests):
+        expected = [f'"{digest}"' for digest in digests]
+        if [part["ETag"] for part in parts] != expected or completed.get("ETag") != _etag_of_parts(digests):
             file.seek(0)
             self._compare(name, _md5(file))
 
-    def _send_parts(self, file: BinaryIO, size: int, where: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    def _send_parts(self, file: BinaryIO, size: int, where: Mapping[str, str]) -> tuple[list[str], list[Part]]:
         """Send all parts; return the MD5 of each, and what completes the upload."""
         length = max(PART, -(-size // _MOST_PARTS))
         client, descriptor = _client(), file.fileno()
 
-        def send(number: int) -> tuple[str, dict[str, Any]]:
+        def send(number: int) -> tuple[str, Part]:
             data = os.pread(descriptor, length, (number - 1) * length)
             if len(data) != min(length, size - (number - 1) * length):
                 raise UserError(f"{file.name} became shorter while it was sent to {self._url('')}")
             md5 = hashlib.md5(data, usedforsecurity=False)
             content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
-            answer = _whole(client.upload_part, "ETag", **where, **content, PartNumber=number)
+            answer = _answer(client.upload_part, "ETag", **where, **content, PartNumber=number)
             return md5.hexdigest(), {"PartNumber": number, "ETag": answer["ETag"]}
 
         with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="s3-upload") as pool:
             pending = [pool.submit(send, number) for number in range(1, -(-size // length) + 1)]
             try:
-                done = [future.result() for future in pending]
+                results = [future.result() for future in pending]
             finally:
                 pool.shutdown(cancel_futures=True)
-        return [digest for digest, _ in done], [part for _, part in done]
+        return [digest for digest, _ in results], [part for _, part in results]
 
     def _put(self, name: str, data: bytes, **condition: str) -> str:
         """Write an object in one request; return its version."""
         md5 = hashlib.md5(data, usedforsecurity=False)
         content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
         where = {"Bucket": self.bucket, "Key": self._key(name)}
-        answer = _whole(_client().put_object, "ETag", **where, **content, **condition)
+        answer = _answer(_client().put_object, "ETag", **where, **content, **condition)
         if answer["ETag"] != f'"{md5.hexdigest()}"':
             self._compare(name, md5.hexdigest())
         return str(answer["ETag"])
@@ -284,7 +285,7 @@ def _client() -> Any:
         return _clients[key]
 
 
-def _whole(call: Callable[..., Any], field: str, **arguments: Any) -> Any:
+def _answer(call: Callable[..., Any], field: str, **arguments: Any) -> Any:
     """Retry until the answer has a field: headers that are cut look like a success with nothing in it."""
 
     def ask() -> Any:

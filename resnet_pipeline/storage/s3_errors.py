@@ -25,7 +25,10 @@ _REFUSED = {
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn boto3's exceptions into UserErrors that begin with the object's address."""
+    """Turn boto3's exceptions into UserErrors that begin with the object's address.
+
+    Example: ``with explained("s3://bucket/name"): client.head_object(Bucket="bucket", Key="name")``
+    """
     try:
         yield
     except UserError:

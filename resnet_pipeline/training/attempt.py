@@ -19,7 +19,7 @@ from resnet_pipeline.training.checkpoint import Checkpoint, newest_checkpoint, r
 from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import from_rank_zero
-from resnet_pipeline.training.metrics_log import MetricsLog
+from resnet_pipeline.training.metrics_log import Entry, FinishEntry, MetricsLog, NoteEntry, ResumeEntry
 from resnet_pipeline.training.mirror import Mirror, fetch_newer
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.state import TrainingState
@@ -90,6 +90,8 @@ def noting(run: RunDirectory) -> Iterator[None]:
     """Inside, what this process warns of in the run's `log_context` is in the run's metrics too, as lines ``note``.
 
     There whoever started the run reads it: the process may be on another machine.
+
+    Example: ``with log_context(run=run.name), noting(run): _log.warning("no room")``
     """
     logger, handler = logging.getLogger("resnet_pipeline"), _Notes(run)
     logger.addHandler(handler)
@@ -112,7 +114,7 @@ class _Notes(logging.Handler):
         try:
             with claim.staying() if claim else nullcontext():  # before its claim a process is no late one
                 log = MetricsLog(self._run.metrics_file)
-                log.append("note", here.step or 0, text=cleaned(record.getMessage()))
+                log.append(here.step or 0, NoteEntry(text=cleaned(record.getMessage())))
                 log.close()
         except TakenOverError:
             pass  # what a later attempt trains is no concern of this one's
@@ -164,7 +166,7 @@ class Attempt:
         run = self._run
         self._log = MetricsLog(run.metrics_file)
         if self._state.step or run.metrics_file.stat().st_size:
-            self.append("resume", workers=context.world_size)
+            self.append(ResumeEntry(workers=context.world_size))
         for problem in problems:
             _log.warning("%s", problem)
         self._mirror = Mirror(run, mirror) if mirror else None
@@ -176,11 +178,11 @@ class Attempt:
         if self._log:
             self._owner.check()
 
-    def append(self, kind: str, **values: float | str) -> None:
-        """Append a line to the run's metrics, of the state's step; TakenOverError if a later attempt trains it."""
+    def append(self, entry: Entry) -> None:
+        """Append an entry to the run's metrics, of the state's step; TakenOverError if a later attempt trains it."""
         if self._log:
             with self._owner.staying():
-                self._log.append(kind, self._state.step, **values)
+                self._log.append(self._state.step, entry)
 
     def save(self, checkpoint: Checkpoint, *, val_error: float | None) -> int:
         """Write a checkpoint behind the training's back; return the bytes of the copy that was made for it."""
@@ -205,7 +207,7 @@ class Attempt:
             raise UserError(
                 f"{run.weights_file} can't be written: {reason}; make room and start the same run again"
             ) from error
-        self.append("done", seconds=self._state.seconds)
+        self.append(FinishEntry(seconds=self._state.seconds))
         self._state.result(digest).write(run.result_file)
 
     def close(self) -> None:

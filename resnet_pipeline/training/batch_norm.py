@@ -51,7 +51,10 @@ def gather_statistics(model: nn.Module, world_size: int) -> torch.Tensor:
 
 @contextmanager
 def averaged_statistics(model: nn.Module, world_size: int) -> Iterator[None]:
-    """Inside, the model has the mean of all ranks' statistics; afterwards its own again."""
+    """Inside, the model has the mean of all ranks' statistics; afterwards its own again.
+
+    Example: ``with averaged_statistics(network, world_size): task.validate(network, alive)``
+    """
     own = flatten_statistics(model).clone()
     load_statistics(model, gather_statistics(model, world_size).mean(0))
     try:
@@ -67,6 +70,8 @@ def recompute_statistics(
 
     ``batches`` are this rank's, and ``forward`` passes one through the model. Means are averages of the micro-batches'
     means, variances of their unbiased variances; ranks count by their number of micro-batches.
+
+    Example: ``recompute_statistics(network, batches, task.forward, device)``
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in layers]

@@ -6,9 +6,8 @@ last, so a checkpoint exists once its JSON does. Files are read with ``weights_o
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import torch
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, sha256_of, write_json
+from resnet_pipeline.records import RecordError, load_record, plain, read_record
+from resnet_pipeline.training.schedule import ScheduleState
 
 FORMAT = 2
 _KINDS = {
-    "step": int, "model": dict, "optimizer": dict, "statistics": torch.Tensor, "sums": torch.Tensor, "extra": dict,
-    "ema": dict,
+    "step": int, "model": dict, "optimizer": dict, "statistics": torch.Tensor, "sums": torch.Tensor, "ema": dict,
 }  # fmt: skip
 
 
@@ -38,52 +38,86 @@ class OtherFormatError(CheckpointError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a run has become beside its tensors."""
+
+    schedule: ScheduleState
+    seconds: float
+    """Of training so far, in all attempts; validations don't count."""
+    last_train: Mapping[str, float]
+    """The figures of the last log point; empty before the first."""
+    best: Mapping[str, float | int]
+    """The lowest validation error so far, and its "step"; empty before the first validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The state after ``step`` optimiser steps of the run of this name (recipe, dataset, seed, config).
 
     ``statistics`` [W, S] are each rank's batch-norm statistics, ``sums`` float64 [W, K] its task's counts since the
     last log point (of classification: loss, wrong answers, images). A resumption with another number of ranks takes
-    the statistics' mean and the sums' total. ``extra`` is plain JSON: schedule state, best validation error, seconds
-    of training so far. ``ema`` are the averaged weights of a run that averages them. Order and augmentation are
-    functions of the step, and nothing in training draws from a generator, so there is no RNG state; nothing is
-    scaled, so there is no scaler's.
+    the statistics' mean and the sums' total. ``ema`` are the averaged weights of a run that averages them. Order and
+    augmentation are functions of the step, and nothing in training draws from a generator, so there is no RNG state;
+    nothing is scaled, so there is no scaler's. Stored are plain values and tensors.
     """
 
     step: int
     run: str
     model: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Any]  # as PyTorch has it
     statistics: torch.Tensor
     sums: torch.Tensor
-    extra: dict[str, Any]
+    extra: Progress
     ema: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def payload(self) -> dict[str, Any]:
         """Return the checkpoint as the plain dictionary that is stored."""
-        return {"format": FORMAT, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+        return {"format": FORMAT, **vars(self), "extra": plain(self.extra)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointNote:
+    """What the JSON beside a checkpoint says."""
+
+    step: int
+    sha256: str
+    bytes: int
+    top1: float | None = None
+    """The validation error at this step, whatever the task calls it: the format is older than tasks."""
+
+    def __post_init__(self) -> None:
+        """Raise RecordError for a step that no run has."""
+        if not 0 <= self.step < 10**12:
+            raise RecordError(f"{self.step!r:.20} is no step")
 
 
 def checkpoint_file(folder: Path, step: int) -> Path:
-    """Return where the tensors of the checkpoint of a step lie."""
+    """Return where the tensors of the checkpoint of a step lie.
+
+    >>> checkpoint_file(Path("checkpoints"), 60).as_posix()
+    'checkpoints/step-00000060.pt'
+    """
     return folder / f"step-{step:08d}.pt"
 
 
-def write_checkpoint(folder: Path, payload: dict[str, Any], *, val_error: float | None = None) -> Path:
-    """Write a payload of CPU tensors atomically, then its checksum; ``val_error`` is the validation's at that step.
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, val_error: float | None = None) -> Path:
+    """Write a checkpoint atomically, then its checksum; ``val_error`` is the validation's at that step.
 
     Raises OSError if it can't be written (no space, say); what was there before stays.
+
+    Example: ``write_checkpoint(run.checkpoints, state.state_dict(), val_error=12.5)``
     """
-    path = checkpoint_file(folder, payload["step"])
+    path = checkpoint_file(folder, checkpoint.step)
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file:
-                torch.save(payload, file)
+                torch.save(checkpoint.payload(), file)
         except RuntimeError as error:  # what PyTorch's writer makes of the file's own error
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         digest = sha256_of(temporary)
         size = temporary.stat().st_size
-    # "top1" whatever the task's error is called: the format is older than tasks
-    write_json(path.with_suffix(".json"), {"step": payload["step"], "sha256": digest, "bytes": size, "top1": val_error})
+    note = CheckpointNote(step=checkpoint.step, sha256=digest, bytes=size, top1=val_error)
+    write_json(path.with_suffix(".json"), plain(note))
     return path
 
 
@@ -91,6 +125,8 @@ def read_checkpoint(path: Path, *, run: str, mmap: bool = False) -> Checkpoint:
     """Read a checkpoint of the run of this name; CheckpointError if it is another's or unreadable.
 
     With ``mmap`` tensors are read when they are looked at, and the file must stay.
+
+    Example: ``read_checkpoint(path, run=run.identity()).step``
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -107,8 +143,9 @@ def read_checkpoint(path: Path, *, run: str, mmap: bool = False) -> Checkpoint:
             f"{path} belongs to the run {payload.get('run')} (recipe, dataset, seed, config), not to {run}; remove it"
         )
     try:
-        checkpoint = Checkpoint(**{key: value for key, value in payload.items() if key != "format"})
-    except TypeError as error:
+        extra = read_record(Progress, payload.pop("extra", None), where="extra.")
+        checkpoint = Checkpoint(extra=extra, **{key: value for key, value in payload.items() if key != "format"})
+    except (TypeError, RecordError) as error:
         raise CheckpointError(f"{path} is no complete checkpoint: {error}") from None
     for name, kind in _KINDS.items():
         if not isinstance(getattr(checkpoint, name), kind):
@@ -121,13 +158,15 @@ def newest_checkpoint(folder: Path, *, run: str | None = None) -> tuple[Path | N
 
     With ``run`` one of another run counts as damaged if there is a good one before it, else OtherRunError is raised.
     Raises OtherFormatError for one of another version.
+
+    Example: ``newest_checkpoint(run.checkpoints, run=run.identity())[0]``
     """
     other: OtherRunError | None = None
     problems: list[str] = []
     for step in reversed(checkpoint_steps(folder)):
         path = checkpoint_file(folder, step)
         try:
-            if sha256_of(path) != recorded(path)["sha256"]:
+            if sha256_of(path) != read_note(path).sha256:
                 problems.append(f"{path.name} does not match its checksum; falling back to the one before")
                 continue
             if run is not None:
@@ -138,7 +177,7 @@ def newest_checkpoint(folder: Path, *, run: str | None = None) -> tuple[Path | N
         except CheckpointError as error:
             other = other or (error if isinstance(error, OtherRunError) else None)
             problems.append(f"{error}; falling back to the one before")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, RecordError) as error:
             problems.append(f"{path.name} can't be read ({error}); falling back to the one before")
     if other is not None:
         raise other
@@ -148,7 +187,10 @@ def newest_checkpoint(folder: Path, *, run: str | None = None) -> tuple[Path | N
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Return the steps of which there is a checkpoint, whole or damaged, in increasing order."""
+    """Return the steps of which there is a checkpoint, whole or damaged, in increasing order.
+
+    Example: ``checkpoint_steps(run.checkpoints)``
+    """
     names = (p.stem.removeprefix("step-") for p in folder.glob("step-*.json"))
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -167,12 +209,9 @@ def remove_leftovers(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def recorded(path: Path) -> dict[str, Any]:
-    """Return what was noted with a checkpoint: step, sha256, bytes, top1. Raises OSError or ValueError."""
-    try:
-        noted = json.loads(path.with_suffix(".json").read_bytes())
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(noted, dict):
-        raise ValueError(f"{path.with_suffix('.json').name} holds no JSON object")
-    return noted
+def read_note(path: Path) -> CheckpointNote:
+    """Return what stands beside a checkpoint; OSError if it can't be read, RecordError for a damaged one.
+
+    Example: ``read_note(checkpoint_file(run.checkpoints, 60)).sha256``
+    """
+    return load_record(CheckpointNote, path.with_suffix(".json"))

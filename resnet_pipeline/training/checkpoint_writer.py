@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.parallel import start_thread
+from resnet_pipeline.records import RecordError
 from resnet_pipeline.training.checkpoint import (
     Checkpoint,
     checkpoint_file,
     checkpoint_steps,
-    recorded,
+    read_note,
     remove_checkpoint,
     remove_leftovers,
     write_checkpoint,
@@ -34,12 +36,14 @@ class CheckpointWriter:
     one that is being written, and one that waits; if a third comes, it takes the waiting one's place. A checkpoint
     that can't be written (no space) is logged and training goes on; after three in a row `write` raises UserError. The
     earlier ones stay. ``on_written`` is called, in the thread, after each.
+
+    Example: ``CheckpointWriter(run.checkpoints).write(state.state_dict(), val_error=12.5)``
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, on_written: Callable[[], None] = lambda: None) -> None:
         self._folder, self._keep, self._on_written = folder, keep, on_written
         self._changed = threading.Condition()
-        self._waiting: tuple[dict[str, Any], float | None] | None = None
+        self._waiting: tuple[Checkpoint, float | None] | None = None
         self._writing = self._closed = False
         self._failures = 0
         self._problem = ""
@@ -53,7 +57,8 @@ class CheckpointWriter:
         """
         if self._failures >= _MOST_FAILURES:
             raise self._error()
-        snapshot = _copied(checkpoint.payload())
+        # on a GPU copying is queued behind the step, and does not wait
+        snapshot = _mapped(checkpoint, lambda tensor: tensor.detach().clone())
         with self._changed:
             self._waiting = (snapshot, val_error)
             self._changed.notify_all()
@@ -95,8 +100,8 @@ class CheckpointWriter:
                     self._writing = False
                     self._changed.notify_all()
 
-    def _write(self, snapshot: dict[str, Any], val_error: float | None) -> None:
-        step = snapshot["step"]
+    def _write(self, snapshot: Checkpoint, val_error: float | None) -> None:
+        step = snapshot.step
         try:
             write_checkpoint(self._folder, _on_host(snapshot), val_error=val_error)
             self._remove_old(step)
@@ -120,24 +125,22 @@ class CheckpointWriter:
 
 
 def best_checkpoint(folder: Path, steps: list[int]) -> list[int]:
-    """Return the step with the lowest validation error, the first of equals; empty if none was validated."""
+    """Return the step with the lowest validation error, the first of equals; empty if none was validated.
+
+    Example: ``best_checkpoint(run.checkpoints, checkpoint_steps(run.checkpoints))``
+    """
     errors = {}
     for step in steps:
         try:
-            val_error = recorded(checkpoint_file(folder, step)).get("top1")
-        except (OSError, ValueError):
+            val_error = read_note(checkpoint_file(folder, step)).top1
+        except (OSError, RecordError):
             continue
-        if isinstance(val_error, int | float):
+        if val_error is not None:
             errors[step] = val_error
     return [min(errors, key=lambda step: (errors[step], step))] if errors else []
 
 
-def _copied(value: Any) -> Any:
-    """Return a copy of all tensors on their device: on a GPU it is queued behind the step, and does not wait."""
-    return _mapped(value, lambda tensor: tensor.detach().clone())
-
-
-def _on_host(snapshot: dict[str, Any]) -> Any:
+def _on_host(snapshot: Checkpoint) -> Checkpoint:
     """Return a snapshot in host memory; from a GPU through a stream of its own, beside the training's."""
     devices = {tensor.device for tensor in _tensors(snapshot) if tensor.is_cuda}
     if not devices:
@@ -148,21 +151,29 @@ def _on_host(snapshot: dict[str, Any]) -> Any:
         return _mapped(snapshot, lambda tensor: tensor.cpu())
 
 
-def _bytes(snapshot: dict[str, Any]) -> int:
+def _bytes(snapshot: Checkpoint) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(snapshot))
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def _tensors(snapshot: Checkpoint) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
-    _mapped(value, lambda tensor: found.append(tensor))
+
+    def collect(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(snapshot, collect)
     return found
 
 
-def _mapped(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_mapped(item, function) for item in value]
-    return value
+def _mapped(checkpoint: Checkpoint, function: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
+    """Return a checkpoint with a function's values in place of its tensors."""
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return function(value)
+        if isinstance(value, dict):
+            return {key: mapped(item) for key, item in value.items()}
+        return [mapped(item) for item in value] if isinstance(value, list) else value
+
+    return replace(checkpoint, **{name: mapped(value) for name, value in vars(checkpoint).items()})

@@ -78,6 +78,8 @@ def torchrun_context() -> Iterator[LocalContext]:
 
     SIGTERM (torchrun's, Slurm's and a spot machine's warning) and Ctrl-C ask the loop to save and stop at its next
     step, however often they come: Slurm and torchrun may both send them.
+
+    Example: ``with torchrun_context() as context: train(run, dataset, context)``
     """
     world = torchrun().world_size
     device = local_device(torchrun().local_rank)

@@ -15,6 +15,8 @@ class WeightAverage:
 
     The decay of step t (from 0) is min(decay, (1 + t) / (10 + t)), so that the first, random weights are soon
     forgotten. It depends on the step alone, so a resumed run needs the averages and nothing else.
+
+    Example: ``WeightAverage(network, decay=0.999).update(step)``
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

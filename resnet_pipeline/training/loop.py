@@ -29,6 +29,7 @@ from resnet_pipeline.training.batch_norm import (
 from resnet_pipeline.training.blame import bad_samples, blame
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import Notice, Notices, collective_timeout, distribute, from_rank_zero
+from resnet_pipeline.training.metrics_log import CheckpointEntry, SystemEntry, TrainEntry, ValidationEntry
 from resnet_pipeline.training.optim import set_lr
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
-_SECONDS_BETWEEN_LOOKS = 2.0  # at the launcher's warnings: asking it may take some milliseconds
+_SECONDS_BETWEEN_CHECKS = 2.0  # at the launcher's warnings: asking it may take some milliseconds
 
 
 class NonFiniteError(UserError):
@@ -65,9 +66,7 @@ def train(
     to stop and has saved its state. Raises ConfigError if the workers can't share the batch, CheckpointError,
     NonFiniteError, HangError if another process does not answer, and what the loader raises.
 
-    Example:
-        >>> train(RunDirectory.create(folder, config, dataset.facts), dataset, LocalContext())
-        True
+    Example: ``train(RunDirectory.create(folder, config, dataset.facts), dataset, LocalContext())``
     """
     if from_rank_zero(run.result_file.exists(), context.world_size):
         return True
@@ -89,7 +88,7 @@ def _train(run: RunDirectory, dataset: Dataset, context: Context, **options: Any
         where = f"at step {trainer.state.step}" if trainer else "at the start"
         message = f"a worker did not answer rank {context.rank} for {limit:.0f} s {where}; this attempt ends"
         _log.warning("%s", message)
-        raise HangError(f"{message}, and the run goes on from its newest checkpoint") from error
+        raise HangError(f"{message}, and the run resumes from its newest checkpoint") from error
     finally:
         if trainer:
             trainer.close()
@@ -99,6 +98,8 @@ class Trainer:
     """A run in one of its processes: its state, and what advances, measures, writes and watches it.
 
     ``task`` None is the config's, ``open_batches`` None the task's own; ``clock`` returns seconds.
+
+    Example: ``Trainer(run, dataset, LocalContext()).run_to_end()``
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Trainer:
         # what watches over the attempt
         self.watchdog = Watchdog(2 * collective_timeout().total_seconds(), lambda: f"after step {self.state.step}")
         self.notices = Notices(context.world_size)
-        self.looked = clock()
+        self._checked = clock()
         self.throughput = Throughput(clock)
         self.system = SystemMetrics(context.device)
         self.profile: Profile | None = None
@@ -161,7 +162,7 @@ class Trainer:
                 stopping = notice is Notice.STOP and state.step < config.steps
                 if self._at(config.checkpoint_every) or improved or warned or stopping:
                     self.save()
-                # asked to stop, by whoever: the same run, started again, goes on from here
+                # asked to stop, by whoever: the same run, started again, resumes from here
                 if stopping:
                     self.attempt.wait()
                     self.notices.close()
@@ -202,23 +203,23 @@ class Trainer:
             self._profile(self.profile)
 
     def log(self) -> None:
-        """Write a line of what the steps since the last log point came to; the schedule hears of it."""
+        """Write a line of what the steps since the last log point came to; the schedule takes it in."""
         self._check_finite()
         self.attempt.check_owner()
         found = self.task.training_figures(self.state.sums.read())
         self.state.take_training(found)
         self.state.seconds += self.throughput.elapsed()
-        self.attempt.append(
-            "train",
+        entry = TrainEntry(
             epoch=self.state.step * self.config.batch / len(self.dataset.splits["train"]),
             lr=self.state.optimizer.param_groups[0]["lr"],
             gradient_norm=float(self.gradient_norm),
-            **found.values,
+            figures=found.values,
             shard_wait_seconds=round(self.dataset.shard_wait, 3),
-            **self.throughput.read(),
+            pace=self.throughput.read(),
         )
+        self.attempt.append(entry)
         if self.context.rank == 0 and self.system.due():
-            self.attempt.append("system", **self.system.read())
+            self.attempt.append(SystemEntry(values=self.system.read()))
 
     def validate(self) -> bool:
         """Test the network and note the result; return whether the error is the lowest so far."""
@@ -226,7 +227,7 @@ class Trainer:
         with self.throughput.paused(), averaged_statistics(network, self.context.world_size):
             found = self.task.validate(network, self.watchdog.alive)
         improved = self.state.take_validation(found)
-        self.attempt.append("validation", **found.values)
+        self.attempt.append(ValidationEntry(figures=found.values))
         # at validations only: under Ray a report is a barrier, and frequent ones block (its controller polls)
         self.context.report({"step": float(self.state.step), **found.values})
         return improved
@@ -238,7 +239,7 @@ class Trainer:
         self.state.seconds += self.throughput.elapsed()
         start = self.clock()
         held = self.attempt.save(self.state.state_dict(), val_error=self.state.validated_error)
-        self.attempt.append("checkpoint", pause=round(self.clock() - start, 5), bytes=held)
+        self.attempt.append(CheckpointEntry(pause=round(self.clock() - start, 5), bytes=held))
 
     def finish(self) -> None:
         """Make the finished network of the state, test it, and write weights and result."""
@@ -260,15 +261,15 @@ class Trainer:
     def _notice(self) -> Notice:
         if self.context.should_stop():
             return Notice.STOP
-        if self.context.rank == 0 and self.clock() - self.looked > _SECONDS_BETWEEN_LOOKS:
-            self.looked = self.clock()
+        if self.context.rank == 0 and self.clock() - self._checked > _SECONDS_BETWEEN_CHECKS:
+            self._checked = self.clock()
             return Notice.LOOK
         return Notice.NONE
 
     def _profile(self, profile: Profile) -> None:
-        values = profile.after_step(self.model, self.throughput.waited)
-        if values:
-            self.attempt.append("profile", **values)
+        entry = profile.after_step(self.model, self.throughput.waited)
+        if entry:
+            self.attempt.append(entry)
             if self.context.rank == 0:
                 self.run.profile_request.unlink(missing_ok=True)
             self.profile = None

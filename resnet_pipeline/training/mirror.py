@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
@@ -12,8 +11,9 @@ from pathlib import Path
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, sha256_of
 from resnet_pipeline.parallel import start_thread
+from resnet_pipeline.records import RecordError, parse_record
 from resnet_pipeline.storage.base import Storage
-from resnet_pipeline.training.checkpoint import checkpoint_file, checkpoint_steps, newest_checkpoint
+from resnet_pipeline.training.checkpoint import CheckpointNote, checkpoint_file, checkpoint_steps, newest_checkpoint
 from resnet_pipeline.training.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ class Mirror:
 
     A storage that is away delays nothing: it is logged once, and the next checkpoint tries again. Checkpoints that the
     run no longer keeps are removed there too.
+
+    Example: ``Mirror(run, storage_at("s3://bucket/runs/mine")).send_soon()``
     """
 
     def __init__(self, run: RunDirectory, storage: Storage) -> None:
@@ -69,7 +71,10 @@ class Mirror:
 
 
 def send(run: RunDirectory, storage: Storage) -> None:
-    """Bring the storage to the state of the run's directory; each checkpoint's JSON goes last."""
+    """Bring the storage to the state of the run's directory; each checkpoint's JSON goes last.
+
+    Example: ``send(run, storage_at("s3://bucket/runs/mine"))``
+    """
     there = {stored.name for stored in storage.files(_FOLDER)}
     kept = set()
     for step in checkpoint_steps(run.checkpoints):
@@ -94,6 +99,8 @@ def fetch_newer(run: RunDirectory, storage: Storage) -> None:
     """Bring the newest good checkpoint of a storage, and its metrics, if it is newer than all here.
 
     Logs what was fetched, and a warning for each checkpoint that is damaged there.
+
+    Example: ``fetch_newer(run, storage_at("s3://bucket/runs/mine"))``
     """
     newest, _ = newest_checkpoint(run.checkpoints)
     here = int(newest.stem.removeprefix("step-")) if newest else -1
@@ -101,17 +108,14 @@ def fetch_newer(run: RunDirectory, storage: Storage) -> None:
     for name in sorted(notes, reverse=True):
         note = storage.read(name)
         try:
-            noted = json.loads(note)
-            step, digest = noted["step"], str(noted["sha256"])
-            if type(step) is not int or not 0 <= step < 10**12:
-                raise ValueError(f"{step!r:.20} is no step")
-            path = checkpoint_file(run.checkpoints, step)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            _log.warning("%s/%s can't be read (%s); trying the one before", storage.url, name, error)
+            noted = parse_record(CheckpointNote, note, name=f"{storage.url}/{name}")
+        except RecordError as error:
+            _log.warning("%s; trying the one before", error)
             continue
-        if step <= here:
+        if noted.step <= here:
             break
-        if not _fetched(storage, _FOLDER + path.name, path, digest):
+        path = checkpoint_file(run.checkpoints, noted.step)
+        if not _fetched(storage, _FOLDER + path.name, path, noted.sha256):
             _log.warning("%s/%s does not match its checkpoint; trying the one before", storage.url, name)
             continue
         for file in (run.delivery_file, run.metrics_file):
@@ -120,7 +124,7 @@ def fetch_newer(run: RunDirectory, storage: Storage) -> None:
                     temporary.write_bytes(storage.read(file.name))
         with replacing(path.with_suffix(".json")) as temporary:
             temporary.write_bytes(note)
-        _log.info("fetched the checkpoint of step %d from %s", noted["step"], storage.url)
+        _log.info("fetched the checkpoint of step %d from %s", noted.step, storage.url)
         break
 
 

@@ -18,6 +18,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
 
     Without it the weights of convolutions and classifier do, as the paper's recipes have it (docs/DEVIATIONS.md says
     why); vectors (batch norm's scales and shifts, all biases) are a group of their own.
+
+    Example: ``build_optimizer(network, get_recipe("digits/resnet8").optim)``
     """
     parameters = list(model.parameters())
     groups: list[dict[str, object]] = [{"params": parameters}]
@@ -30,7 +32,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
 
 
 def set_lr(optimizer: torch.optim.SGD, lr: float) -> None:
-    """Set the learning rate and keep Caffe's momentum v = lr·u unchanged."""
+    """Set the learning rate and keep Caffe's momentum v = lr·u unchanged.
+
+    Example: ``set_lr(optimizer, schedule.lr(step))``
+    """
     for group in optimizer.param_groups:
         if group["lr"] == lr:
             continue

@@ -17,7 +17,12 @@ class OpenLoader(Protocol):
 
 
 def phases(config: RunConfig, start_step: int, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield (first step, steps) of the stretches of equal crop size from ``start_step`` on, ``steps`` in all."""
+    """Yield (first step, steps) of the stretches of equal crop size from ``start_step`` on, ``steps`` in all.
+
+    >>> from resnet_pipeline.recipes import get_recipe
+    >>> list(phases(get_recipe("digits/resnet8"), 0, 240))
+    [(0, 240)]
+    """
     first, end = start_step, start_step + steps
     while first < end:
         # sizes change a few times in a run at most; without growth never

@@ -7,7 +7,7 @@ undisturbed steps, taken with clocks; on a GPU those of the traced steps, from t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_pipeline.files import replacing
 from resnet_pipeline.training.distributed import all_reduce_sum
+from resnet_pipeline.training.metrics_log import ProfileEntry
 from resnet_pipeline.training.throughput import WAITING
 
 Interval = tuple[float, float]
 
 WARMUP, MEASURED, TRACED = 5, 20, 5
 LEAST_STEPS = 3
-_PARTS = ("data", "compute", "communication", "host")
 _NAMES = {
     "data": "data (waiting for the loader)",
     "compute": "compute",
@@ -33,13 +33,20 @@ _NAMES = {
 
 
 def window(steps: int) -> tuple[int, int, int]:
-    """Return how many of a run's remaining steps warm up, are measured and are traced."""
+    """Return how many of a run's remaining steps warm up, are measured and are traced.
+
+    >>> window(1000), window(8)
+    ((5, 20, 5), (2, 4, 2))
+    """
     warmup, measured = min(WARMUP, steps // 4), min(MEASURED, steps // 2)
     return warmup, measured, min(TRACED, steps - warmup - measured)
 
 
 class Profile:
-    """Watches the steps of one process; `after_step` returns the shares once, when all is measured and written."""
+    """Watches the steps of one process; `after_step` returns the shares once, when all is measured and written.
+
+    Example: ``Profile(run.profile, rank=0, device=device, steps=1000).after_step(model, waited=0.0)``
+    """
 
     def __init__(self, folder: Path, *, rank: int, device: torch.device, steps: int) -> None:
         self._file = folder / f"trace-rank{rank}.json"
@@ -53,7 +60,7 @@ class Profile:
         if self._start == 0:
             self._began = self._now()
 
-    def after_step(self, model: torch.nn.Module, waited: float) -> dict[str, float] | None:
+    def after_step(self, model: torch.nn.Module, waited: float) -> ProfileEntry | None:
         """Take in a finished step; ``waited`` is the run's waiting for data in all, in seconds."""
         self._step += 1
         if self._start < self._step <= self._end:
@@ -89,7 +96,7 @@ class Profile:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         return torch.profiler.profile(activities=activities)
 
-    def _finish(self) -> dict[str, float]:
+    def _finish(self) -> ProfileEntry:
         with replacing(self._file) as temporary:
             self._profiler.export_chrome_trace(str(temporary))
         if self._device.type == "cuda":
@@ -99,7 +106,7 @@ class Profile:
         # the mean over ranks
         values = torch.tensor([*(self._shares[n] for n in names), 1.0], dtype=torch.float64, device=self._device)
         *sums, ranks = all_reduce_sum(values).tolist()
-        return {name: round(value / ranks, 6) for name, value in zip(names, sums, strict=True)}
+        return ProfileEntry(**{name: round(value / ranks, 6) for name, value in zip(names, sums, strict=True)})
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -134,24 +141,31 @@ def shares(kernels: list[Interval], exchanges: list[Interval], waiting: list[Int
     """Divide the time from the first interval's start to the last's end; each moment belongs to the first that holds.
 
     Computing, else exchanging, else idle while the host waits for data, else idle for another reason of the host.
+
+    >>> shares([(0.0, 5.0)], [(4.0, 6.0)], [(6.0, 10.0)])
+    {'compute': 0.5, 'communication': 0.1, 'data': 0.4, 'host': 0.0}
     """
     everything = [*kernels, *exchanges, *waiting]
     if not everything:
         return {}
-    whole = max(end for _, end in everything) - min(start for start, _ in everything)
+    span = max(end for _, end in everything) - min(start for start, _ in everything)
     compute = covered(kernels)
     busy = covered([*kernels, *exchanges])
     known = covered(everything)
     return {
-        "compute": compute / whole,
-        "communication": (busy - compute) / whole,
-        "data": (known - busy) / whole,
-        "host": (whole - known) / whole,
+        "compute": compute / span,
+        "communication": (busy - compute) / span,
+        "data": (known - busy) / span,
+        "host": (span - known) / span,
     }
 
 
 def covered(intervals: Iterable[Interval]) -> float:
-    """Return the length of the union of intervals."""
+    """Return the length of the union of intervals.
+
+    >>> covered([(0.0, 2.0), (1.0, 3.0)])
+    3.0
+    """
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))
@@ -159,8 +173,13 @@ def covered(intervals: Iterable[Interval]) -> float:
     return total
 
 
-def describe(values: Mapping[str, float]) -> str:
-    """Return the line that names a step's bottleneck."""
-    bound = max(_PARTS, key=lambda part: values[part])
-    parts = ", ".join(f"{part} {100 * values[part]:.1f} %" for part in _PARTS if values[part] or part != "host")
-    return f"a step takes {1000 * values['seconds_per_step']:,.1f} ms and is bound by {_NAMES[bound]}: {parts}"
+def describe(profile: ProfileEntry) -> str:
+    """Return the line that names a step's bottleneck.
+
+    >>> describe(ProfileEntry(data=0.2, compute=0.7, communication=0.1, host=0.0, seconds_per_step=0.05))
+    'a step takes 50.0 ms and is bound by compute: data 20.0 %, compute 70.0 %, communication 10.0 %'
+    """
+    shares: dict[str, float] = {part: getattr(profile, part) for part in _NAMES}
+    bound = max(shares, key=lambda part: shares[part])
+    parts = ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items() if share or part != "host")
+    return f"a step takes {1000 * profile.seconds_per_step:,.1f} ms and is bound by {_NAMES[bound]}: {parts}"

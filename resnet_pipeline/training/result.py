@@ -16,9 +16,7 @@ from resnet_pipeline.records import OMIT_NONE, RecordError, plain, read_record
 class RunResult:
     """The result of a run.
 
-    Example:
-        >>> RunResult.read(run.result_file).validation["top1"]
-        2.47
+    Example: ``RunResult.read(run.result_file).validation["top1"]``
     """
 
     steps: int

@@ -24,13 +24,19 @@ _log = logging.getLogger(__name__)
 
 
 def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
-    """Return the directory name of a run: recipe, dataset, seed and everything else of the config."""
+    """Return the directory name of a run: recipe, dataset, seed and everything else of the config.
+
+    Example: ``run_name(get_recipe("digits/resnet8"), dataset.fingerprint)``
+    """
     recipe = config.recipe.replace("/", "-")
     return f"{recipe}-{dataset_fingerprint[:8]}-s{config.seed}-{config_hash(config)}"
 
 
 class RunDirectory:
-    """Paths and small files of one run."""
+    """Paths and small files of one run.
+
+    Example: ``RunDirectory.open(Path("work/runs/digits-resnet8-…")).result()``
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

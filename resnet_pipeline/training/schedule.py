@@ -6,29 +6,27 @@ JSON and part of every checkpoint.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resnet_pipeline.config import ScheduleConfig
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScheduleState:
-    """What the schedule remembers: when the constant warm-up ended, and the plateau's history."""
+    """What the schedule remembers: whether the constant warm-up has ended, and the plateau's history."""
 
     warm: bool = False
     drops: int = 0
     best_error: float = math.inf
     stale: int = 0
 
-    def to_dict(self) -> dict[str, float]:
-        """Return the state as plain numbers."""
-        return dataclasses.asdict(self)
-
 
 class Schedule:
-    """The learning rate of each iteration of a run of ``steps`` iterations from a base rate ``lr``."""
+    """The learning rate of each iteration of a run of ``steps`` iterations from a base rate ``lr``.
+
+    Example: ``Schedule(config.schedule, lr=config.optim.lr, steps=config.steps).lr(100)``
+    """
 
     def __init__(self, config: ScheduleConfig, *, lr: float, steps: int, state: ScheduleState | None = None) -> None:
         self.config = config
@@ -52,7 +50,7 @@ class Schedule:
     def observe_training(self, error: float) -> None:
         """Take in the training error (percent) since the last log point."""
         if error < self.config.warmup_until:
-            self.state.warm = True
+            self.state = replace(self.state, warm=True)
 
     def observe_validation(self, error: float) -> None:
         """Take in a validation error (percent); on a plateau the rate drops and the count starts afresh.
@@ -61,9 +59,10 @@ class Schedule:
         """
         state, most = self.state, self.config.most_drops
         if error < state.best_error - self.config.threshold:
-            state.best_error, state.stale = error, 0
+            state = replace(state, best_error=error, stale=0)
         else:
-            state.stale += 1
+            state = replace(state, stale=state.stale + 1)
         if state.stale >= self.config.patience:
             drops = state.drops + 1
-            state.drops, state.stale = drops if most is None else min(drops, most), 0
+            state = replace(state, drops=drops if most is None else min(drops, most), stale=0)
+        self.state = state

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from resnet_pipeline.config import Precision, RunConfig
 from resnet_pipeline.training.batch_norm import gather_statistics, load_statistics
-from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError
+from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError, Progress
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import all_gather
 from resnet_pipeline.training.ema import WeightAverage
 from resnet_pipeline.training.optim import build_optimizer
 from resnet_pipeline.training.result import RunResult
-from resnet_pipeline.training.schedule import Schedule, ScheduleState
+from resnet_pipeline.training.schedule import Schedule
 from resnet_pipeline.training.step import RunningSums
 from resnet_pipeline.training.tasks import Figures, Task
 
@@ -25,9 +26,10 @@ class TrainingState:
     ``run`` is the name that its checkpoints carry (`RunDirectory.identity`). What is not in here a checkpoint does not
     keep: order and augmentation are functions of the step.
 
-    Example:
-        >>> state = TrainingState(task, config, LocalContext(), run="digits-…", precision="float32")
-        >>> state.load_state_dict(read_checkpoint(path, run="digits-…"))
+    Example::
+
+        state = TrainingState(task, config, LocalContext(), run="digits-…", precision="float32")
+        state.load_state_dict(read_checkpoint(path, run="digits-…"))
     """
 
     def __init__(self, task: Task[Any], config: RunConfig, context: Context, *, run: str, precision: Precision) -> None:
@@ -41,8 +43,8 @@ class TrainingState:
         self.sums = RunningSums(task.counts, context.device)
         self.step = 0
         self.seconds = 0.0  # of training, in all attempts; validations don't count
-        self.last_train: dict[str, float] = {}
-        self.best: dict[str, float | int] = {}  # the lowest validation error so far, and its step
+        self.last_train: Mapping[str, float] = {}
+        self.best: Mapping[str, float | int] = {}  # the lowest validation error so far, and its step
         self.errors: dict[str, float] = {}  # of the last validation of this attempt
         self._error_at: tuple[int, float] | None = None  # that validation's step and error
         self._config, self._context = config, context
@@ -57,12 +59,9 @@ class TrainingState:
             optimizer=self.optimizer.state_dict(),
             statistics=gather_statistics(self.network, world),
             sums=all_gather(self.sums.state, world),
-            extra={
-                "schedule": self.schedule.state.to_dict(),
-                "seconds": self.seconds,
-                "last_train": self.last_train,
-                "best": self.best,
-            },
+            extra=Progress(
+                schedule=self.schedule.state, seconds=self.seconds, last_train=self.last_train, best=self.best
+            ),
             ema=self.average.weights,
         )
 
@@ -82,10 +81,9 @@ class TrainingState:
             load_statistics(self.network, statistics[rank] if same else statistics.mean(0))
             self.sums.load(sums[rank] if same else sums.sum(0) * (rank == 0))
             self.step = checkpoint.step
-            self.schedule.state = ScheduleState(**checkpoint.extra["schedule"])
-            self.seconds = checkpoint.extra["seconds"]
-            self.last_train = checkpoint.extra["last_train"]
-            self.best = checkpoint.extra["best"]
+            progress = checkpoint.extra
+            self.schedule.state, self.seconds = progress.schedule, progress.seconds
+            self.last_train, self.best = progress.last_train, progress.best
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
                 f"the checkpoint of step {checkpoint.step} of {self.run} holds another network than this version "

@@ -27,11 +27,11 @@ class RunningSums:
 
     @property
     def state(self) -> torch.Tensor:
-        """The sums of this rank, float64 [K], to go on from with `load`."""
+        """The sums of this rank, float64 [K], for `load`."""
         return self._sums.clone()
 
     def load(self, sums: torch.Tensor) -> None:
-        """Go on from sums [K] that an earlier `state` returned."""
+        """Continue with sums [K] that an earlier `state` returned."""
         self._sums.copy_(sums)
 
     def read(self) -> dict[str, float]:
@@ -81,6 +81,8 @@ def train_step(
     Every rank has equally many micro-batches, so the mean over this rank's, averaged over ranks by
     DistributedDataParallel, is the mean over all. ``keep_gradients`` reuses the gradients' memory: CUDA graphs own
     what they return, so it must be added to memory that is not theirs.
+
+    Example: ``train_step(model, task, optimizer, guard, sums, [next(batches)], step=0)``
     """
     device = next(model.parameters()).device
     optimizer.zero_grad(set_to_none=not keep_gradients)
@@ -103,7 +105,10 @@ def train_step(
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return a context in which convolutions and matrix products are computed in the run's precision."""
+    """Return a context in which convolutions and matrix products are computed in the run's precision.
+
+    Example: ``with autocast(device, "bf16"): model(images)``
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -23,25 +23,27 @@ def stop_on_signals(
     """Yield a function that says whether SIGTERM or SIGINT came since; outside the main thread none can be caught.
 
     The first one calls ``on_stop``, and ``loud`` logs it; with ``leave_at_once`` a second one raises KeyboardInterrupt.
+
+    Example: ``with stop_on_signals() as stop: train(run, dataset, LocalContext(stop=stop))``
     """
-    told = threading.Event()
+    signalled = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield told.is_set
+        yield signalled.is_set
         return
 
     def tell(number: int, frame: FrameType | None) -> None:
-        if leave_at_once and told.is_set():
+        if leave_at_once and signalled.is_set():
             raise KeyboardInterrupt
-        if on_stop and not told.is_set():
+        if on_stop and not signalled.is_set():
             on_stop()
-        if loud and not told.is_set():
+        if loud and not signalled.is_set():
             again = " (Ctrl-C again to leave at once)" if leave_at_once else ""
             _log.info("stopping: saving the state at the next step%s", again)
-        told.set()
+        signalled.set()
 
     before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield told.is_set
+        yield signalled.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,6 +15,8 @@ class SystemMetrics:
     """Figures of this machine under MLflow's names for them, so that they stand in its tab of system metrics.
 
     Percent, megabytes (1e6), and megabytes a second since the last reading.
+
+    Example: ``SystemMetrics(device).read()["cpu_utilization_percentage"]``
     """
 
     def __init__(self, device: torch.device) -> None:

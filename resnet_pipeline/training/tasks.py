@@ -27,8 +27,8 @@ from resnet_pipeline.training.phases import PhasedBatches
 class Figures:
     """What some steps of training, or a validation, came to: ``values`` go into the metrics.
 
-    ``error`` names the one that decides, the lower the better: the schedule follows it, and of the validation's the
-    lowest makes the best checkpoint.
+    A progress line shows those of training, and the first of a validation. ``error`` names the one that decides, the
+    lower the better: the schedule follows it, and of the validation's the lowest makes the best checkpoint.
     """
 
     values: Mapping[str, float]
@@ -96,7 +96,10 @@ class Task(Protocol[B]):
 
 
 def task_of(config: RunConfig, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> Task[Any]:
-    """Return what a config trains for: classification, until configs say otherwise."""
+    """Return what a config trains for: classification, until configs say otherwise.
+
+    Example: ``task_of(config, dataset, LocalContext()).network()``
+    """
     return ClassificationTask(config, dataset, context, backend=backend)
 
 
@@ -185,7 +188,10 @@ class ClassificationTask:
 
 
 def build_classifier(config: ModelConfig, dataset: Dataset, *, seed: int) -> Classifier:
-    """Build a fresh classifier, float32, for the dataset's classes and mean; the seed decides the weights."""
+    """Build a fresh classifier, float32, for the dataset's classes and mean; the seed decides the weights.
+
+    Example: ``build_classifier(get_recipe("digits/resnet8").model, dataset, seed=0)``
+    """
     torch.manual_seed(seed)
     network = build_model(
         config.name,

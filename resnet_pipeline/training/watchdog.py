@@ -21,6 +21,8 @@ class Watchdog:
 
     A process that waits in C code can't be sent an exception, so it is ended; whoever supervises it (Ray, torchrun)
     starts it again from the newest checkpoint.
+
+    Example: ``Watchdog(600.0, lambda: f"after step {step}").alive()``
     """
 
     def __init__(self, limit: float, where: Callable[[], str]) -> None:
@@ -44,7 +46,7 @@ class Watchdog:
                 # not by the log, whose lock may be what hangs
                 print(  # noqa: T201
                     f"no progress in {self._limit:.0f} s {self._where()}: this process hangs and is ended; the run "
-                    "goes on from its newest checkpoint when it is started again",
+                    "resumes from its newest checkpoint when it is started again",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -69,7 +69,7 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
     from resnet_pipeline.staging.stage import stage
     from resnet_pipeline.training.context import LocalContext
     from resnet_pipeline.training.loop import train
-    from resnet_pipeline.training.metrics_log import read_metrics
+    from resnet_pipeline.training.metrics_log import TrainEntry, entries_of, read_metrics
     from resnet_pipeline.training.run_directory import RunDirectory
 
     traced = TRACES[name]
@@ -88,7 +88,7 @@ def trace(name: str, folder: Path, precision: str = "float32") -> dict[str, Any]
     return {
         **this_machine(),
         "dataset": dataset.fingerprint,
-        "losses": [line["loss"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"],
+        "losses": [entry.figures["loss"] for _, entry in entries_of(read_metrics(run.metrics_file), TrainEntry)],
         "weights_sha256": result.weights_sha256 if (result := run.result()) else None,
     }
 

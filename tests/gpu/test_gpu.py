@@ -13,8 +13,9 @@ from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import ProfileEntry
 from resnet_pipeline.training.system import SystemMetrics
+from tests.metrics import entries, losses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda", 0)
@@ -62,17 +63,16 @@ def test_a_run_on_the_gpu_learns_and_resumes(make_run, digits):
 def test_a_compiled_run_with_cuda_graphs_computes_what_an_eager_one_does(make_run, digits):
     today = ["precision=bf16", "optim.ema=0.9", "growth.first=8", "growth.multiple=4", "steps=40", "log_every=1"]
     runs = {flag: make_run(*today, f"compile={flag}", folder=flag) for flag in ("false", "true")}
-    losses = {}
-    for flag, run in runs.items():
+    for run in runs.values():
         run.profile_request.touch()
         assert train(run, digits, LocalContext(device=CUDA))
-        history = read_metrics(run.metrics_file)
-        losses[flag] = [line["loss"] for line in history if line["kind"] == "train"]
-        (profile,) = [line for line in history if line["kind"] == "profile"]
-        assert sum(profile[part] for part in ("data", "compute", "communication", "host")) == pytest.approx(1, abs=1e-4)
-        assert profile["compute"] > 0
-    assert losses["true"][:5] == pytest.approx(losses["false"][:5], rel=0.02)
-    assert losses["true"][-1] < losses["true"][0]
+        ((_, profile),) = entries(run, ProfileEntry)
+        shares = (profile.data, profile.compute, profile.communication, profile.host)
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert profile.compute > 0
+    compiled, eager = losses(runs["true"]), losses(runs["false"])
+    assert compiled[:5] == pytest.approx(eager[:5], rel=0.02)
+    assert compiled[-1] < compiled[0]
 
 
 def test_scores_are_nearly_the_cpu_s(digits):

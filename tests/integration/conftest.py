@@ -14,6 +14,7 @@ import pytest
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.workspace import Workspace
+from tests.workspaces import with_digits
 
 BINARIES = Path(sys.executable).parent
 
@@ -40,9 +41,7 @@ def new_workspace(digits: Dataset, mlflow_database: Path) -> Callable[[Path], Wo
     """Return a function that makes a workspace in a folder, with the digits and an empty MLflow database."""
 
     def make(root: Path) -> Workspace:
-        space = Workspace(root)
-        Path(space.data).mkdir(parents=True)
-        (Path(space.data) / "digits").symlink_to(digits.path)
+        space = with_digits(root, digits)
         space.mlflow.mkdir(parents=True)
         shutil.copy(mlflow_database, space.mlflow / "mlflow.db")
         return space

@@ -10,16 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import score_path, write_scores
 from resnet_pipeline.jobs.evaluate import evaluate_models
-from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.training.context import LocalContext
-from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import Workspace
 from tests.s3_server import settings
+from tests.workspaces import add_short_run, with_digits
 
 pytestmark = pytest.mark.integration
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -28,13 +23,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, digits):
     """Return a workspace with what the examples find after `make demo`, in little: a network and score files of two."""
-    workspace = Workspace(tmp_path_factory.mktemp("examples") / "work")
-    workspace.datasets.mkdir(parents=True)
-    (workspace.datasets / "digits").symlink_to(digits.path)
-    config = with_overrides(get_recipe("digits/resnet8"), {"steps": 4, "eval_every": 4, "bn_images": 128})
-    run = RunDirectory.create(workspace.runs, config, digits.facts)
-    train(run, digits, LocalContext())
-    run.path.rename(workspace.runs / "digits-resnet20")  # a run directory stands before a registered network
+    workspace = with_digits(tmp_path_factory.mktemp("examples") / "work", digits)
+    add_short_run(workspace, digits, "digits-resnet20", steps=4)  # a run directory stands before a registered network
     (found,) = evaluate_models(workspace, ["digits-resnet20"], TestSpec(dataset="digits", protocol="center"))
     # a second member that guesses at random
     chance = np.random.default_rng(0).dirichlet(np.ones(10), len(found.scores.keys)).astype(np.float32)
@@ -66,9 +56,9 @@ def test_batches_hold_the_validation_images(run_example, digits):
 
 def test_a_network_is_trained_and_its_error_is_the_run_s(run_example):
     found = run_example("train.py")
-    assert [line["step"] for line in found["validations"]] == [10, 20]
-    one_image = 100 / found["images"]
-    assert found["wrong"] * one_image == pytest.approx(found["validations"][-1]["top1"], abs=1.01 * one_image)
+    assert [step for step, _ in found["validations"]] == [10, 20]
+    one_image, (_, last) = 100 / found["images"], found["validations"][-1]
+    assert found["wrong"] * one_image == pytest.approx(last.figures["top1"], abs=1.01 * one_image)
 
 
 def test_the_ensemble_is_the_mean_of_both_score_files(run_example):

@@ -118,7 +118,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     if sent != signal.SIGKILL:
         assert output.count("stopped and saved in") == 1 and output.count("stopping: saving the state") == 1, output
     again = run(workspace, launcher, workers, "--no-register")
-    assert again.returncode == 0 and "going on from step-" in again.stdout, again.stdout
+    assert again.returncode == 0 and "resuming from step-" in again.stdout, again.stdout
     uninterrupted = two_workers if workers == 2 else one_worker
     assert weights(workspace) == uninterrupted.weights
 

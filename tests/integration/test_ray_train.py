@@ -17,10 +17,11 @@ from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
 from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
-from resnet_pipeline.training.metrics_log import complete_lines, read_metrics
+from resnet_pipeline.training.metrics_log import ResumeEntry, TrainEntry, complete_lines, entries_of
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from tests.integration.nodes import SETTINGS, nodes
 from tests.launching import launch
+from tests.metrics import entries
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]
 
@@ -49,7 +50,7 @@ def reference(digits, tmp_path, run_config, world: int) -> RunDirectory:
 
 
 def losses(run: RunDirectory) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
+    return [(step, entry.figures["loss"]) for step, entry in entries(run, TrainEntry)]
 
 
 def wait_for_steps(run: RunDirectory, steps: int = 10) -> None:
@@ -118,7 +119,7 @@ def test_an_interrupted_run_on_the_cluster_saves_at_once(workspace, digits, clus
     assert WORKER_VARIABLES.items() <= worker.environ().items()
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=300)
-    assert process.returncode == 130 and "saving the state" in out and "goes on from there" in out, out
+    assert process.returncode == 130 and "saving the state" in out and "the same command resumes it" in out, out
     assert len(checkpoint_steps(run.checkpoints)) == 1 and run.result() is None
 
 
@@ -137,7 +138,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(workspace, digits
     assert done.returncode == 0, done.stdout
     finish()
     result = run.result()
-    assert result.workers == 1 and "1 worker(s) go on from step" in done.stdout
+    assert result.workers == 1 and "1 worker(s) resume from step" in done.stdout
     assert [step for step, _ in losses(run)] == list(range(5, 121, 5))
     assert result.validation["top1"] < 15
 
@@ -150,11 +151,10 @@ def test_an_elastic_run_saves_before_it_shrinks_or_grows(workspace, digits, clus
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
 
     def resumed() -> list[tuple[int, int]]:
-        lines = complete_lines(run.metrics_file) if run.metrics_file.exists() else []
-        return [(line["step"], line["workers"]) for line in lines if line["kind"] == "resume"]
+        return [(step, e.workers) for step, e in entries_of(complete_lines(run.metrics_file), ResumeEntry)]
 
     def steps_reported() -> list[int]:
-        return [line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "train"]
+        return [step for step, _ in entries_of(complete_lines(run.metrics_file), TrainEntry)]
 
     def wait_for(reached: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -189,7 +189,7 @@ def test_an_elastic_run_saves_before_it_shrinks_or_grows(workspace, digits, clus
     finally:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=300)
-    assert process.returncode == 130 and "1 worker(s) go on" in out and "2 worker(s) go on" in out, out
+    assert process.returncode == 130 and "1 worker(s) resume" in out and "2 worker(s) resume" in out, out
 
 
 @pytest.mark.soak
@@ -221,9 +221,9 @@ def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits,
     assert result.weights_sha256 == expected.result().weights_sha256
     assert result.workers == 2
     assert losses(run) == losses(expected) and len(losses(run)) == 30
-    resumed = [line["step"] for line in complete_lines(run.metrics_file) if line["kind"] == "resume"]
+    resumed = [step for step, _ in entries_of(complete_lines(run.metrics_file), ResumeEntry)]
     assert len(resumed) >= (4 if cluster.namespaces else 3) and resumed == sorted(resumed) and resumed[0] >= 5
-    assert "2 worker(s) go on from step" in done.stdout
+    assert "2 worker(s) resume from step" in done.stdout
     # more workers than the cluster ever has
     refused = run_command(workspace, "--set", "batch=256", "--workers", "8")
     assert refused.returncode == 2 and re.search(r"workers=8, but the Ray cluster has \d CPUs", refused.stdout)

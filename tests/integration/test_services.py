@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.images import jpeg
+from tests.workspaces import with_digits
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -182,8 +183,7 @@ def test_down_stops_exactly_what_up_started(services, run_program):
 def test_what_the_servers_kept_is_usable_without_them(services, run_program, digits):
     # after `down`: the same root, SQLite opened directly, a run added to the same MLflow experiment
     folder, _, _ = services
-    (folder / "work" / "datasets").mkdir(parents=True, exist_ok=True)
-    (folder / "work" / "datasets" / "digits").symlink_to(digits.path)
+    with_digits(folder / "work", digits)
     small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2"]
     done = run_program("resnet-pipeline", "train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
     assert done.returncode == 0 and "registered as digits-resnet8 version 1" in done.stdout, done.stdout

@@ -16,9 +16,10 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.jobs.train import delivering, start_tags
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import CheckpointEntry, SystemEntry, TrainEntry, ValidationEntry
 from resnet_pipeline.workspace import Workspace
 from tests.integration.conftest import free_port
+from tests.metrics import entries, steps_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
@@ -100,21 +101,20 @@ def test_mlflow_away_for_a_while_costs_no_metric_and_holds_no_step(make_run, dig
         server.wait()
         with delivering(tracking, run, start_tags(run, digits, (1,))):
             assert train(run, digits, LocalContext(stop=events))
-        history = read_metrics(run.metrics_file)
-        for kind, key, name in (
-            ("train", "loss", "train_loss"),
-            ("train", "step_p95", "step_seconds_p95"),
-            ("validation", "top1", "val_top1_error"),
-            ("checkpoint", "bytes", "checkpoint_bytes"),
+        for kind, value_of, name in (
+            (TrainEntry, lambda entry: entry.figures["loss"], "train_loss"),
+            (TrainEntry, lambda entry: entry.pace.step_p95, "step_seconds_p95"),
+            (ValidationEntry, lambda entry: entry.figures["top1"], "val_top1_error"),
+            (CheckpointEntry, lambda entry: entry.bytes, "checkpoint_bytes"),
         ):
             arrived = tracking.client.get_metric_history(tracking.run_id(run), name)
-            expected = [(line["step"], line[key]) for line in history if line["kind"] == kind]
+            expected = [(step, value_of(entry)) for step, entry in entries(run, kind)]
             assert sorted((m.step, m.value) for m in arrived) == expected, name
         arrived = tracking.client.get_metric_history(tracking.run_id(run), "system/cpu_utilization_percentage")
-        assert len(arrived) == len([line for line in history if line["kind"] == "system"]) > 0
+        assert len(arrived) == len(entries(run, SystemEntry)) > 0
     finally:
         server.kill()
     away, back = said()
     assert "training goes on" in away and "MLflow answers again" in back
     # steps 20 to 30 were made while the server was away, and it came back only after them: none waited for it
-    assert [line["step"] for line in history if line["kind"] == "train"] == list(range(3, 46, 3))
+    assert steps_of(run, TrainEntry) == list(range(3, 46, 3))

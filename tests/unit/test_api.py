@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 import resnet_pipeline
-from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores
@@ -21,23 +20,14 @@ from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.predict import predict_folder
 from resnet_pipeline.models import build_model
 from resnet_pipeline.models.weights import load_weights
-from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.training.context import LocalContext
-from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import Workspace
+from tests.workspaces import add_short_run, with_digits
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, digits):
     """Return a workspace with the digits and one short run on them, ``runs/short``."""
-    workspace = Workspace(tmp_path_factory.mktemp("api") / "work")
-    workspace.datasets.mkdir(parents=True)
-    (workspace.datasets / "digits").symlink_to(digits.path)
-    config = with_overrides(get_recipe("digits/resnet8"), {"steps": 20, "eval_every": 20, "bn_images": 128})
-    run = RunDirectory.create(workspace.runs, config, digits.facts)
-    train(run, digits, LocalContext())
-    run.path.rename(workspace.runs / "short")
+    workspace = with_digits(tmp_path_factory.mktemp("api") / "work", digits)
+    add_short_run(workspace, digits, "short", steps=20)
     return workspace
 
 
@@ -173,6 +163,8 @@ def test_what_is_not_there_is_named(workspace):
         resnet_pipeline.open_dataset("digit", root=workspace.root)
     with pytest.raises(UserError, match="no model at"):
         resnet_pipeline.load_model("no such thing", root=workspace.root)
+    with pytest.raises(UserError, match=r"unknown field stps; did you mean 'steps'"):
+        resnet_pipeline.train("digits/resnet8", "digits", {"stps": 3}, root=workspace.root)
     with pytest.raises(AttributeError, match="load_models"):
         resnet_pipeline.load_models  # noqa: B018
 

@@ -24,7 +24,7 @@ def test_a_display_sees_the_beginning_every_step_and_the_end():
     with displayed_on(display), progress("packing", total=10, before=4) as bar:
         bar.advance(2)
         bar.reach(10, detail="1 refused")
-    assert [(s.done, s.detail) for s in display.shown] == [(4, ""), (6, ""), (10, "1 refused")]
+    assert [(s.reached, s.detail) for s in display.shown] == [(4, ""), (6, ""), (10, "1 refused")]
     assert display.before == {"packing": 4} and display.ended == ["packing"]
 
 

@@ -48,13 +48,28 @@ from resnet_pipeline.sources.layouts import read_catalogue
 from resnet_pipeline.staging.area import catalogue_of, listing_of
 from resnet_pipeline.staging.shard_writer import Record
 from resnet_pipeline.storage.local import LocalStorage
-from resnet_pipeline.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+from resnet_pipeline.training.checkpoint import (
+    Checkpoint,
+    Progress,
+    newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from resnet_pipeline.training.checkpoint_writer import best_checkpoint
-from resnet_pipeline.training.metrics_log import MetricsLog, read_metrics
+from resnet_pipeline.training.metrics_log import (
+    MetricsLog,
+    NoteEntry,
+    ResumeEntry,
+    SystemEntry,
+    ValidationEntry,
+    read_metrics,
+)
 from resnet_pipeline.training.mirror import fetch_newer, send
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.schedule import ScheduleState
 from resnet_pipeline.workspace import Workspace
 from tests.images import jpeg
+from tests.metrics import training
 from tests.unit.models import caffe_writer as caffe
 
 Read = Callable[[Path], object]
@@ -191,11 +206,11 @@ def _run(folder: Path) -> RunDirectory:
     facts = DatasetFacts(name="d", fingerprint="f" * 64, classes=("a", "b"), class_words={"a": "an a"})
     run = RunDirectory.create(folder, get_recipe("digits/resnet8"), facts)
     log = MetricsLog(run.metrics_file)
-    log.append("train", 2, loss=1.0, error=50.0, lr=0.1, epoch=0.1, images_per_second=9.0, gradient_norm=1.0)
-    log.append("validation", 2, top1=50.0, top5=10.0)
-    log.append("note", 2, text="x")
-    log.append("resume", 1, workers=1)
-    log.append("system", 3, cpu=1.0)
+    log.append(2, training(loss=1.0, error=50.0))
+    log.append(2, ValidationEntry(figures={"top1": 50.0, "top5": 10.0}))
+    log.append(2, NoteEntry(text="x"))
+    log.append(1, ResumeEntry(workers=1))
+    log.append(3, SystemEntry(values={"cpu": 1.0}))
     log.close()
     validation = {"top1": 2.0, "top5": 0.0, "images": 9}
     result = {"steps": 4, "images": 9, "seconds": 1.0, "images_per_second": 9.0, "workers": 1, "device": "cpu"}
@@ -235,9 +250,9 @@ def _checkpoints(folder: Path) -> Path:
     checkpoint = Checkpoint(
         step=3, run="abc", model={"w": torch.ones(3)}, statistics=torch.zeros(2, 4), sums=torch.zeros(2, 3),
         optimizer={"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-        extra={"seconds": 1.5, "schedule": {"drops": 1}},
+        extra=Progress(seconds=1.5, schedule=ScheduleState(drops=1), last_train={}, best={"step": 1, "top1": 9.0}),
     )  # fmt: skip
-    return write_checkpoint(folder / "checkpoints", checkpoint.payload(), val_error=2.0)
+    return write_checkpoint(folder / "checkpoints", checkpoint, val_error=2.0)
 
 
 def _read_note(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_a_missing_field_is_named_and_one_with_a_default_is_not_missed():
 @dataclass(frozen=True)
 class Row:
     label: str = field(metadata=json_key("class"))
-    path: Path
+    path: str | Path
     inner: Inner | None = field(default=None, metadata=INLINE)
     paper: float | None = field(default=None, metadata=OMIT_NONE)
     kept: float | None = None
@@ -74,6 +75,38 @@ def test_results_are_written_under_their_own_names_without_none():
     assert plain(Row("cat", Path("a/b"))) == {"class": "cat", "path": "a/b", "kept": None}
     row = plain([Row("cat", Path("a"), Inner("n", (1,)), 2.0)])
     assert row == [{"class": "cat", "path": "a", "name": "n", "sizes": [1], "paper": 2.0, "kept": None}]
+
+
+@dataclass(frozen=True)
+class Open:
+    row: Row
+    inner: Inner = field(metadata=INLINE)
+    others: Mapping[str, float] = field(metadata=INLINE)
+
+
+@pytest.mark.parametrize("inner", [None, Inner("n", (1,))])
+def test_inline_fields_and_other_names_are_read_back(inner):
+    record = Open(Row("cat", "a", inner, 2.0), Inner("m"), {"x": 1.0, "y": 2.5})
+    assert read_record(Open, json.loads(json.dumps(plain(record)))) == record
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"row": {"class": "c", "path": "a"}}, "missing field name"),
+        ({"row": {"class": "c", "path": "a", "nam": "x"}, "name": "m"}, "unknown field row.nam; did you mean 'name'"),
+        ({"row": {"path": "a"}, "name": "m"}, r"missing field row\.class"),
+        ({"row": {"class": "c", "path": "a"}, "name": "m", "x": "1"}, "x must be of type float, not '1'"),
+        ({"row": {"class": "c", "path": "a"}, "name": "m", "x": 10**400}, "x is too large"),
+        (
+            {"row": {"class": "c", "path": "a", "name": "n", "sizes": [True]}, "name": "m"},
+            r"row\.sizes\[0\] must be of type int",
+        ),
+    ],
+)
+def test_a_wrong_inline_field_is_named_by_its_place(values, message):
+    with pytest.raises(RecordError, match=f"^{message}"):
+        read_record(Open, values)
 
 
 @pytest.mark.parametrize(

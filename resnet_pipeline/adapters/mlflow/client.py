@@ -20,7 +20,10 @@ class TrackingError(UserError):
 
 
 def tracking_uri(workspace: Workspace) -> str:
-    """Return MLFLOW_TRACKING_URI, else the SQLite file in the workspace."""
+    """Return MLFLOW_TRACKING_URI, else the SQLite file in the workspace.
+
+    Example: ``tracking_uri(Workspace.of())``
+    """
     return surroundings().mlflow_tracking_uri or f"sqlite:///{workspace.mlflow / 'mlflow.db'}"
 
 

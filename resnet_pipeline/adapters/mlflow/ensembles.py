@@ -53,7 +53,10 @@ def write_ensemble(folder: Path, members: Sequence[MemberVersion], dataset: Data
 
 
 def read_ensemble(folder: Path) -> list[MemberVersion]:
-    """Return the members that an ensemble's folder names; UserError if its file is damaged."""
+    """Return the members that an ensemble's folder names; UserError if its file is damaged.
+
+    Example: ``[member.uri for member in read_ensemble(folder)]``
+    """
     return list(load_record(_Ensemble, folder / ENSEMBLE_FILE).members)
 
 

@@ -68,6 +68,8 @@ def register(
     ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
     example. The same weights are registered once under a name: a second call finds the version. Raises UserError for
     an unfinished run and for weights that are not those of its result, and TrackingError if MLflow is away.
+
+    Example: ``register(Tracking(Workspace.of()), run, tags=tags, example=example_image(views)).uri``
     """
     result = run.result()
     if result is None:
@@ -165,6 +167,8 @@ def resolve(tracking: Tracking, reference: str) -> ModelVersion:
     """Return the version that ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/NAME/latest`` names.
 
     Raises UserError, saying what there is, if it points nowhere, and TrackingError if MLflow is away.
+
+    Example: ``resolve(Tracking(Workspace.of()), "models:/digits-resnet8@candidate").tags``
     """
     found = re.fullmatch(r"models:/([^/@:']+)(?:@([^/@]+)|/(\d+|latest))", reference)
     if not found:
@@ -187,7 +191,10 @@ def resolve(tracking: Tracking, reference: str) -> ModelVersion:
 
 
 def alias_of(tracking: Tracking, name: str, alias: str) -> ModelVersion | None:
-    """Return the version of a registered model that has an alias, None if none has."""
+    """Return the version of a registered model that has an alias, None if none has.
+
+    Example: ``alias_of(Tracking(Workspace.of()), "digits-resnet8", "champion")``
+    """
     number = _registered(tracking, name, f"models:/{name}").aliases.get(alias)
     return resolve(tracking, f"models:/{name}/{number}") if number else None
 
@@ -199,7 +206,10 @@ def set_alias(tracking: Tracking, version: ModelVersion, alias: str, tags: Mappi
 
 
 def version_of_weights(tracking: Tracking, weights_sha256: str) -> ModelVersion | None:
-    """Return the newest registered network with these weights, None if they were never registered."""
+    """Return the newest registered network with these weights, None if they were never registered.
+
+    Example: ``version_of_weights(Tracking(Workspace.of()), weights_sha256(network))``
+    """
     found = guarded(lambda: tracking.client.search_model_versions(f"tags.weights_sha256 = '{weights_sha256}'"))
     versions = sorted(found, key=lambda v: int(v.creation_timestamp))
     return _as_version(versions[-1]) if versions else None
@@ -233,7 +243,10 @@ def training_of(tracking: Tracking, version: ModelVersion) -> Trained | None:
 
 
 def fetch_card(tracking: Tracking, version: ModelVersion) -> str:
-    """Return a version's model card."""
+    """Return a version's model card.
+
+    Example: ``fetch_card(tracking, resolve(tracking, uri))``
+    """
     import mlflow
 
     _ = tracking.client  # connects, and sets MLflow's own global address
@@ -257,6 +270,8 @@ def fetched_model(tracking: Tracking, reference: str) -> Iterator[Path]:
 
     Raises UserError if the reference points nowhere, at an ensemble, or at a model that this program did not
     register.
+
+    Example: ``with fetched_model(tracking, "models:/digits-resnet8/1") as folder: load_folder(folder)``
     """
     with _downloaded(tracking, reference) as folder:
         if not (folder / MODEL_FILES[0]).is_file():

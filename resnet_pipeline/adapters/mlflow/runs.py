@@ -6,12 +6,10 @@ away, and remembers how far it came. The next start delivers what is left at the
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,16 @@ from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_ur
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.parallel import start_thread
-from resnet_pipeline.records import RecordError, load_record, plain_record
+from resnet_pipeline.records import RecordError, json_key, load_record, plain_record
 from resnet_pipeline.settings import without_secrets
-from resnet_pipeline.training.metrics_log import is_metrics_line
+from resnet_pipeline.training.metrics_log import (
+    CheckpointEntry,
+    Entry,
+    Line,
+    SystemEntry,
+    TrainEntry,
+    ValidationEntry,
+)
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
@@ -29,28 +34,13 @@ _log = logging.getLogger(__name__)
 
 EXPERIMENT = "resnet-pipeline"
 _BATCH = 900  # MLflow takes 1,000 metrics at once; a line has fewer than 100
-_METRIC_NAMES: dict[str, dict[str, str]] = {
-    "train": {
-        "loss": "train_loss",
-        "error": "train_error",
-        "lr": "learning_rate",
-        "epoch": "epoch",
-        "gradient_norm": "gradient_norm",
-        "images_per_second": "images_per_second",
-        "data_wait": "data_wait",
-        "shard_wait_seconds": "shard_wait_seconds",
-        "step_p50": "step_seconds_p50",
-        "step_p95": "step_seconds_p95",
-        "step_max": "step_seconds_max",
-    },
-    "checkpoint": {"pause": "checkpoint_pause_seconds", "bytes": "checkpoint_bytes"},
-    "validation": {"top1": "val_top1_error", "top5": "val_top5_error"},
-    "system": {},  # as they are called in the line
-}
 
 
 class Tracking:
-    """A connection to MLflow's tracking server and registry; nothing is contacted before it is needed."""
+    """A connection to MLflow's tracking server and registry; nothing is contacted before it is needed.
+
+    Example: ``Tracking(Workspace.of()).deliver(run)``
+    """
 
     def __init__(self, workspace: Workspace) -> None:
         self.uri = tracking_uri(workspace)
@@ -102,28 +92,31 @@ class Tracking:
     def deliver(self, run: RunDirectory) -> int:
         """Send the metrics that this MLflow has not yet; return how many lines. TrackingError if it is away.
 
-        What was sent is remembered after each batch. Steps that a resumed run computes again are not sent again.
+        How far it came is remembered after each batch. Steps that a resumed run computes again are not sent again.
         """
         run_id = self.run_id(run)
         if not run.metrics_file.exists():
             return 0
         before = Delivery.of(run)
         with run.metrics_file.open("rb") as file:
-            file.seek(before.sent)
+            file.seek(before.delivered)
             data = file.read()
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-        sent, kept, steps, batch = before.sent, before.sent, dict(before.steps), []
+        read = kept = before.delivered
+        steps, batch = dict(before.steps), []
         for number, raw in enumerate(lines, 1):
-            line, sent = _parsed(raw), sent + len(raw)
-            if line["kind"] in _METRIC_NAMES and line["step"] > steps.get(line["kind"], -1):
-                steps[line["kind"]] = line["step"]
-                batch += _metrics(line)
+            line, read = Line.parse(raw), read + len(raw)
+            metrics = _metrics(line) if line else []
+            if line and metrics and line.step > steps.get(line.entry.kind, -1):
+                steps[line.entry.kind] = line.step
+                batch += metrics
             if len(batch) > _BATCH or (number == len(lines) and batch):
                 guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
                 batch = []
-                Delivery(uri=self.address, run_id=run_id, sent=(kept := sent), steps=steps).keep(run)
-        if sent != kept:
-            Delivery(uri=self.address, run_id=run_id, sent=sent, steps=steps).keep(run)
+                kept = read
+                Delivery(uri=self.address, run_id=run_id, delivered=kept, steps=steps).keep(run)
+        if read != kept:
+            Delivery(uri=self.address, run_id=run_id, delivered=read, steps=steps).keep(run)
         return len(lines)
 
     def log_values(self, run: RunDirectory, values: Mapping[str, float], step: int) -> None:
@@ -212,43 +205,60 @@ class MetricsSender:
 class Delivery:
     """How far a run's metrics were delivered, and to which run of which MLflow; kept in the run directory.
 
-    ``sent`` are bytes of the metrics file, ``steps`` the last step sent of each kind of line.
+    ``delivered`` are bytes of the metrics file, ``steps`` the last delivered step of each kind of line.
     """
 
     uri: str = ""
     run_id: str = ""
-    sent: int = 0
+    delivered: int = field(default=0, metadata=json_key("sent"))
     steps: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunDirectory) -> Delivery:
-        """Return what the run directory remembers; that nothing was sent if that is damaged."""
+        """Return what the run directory remembers; that nothing was delivered if that is damaged."""
         try:
             kept = load_record(cls, run.delivery_file)
         except (OSError, RecordError):
             return cls()
-        return kept if kept.sent >= 0 else cls()
+        return kept if kept.delivered >= 0 else cls()
 
     def keep(self, run: RunDirectory) -> None:
         """Remember it in the run directory."""
         write_json(run.delivery_file, plain_record(self))
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        value = None
-    return value if is_metrics_line(value) else {"kind": "torn"}
-
-
-def _metrics(line: dict[str, Any]) -> list[Any]:
+def _metrics(line: Line) -> list[Any]:
     from mlflow.entities import Metric
 
-    names: Mapping[str, str] = _METRIC_NAMES[line["kind"]]
-    if line["kind"] == "system":
-        names = {key: f"system/{key}" for key in line.keys() - {"kind", "step", "time"}}
-    seconds = line.get("time")
-    milliseconds = int(seconds * 1000) if isinstance(seconds, int | float) and isfinite(seconds) else 0
-    numbers = {key: line[key] for key in names if isinstance(line.get(key), int | float)}
-    return [Metric(names[key], float(value), milliseconds, line["step"]) for key, value in numbers.items()]
+    milliseconds = int(line.time * 1000)
+    return [Metric(name, value, milliseconds, line.step) for name, value in _named(line.entry).items()]
+
+
+def _named(entry: Entry) -> dict[str, float]:
+    """Return an entry's numbers under the names that they have in MLflow; nothing of an entry that is no measurement.
+
+    A task's own figures keep their names, after ``train_`` and ``val_``.
+    """
+    match entry:
+        case TrainEntry(figures=figures, pace=pace):
+            return {
+                **{f"train_{name}": value for name, value in figures.items()},
+                "learning_rate": entry.lr,
+                "epoch": entry.epoch,
+                "gradient_norm": entry.gradient_norm,
+                "images_per_second": pace.images_per_second,
+                "data_wait": pace.data_wait,
+                "shard_wait_seconds": entry.shard_wait_seconds,
+                "step_seconds_p50": pace.step_p50,
+                "step_seconds_p95": pace.step_p95,
+                "step_seconds_max": pace.step_max,
+            }
+        case ValidationEntry(figures=figures):
+            names = {"top1": "val_top1_error", "top5": "val_top5_error"}
+            return {names.get(name, f"val_{name}"): value for name, value in figures.items() if name != "images"}
+        case CheckpointEntry(pause=pause, bytes=held):
+            return {"checkpoint_pause_seconds": pause, "checkpoint_bytes": float(held)}
+        case SystemEntry(values=values):
+            return {f"system/{name}": value for name, value in values.items()}
+        case _:
+            return {}

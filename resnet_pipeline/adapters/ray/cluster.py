@@ -48,6 +48,8 @@ def ray_cluster() -> Iterator[Resources]:
 
     Inside another ``ray_cluster()`` the same connection serves. A local cluster offers at least two CPUs, so that two
     workers run on any machine.
+
+    Example: ``with ray_cluster() as resources: resources.most_workers()``
     """
     os.environ.update(for_children())  # Ray's workers run in another folder
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

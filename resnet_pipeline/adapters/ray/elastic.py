@@ -29,6 +29,7 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory | None) -> Any:
         ScalingDecision,
     )
 
+    # the policy: which numbers, and when to change
     class TheseCounts(ElasticScalingPolicy):  # type: ignore[misc]
         def __init__(self, scaling_config: Any) -> None:
             super().__init__(scaling_config)
@@ -59,6 +60,7 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory | None) -> Any:
             self._wanted = None
             return decision
 
+    # the trainer that has this policy
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             policy = TheseCounts(self.scaling_config)

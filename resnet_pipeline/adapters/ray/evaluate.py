@@ -61,8 +61,8 @@ def score_on_ray(
                 own = {name: parts[name] for name in lacking[number]}
                 running[task.remote(shared, own, number, plan.chunks[number], setting)] = number
             # take in what has ended; a user's error ends all
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
+            ended, _ = ray.wait(list(running), num_returns=1)
+            for reference in ended:
                 number = running.pop(reference)
                 try:
                     ray.get(reference)

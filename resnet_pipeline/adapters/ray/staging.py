@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_pipeline.adapters.ray.cluster import Resources
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.staging.area import ABOUT
+from resnet_pipeline.staging.area import IDENTITY
 from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard
 
 _SECONDS_FOR_ENDING = 30.0
@@ -37,6 +37,11 @@ class RayTasks:
     def running(self) -> None:
         """Return None: only finished tasks say how far they have come."""
 
+    @property
+    def begun(self) -> bool:
+        """True: Ray says itself why a task can't start."""
+        return True
+
     def close(self) -> None:
         """Cancel what is unfinished, and wait for its end: it may be writing where the caller wants to clear up."""
         import ray
@@ -51,7 +56,7 @@ class RayTasks:
 def _work(task: Task) -> Outcome | UserError:
     """Run on any node; a user's error is returned, since Ray would wrap what is raised into its traceback."""
     try:
-        if task.destination.stat(ABOUT) is None:
+        if task.destination.stat(IDENTITY) is None:
             raise UserError(
                 f"Ray's node {socket.gethostname()} does not see {task.destination.url}; put the datasets on a volume "
                 "that all nodes share or in a bucket (RESNET_PIPELINE_DATA), or unset RAY_ADDRESS"
@@ -61,12 +66,12 @@ def _work(task: Task) -> Outcome | UserError:
         return error
 
 
-def _settle(future: Future[Outcome], done: Future[Any]) -> None:
-    error = done.exception()
+def _settle(future: Future[Outcome], ended: Future[Any]) -> None:
+    error = ended.exception()
     if error is not None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         future.set_exception(UserError(f"a Ray task ended: {reason}; start again: it resumes"))
-    elif isinstance(found := done.result(), UserError):
+    elif isinstance(found := ended.result(), UserError):
         future.set_exception(found)
     else:
         future.set_result(found)

@@ -42,7 +42,7 @@ returns to the kernel; only its main arena keeps what is freed (`device.keep_fre
 ``resnet_pipeline``, which a worker imports after PyTorch."""
 
 _SECONDS_FOR_LEAVING = 60.0
-_SECONDS_BETWEEN_LOOKS = 0.2  # at the stop file, which may lie on a network drive
+_SECONDS_BETWEEN_CHECKS = 0.2  # at the stop file, which may lie on a network drive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,12 @@ class WorkerGroup:
 
 @contextlib.contextmanager
 def standing_workers(workspace: Workspace, count: int) -> Iterator[None]:
-    """Inside, all trainings with ``count`` workers share one group of them, which begins to start at once."""
+    """Inside, all trainings with ``count`` workers share one group of them, which begins to start at once.
+
+    Example::
+
+        with standing_workers(Workspace.of(), 2): train_run(Workspace.of(), config, "digits", Launch(workers=2))
+    """
     with ray_cluster() as resources:
         group = WorkerGroup(workspace.root / "ray", root=workspace.root, counts=(count,), resources=resources)
         _standing.append(group)
@@ -232,7 +237,7 @@ class RayContext:
         self.world_size: int = context.get_world_size()
         self.device: torch.device = get_device() if torch.cuda.is_available() else local_device()
         self._run = run
-        self._looked = 0.0
+        self._checked = 0.0
         self._preempted: set[str] = set()
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -244,9 +249,9 @@ class RayContext:
     def should_stop(self) -> bool:
         """Return whether the driver asked for a stop; rank 0 looks, a few times a second."""
         now = time.monotonic()
-        if self.rank or now - self._looked < _SECONDS_BETWEEN_LOOKS:
+        if self.rank or now - self._checked < _SECONDS_BETWEEN_CHECKS:
             return False
-        self._looked = now
+        self._checked = now
         return self._run.stop_file.exists()
 
     def should_save(self) -> bool:
@@ -305,10 +310,13 @@ def _next_order(folder: Path, number: int) -> Order | None:
     while folder.exists() and not (folder / "end").exists():
         with contextlib.suppress(FileNotFoundError):
             return load_record(Order, file)
-        time.sleep(_SECONDS_BETWEEN_LOOKS / 4)
+        time.sleep(_SECONDS_BETWEEN_CHECKS / 4)
     return None
 
 
 def mirror_of(run: RunDirectory, address: str | None) -> Storage | None:
-    """Return where a run's checkpoints are kept a second time: a folder of its own below the address, or nowhere."""
+    """Return where a run's checkpoints are kept a second time: a folder of its own below the address, or nowhere.
+
+    Example: ``mirror_of(run, "s3://bucket/mirror")``
+    """
     return storage_at(f"{address.rstrip('/')}/{run.name}") if address else None

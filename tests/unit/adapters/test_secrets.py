@@ -23,6 +23,7 @@ from resnet_pipeline.storage.s3_errors import explained
 from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.training.mirror import send
 from resnet_pipeline.workspace import Workspace
+from tests.metrics import training
 
 MARKER = "mArKeR-5a1t"
 NOWHERE = f"http://user:{MARKER}@127.0.0.1:1"
@@ -79,7 +80,7 @@ def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeyp
         if kept:
             run.delivery_file.write_text(json.dumps(kept))
         log = MetricsLog(run.metrics_file)
-        log.append("train", 1, loss=1.0)
+        log.append(1, training(loss=1.0))
         log.close()
         with configured():
             MetricsSender(Tracking(workspace), run, interval=0.01).close()

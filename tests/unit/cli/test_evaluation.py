@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 
-from resnet_pipeline import cli
 from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.models import build_model
 from tests.images import jpeg
 from tests.json_keys import check_keys
+from tests.workspaces import with_digits
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys, digits):
-    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
+def run(run, tmp_path, monkeypatch, digits):
     monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "work" / "datasets").mkdir(parents=True)
-    (tmp_path / "work" / "datasets" / "digits").symlink_to(digits.path)
+    with_digits(tmp_path / "work", digits)
     for depth in (8, 14):
         torch.manual_seed(depth)
         torch.save(build_model(f"cifar-resnet{depth}").state_dict(), tmp_path / f"{depth}.pth")
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["resnet-pipeline", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-            raise SystemExit(0)
-        out = capsys.readouterr()
-        return int(exit_.value.code or 0), out.out, out.err
-
-    return call
+    return run
 
 
 @pytest.fixture

@@ -9,26 +9,10 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from resnet_pipeline import cli
 from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.settings import effective
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["resnet-pipeline", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-            raise SystemExit(0)
-        out = capsys.readouterr()
-        return int(exit_.value.code or 0), out.out, out.err
-
-    return call
 
 
 @pytest.mark.parametrize(
@@ -293,3 +277,20 @@ def test_the_shell_completes_recipes_and_staged_datasets(tmp_path, monkeypatch):
     assert completed("data", "verify", "--root", str(tmp_path / "work"), "mi") == ["mine", "mine-too"]
     monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(tmp_path / "work"))
     assert completed("evaluate", "x", "--dataset", "o") == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "options", "said"),
+    [
+        ("0", ["digits/resnt8"], "resnet-pipeline: unknown recipe 'digits/resnt8'"),
+        ("1", ["digits/resnt8"], ""),
+        ("1", ["digits/resnet8", "--set", "stps=3"], ""),
+        ("1", ["digits/resnet8", "--register", "a/b"], ""),
+        ("1", ["digits/resnet8", "--profile", "--steps", "2"], ""),
+    ],
+)
+def test_what_torchrun_s_processes_all_find_is_said_by_rank_0(run, monkeypatch, rank, options, said):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = run("train", *options, "--dataset", "digits", "--launcher", "torchrun")
+    assert (code, out) == (2, "") and err.startswith(said) and bool(err) == bool(said)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,8 +28,8 @@ from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.records import plain
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.workspace import Workspace
 from tests.recording import Recording
+from tests.workspaces import with_digits
 
 CENTER = TestSpec(dataset="digits", protocol="center", images=100)
 
@@ -50,9 +49,7 @@ def run(workspace, models, **options):
 def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models, monkeypatch, tmp_path, digits, caplog):
     monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)
     whole = run(workspace, models)[0].scores
-    again = Workspace(tmp_path / "again")
-    Path(again.data).mkdir(parents=True)
-    (Path(again.data) / "digits").symlink_to(digits.path)
+    again = with_digits(tmp_path / "again", digits)
     real, calls = scoring.view_batches, []
 
     def counted(*arguments, **options):
@@ -74,8 +71,8 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
     display = Recording()
     with displayed_on(display):
         found = run(again, models)
-    assert "going on with 5 of 7 chunks" in caplog.messages[0] and len(calls) == 5
-    assert [at.done for at in display.shown] == sorted(at.done for at in display.shown)
+    assert "resuming with 5 of 7 chunks" in caplog.messages[0] and len(calls) == 5
+    assert [at.reached for at in display.shown] == sorted(at.reached for at in display.shown)
     assert display.shown[-1][:3] == ("center: cifar-resnet8=8.pth, cifar-resnet14=14.pth", 364 - 2 * 60, 364 - 2 * 60)
     assert sum(map(len, calls)) == 364 - 2 * 60
     for one in found:
@@ -127,7 +124,7 @@ def test_a_killed_test_goes_on(workspace, models):
     kept = len(list(workspace.scores.glob("*/*/*/*.parts/0*.parquet")))
     assert 0 < kept < 19
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    assert f"going on with {19 - kept} of 19 chunks" in done.stderr
+    assert f"resuming with {19 - kept} of 19 chunks" in done.stderr
     (file,) = workspace.scores.glob("*/*/*/*.parquet")
     assert len(read_scores(file).keys) == 364
 

@@ -51,9 +51,11 @@ from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 from tests.images import jpeg
 from tests.json_keys import check_keys
+from tests.workspaces import with_digits
 
 pytestmark = pytest.mark.slow
 NAME = "digits-resnet8"
+TEST = TestSpec(dataset="digits", protocol="center")
 
 
 def evaluations(workspace, *references, protocol="center", **options):
@@ -63,9 +65,7 @@ def evaluations(workspace, *references, protocol="center", **options):
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory, digits):
     """Return a workspace with three short runs: version 1 poor, versions 2 and 3 better, all tested by centre crops."""
-    workspace = Workspace(tmp_path_factory.mktemp("registry") / "work")
-    workspace.datasets.mkdir(parents=True)
-    (workspace.datasets / "digits").symlink_to(digits.path)
+    workspace = with_digits(tmp_path_factory.mktemp("registry") / "work", digits)
     facts = dataclasses.replace(digits.facts, class_words={"3": "three, a digit"})
     runs = []
     threads = torch.get_num_threads()
@@ -289,9 +289,9 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     workspace, runs = registered
     members = [f"models:/{NAME}/2", str(runs[2].run.path)]
     tested = evaluations(workspace, *members)
-    version = register_ensemble_of(workspace, "digits-two", tested, "digits")
+    version = register_ensemble_of(workspace, "digits-two", tested, TEST)
     ten = evaluations(workspace, *members, protocol="10-crop")
-    again = register_ensemble_of(workspace, "digits-two", ten, "digits")
+    again = register_ensemble_of(workspace, "digits-two", ten, TEST)
     assert version.new and (again.new, again.uri) == (False, version.uri)
     tags = resolve(Tracking(workspace), version.uri).tags
     assert tags["members"] == f"models:/{NAME}/2, models:/{NAME}/3"
@@ -314,7 +314,7 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
         evaluations(workspace, version.uri)
     # it passes the gate like any network
     assert promote(workspace, "digits-two", "center").before is None
-    test = TestSpec(dataset="digits", protocol="center")
+    test = TEST
     page = explore(workspace, [version.uri], test, output=tmp_path / "e.html")
     assert "an ensemble of 2" in page.read_text()
     for kept in score_files:
@@ -417,7 +417,7 @@ def test_an_ensemble_needs_registered_members_of_the_same_weights(registered, tm
         ("a/b", str(runs[0].run.path), "model name"),
     ):
         with pytest.raises(UserError, match=said):
-            register_ensemble_of(workspace, name, evaluations(workspace, member), "digits")
+            register_ensemble_of(workspace, name, evaluations(workspace, member), TEST)
     (tmp_path / ENSEMBLE_FILE).write_text(
         json.dumps({"members": [{"uri": "models:/a/1", "recipe": "r", "weights_sha256": "0" * 64}]})
     )

@@ -9,14 +9,14 @@ import pytest
 
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.manifest import SOURCE, Origin, Remark
-from resnet_pipeline.files import write_json
+from resnet_pipeline.jobs.register import Registration
 from resnet_pipeline.jobs.repeat import commands, told_apart
 from resnet_pipeline.jobs.stage import digits_folder
 from resnet_pipeline.jobs.train import run_config
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.staging.stage import Options, stage
 from resnet_pipeline.storage.local import LocalStorage
-from resnet_pipeline.training.metrics_log import MetricsLog
+from resnet_pipeline.training.metrics_log import MetricsLog, ResumeEntry
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
@@ -56,14 +56,14 @@ def finished(digits, tmp_path):
         run = RunDirectory.create(tmp_path / "runs", run_config("digits/resnet8", changes), digits.facts)
         log = MetricsLog(run.metrics_file)
         for count in resumed:
-            log.append("resume", 1, workers=count)
+            log.append(1, ResumeEntry(workers=count))
         log.close()
         RunResult(
             steps=240, images=1, seconds=1.0, images_per_second=1.0, workers=workers, device="cpu", train_loss=None,
             train_error=None, validation={}, best={}, weights_sha256="",
         ).write(run.result_file)  # fmt: skip
         if version:
-            write_json(run.path / "version.json", {"version": version})
+            Registration(version=version, uri="models:/digits-resnet8/1").keep(run)
         return run
 
     return make

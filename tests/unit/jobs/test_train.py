@@ -14,8 +14,9 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.train import Follower, _wait_for, check_splits, run_config
 from resnet_pipeline.progress import Bar, displayed_on, progress
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.training.metrics_log import MetricsLog
+from resnet_pipeline.training.metrics_log import MetricsLog, NoteEntry, ResumeEntry, ValidationEntry
 from resnet_pipeline.training.run_directory import RunDirectory
+from tests.metrics import training
 from tests.recording import Recording
 
 
@@ -48,21 +49,25 @@ def test_a_run_is_followed_from_its_metrics_file(digits, tmp_path, caplog, notes
     with displayed_on(display), progress("r", total=20, unit="steps", images_per_unit=100) as bar:
         follower = Follower(run, config, bar, notes=notes)
         log = MetricsLog(run.metrics_file)
-        log.append("resume", 5, workers=2)
-        log.append("note", 6, text="no room")
-        log.append("train", 10, loss=1.25, error=40.0, epoch=0.5, images_per_second=1000.0)
+        log.append(5, ResumeEntry(workers=2))
+        log.append(6, NoteEntry(text="no room"))
+        log.append(10, training(loss=1.25, error=40.0))
         follower.poll()
         assert (bar.counts(), bar.speed(), bar.left()) == ("10/20 steps", "1,000 images/s", "0:01 left")
-        log.append("validation", 10, top1=30.0, top5=3.0)
-        log.append("train", 20, loss=0.5, error=20.0, epoch=1.0, images_per_second=1000.0)
+        log.append(10, ValidationEntry(figures={"top1": 30.0, "top5": 3.0}))
+        log.append(20, training(loss=0.5, error=20.0, epoch=1.0))
+        follower.poll()
+        log.append(20, ValidationEntry(figures={"rms_of_test": 0.25, "images": 60}))
+        log.append(20, training(rms=0.12345, pixels=70000.0))
         log.close()
         follower.poll()
-    shown = [(at.done, at.detail) for at in display.shown]
-    assert shown[-2:] == [
+    shown = [(at.reached, at.detail) for at in display.shown]
+    assert shown[-3:] == [
         (10, "epoch 0.5  loss 1.250  error 40.0 %"),
         (20, "epoch 1.0  loss 0.500  error 20.0 %  val error 30.00 %"),
+        (20, "epoch 0.5  rms 0.1235  pixels 7e+04  val rms_of_test 0.25"),  # of a task of another kind
     ]
-    said = ["digits/resnet8: 2 worker(s) go on from step 5", "digits/resnet8: no room"]
+    said = ["digits/resnet8: 2 worker(s) resume from step 5", "digits/resnet8: no room"]
     assert caplog.messages == said[: 1 + notes]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import model_names
-from resnet_pipeline.models.complexity import complexity_table, format_complexity_table
+from resnet_pipeline.models.complexity import complexity_table
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "models_complexity.json"
 
@@ -31,12 +31,6 @@ def test_152_layers_are_eight_times_deeper_than_vgg_and_less_complex():
     assert round(resnet.cost.multiply_adds / 1e9, 1) == 11.3
     assert int(vgg16.cost.stages[0].multiply_adds / 1e8) / 10 == 15.3
     assert round(vgg19.cost.multiply_adds / 1e9, 1) == 19.6
-
-
-def test_the_text_has_a_line_per_network():
-    lines = format_complexity_table(complexity_table(["resnet50", "cifar-resnet20"])).splitlines()
-    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["resnet50", "50", "224", "25.56", "M", "3.858", "G"]
 
 
 def test_an_unknown_network_is_refused():

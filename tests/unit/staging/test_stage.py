@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 import tarfile
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_staging_stops_as_soon_as_too_many_are_refused(make_folder, tmp_path):
     refused = pytest.raises(UserError, match=r"of 2000 files of .* can't be used, more than the allowed 1.0%")
     with refused, displayed_on(display):
         stage(folder, tmp_path / "x", name="x", workers=2, options=Options(shard_bytes=10**6))
-    assert all(at.done < 1000 for at in display.shown) and display.ended == ["staging x"]
+    assert all(at.reached < 1000 for at in display.shown) and display.ended == ["staging x"]
     assert list(tmp_path.iterdir()) == [folder]
 
 
@@ -180,7 +181,7 @@ def test_progress_ends_with_all_and_counts_what_was_done_before(photos, tmp_path
     display = Recording()
     with displayed_on(display):
         stage(photos, tmp_path / "x", name="x", workers=2)
-    last, seen = display.shown[-1], [at.done for at in display.shown]
+    last, seen = display.shown[-1], [at.reached for at in display.shown]
     assert last[:4] == ("staging x", 34, 34, "images") and last.detail.endswith("MB/s  0 refused")
     assert seen == sorted(seen) and display.ended == ["staging x"]
 
@@ -258,3 +259,16 @@ def test_images_across_splits_and_under_two_classes_are_reported(make_folder, tm
     staged(caplog, folder, tmp_path / "x")
     assert "1 images are in more than one split, as train/a/1.JPEG and val/a/0.JPEG" in caplog.text
     assert "1 images are under more than one class, as train/a/0.JPEG and train/b/0.JPEG" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_script_that_stages_without_a_guard_is_told_so(photos, tmp_path, monkeypatch, capfd):
+    script = tmp_path / "script.py"  # which the worker process imports, and so calls once more
+    call = f"stage(Path({str(photos)!r}), Path({str(tmp_path / 'x')!r}), name='x', workers=1)"
+    script.write_text(f"from pathlib import Path\nfrom resnet_pipeline.staging.stage import stage\n{call}\n")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+    with pytest.raises(UserError, match=r"can't start.* below `if __name__ == \"__main__\":`"):
+        stage(photos, tmp_path / "x", name="x", workers=1)
+    assert "while a worker process imports the script" in capfd.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -9,8 +9,9 @@ from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.staging.stage import stage
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import TrainEntry
 from resnet_pipeline.training.run_directory import RunDirectory
+from tests.metrics import entries
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ def test_resnet20_learns_cifar10_from_the_archive(cifar10_archive, tmp_path):
     assert (config.augment.kind, config.augment.pad, config.augment.crop) == ("pad-crop", 4, 32)
     run = RunDirectory.create(tmp_path / "runs", config, dataset.facts)
     train(run, dataset, LocalContext())
-    errors = [line["error"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
+    errors = [entry.figures["error"] for _, entry in entries(run, TrainEntry)]
     assert errors[-1] < errors[0] - 15
     validation = run.result().validation
     assert validation["top1"] < 70 and validation["images"] == 10_000

@@ -10,8 +10,9 @@ from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.batch_norm import recompute_statistics
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import NoteEntry
 from resnet_pipeline.training.tasks import build_classifier
+from tests.metrics import entries, losses
 
 TODAY = [
     "precision=bf16",
@@ -35,8 +36,7 @@ def test_a_stopped_fast_run_ends_bit_identical(make_run, digits):
     assert run.result().weights_sha256 == whole.result().weights_sha256
     resumes = [line for line in run.metrics_file.read_text().splitlines() if '"resume"' in line]
     assert len(resumes) == 2
-    history = [h["loss"] for h in read_metrics(run.metrics_file) if h["kind"] == "train"]
-    assert history == [h["loss"] for h in read_metrics(whole.metrics_file) if h["kind"] == "train"]
+    assert losses(run) == losses(whole)
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -44,7 +44,7 @@ def test_an_explicit_bf16_that_is_emulated_says_what_it_costs(make_run, digits, 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
     run = make_run("precision=bf16", "steps=1")
     assert train(run, digits, LocalContext(stop=lambda: True))
-    notes = [line["text"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"]
+    notes = [note.text for _, note in entries(run, NoteEntry)]
     assert ["11 to 41 times" in note and "precision=auto" in note for note in notes] == ([] if has else [True])
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import random
 import resource
@@ -24,13 +23,22 @@ from resnet_pipeline.storage.cache import CacheFolder
 from resnet_pipeline.training import attempt
 from resnet_pipeline.training.attempt import Owner, TakenOverError, noting
 from resnet_pipeline.training.batch_norm import recompute_statistics
-from resnet_pipeline.training.checkpoint import CheckpointError, newest_checkpoint, write_checkpoint
+from resnet_pipeline.training.checkpoint import CheckpointError, newest_checkpoint
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import NonFiniteError, Trainer, train
-from resnet_pipeline.training.metrics_log import read_metrics
-from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.metrics_log import (
+    Line,
+    NoteEntry,
+    ResumeEntry,
+    TrainEntry,
+    ValidationEntry,
+    entries_of,
+    read_metrics,
+)
 from resnet_pipeline.training.tasks import ClassificationTask, build_classifier
+from tests.checkpoints import altered
 from tests.launching import launch
+from tests.metrics import entries, losses, steps_of, training
 
 # a task with a sample whose colour offset is not a number: a batch with it has no finite loss
 POISONED = """
@@ -56,22 +64,12 @@ with torchrun_context() as context:
 """
 
 
-def history_of(run: RunDirectory, kind: str, *names: str) -> list[dict[str, float]]:
-    lines = (line for line in read_metrics(run.metrics_file) if line["kind"] == kind)
-    return [{name: line[name] for name in ("step", *names)} for line in lines]
-
-
-def losses(run: RunDirectory) -> list[float]:
-    return [line["loss"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
-
-
 def test_a_run_writes_metrics_checkpoints_weights_and_result(make_run, digits):
     run = make_run()
     assert train(run, digits, LocalContext())
     result = run.result()
-    history = read_metrics(run.metrics_file)
-    assert [h["step"] for h in history if h["kind"] == "train"] == [2, 4, 6, 8, 10, 12]
-    assert [h["step"] for h in history if h["kind"] == "validation"] == [6, 12]
+    assert steps_of(run, TrainEntry) == [2, 4, 6, 8, 10, 12]
+    assert steps_of(run, ValidationEntry) == [6, 12]
     assert result.images == 12 * 64 and result.validation["images"] == len(digits.splits["val"])
     assert losses(run)[-1] < losses(run)[0]
     path, problems = newest_checkpoint(run.checkpoints)
@@ -101,7 +99,7 @@ def test_a_run_stopped_at_any_step_ends_bit_identical(make_run, digits):
     small = ["log_every=3", "eval_every=4", "checkpoint_every=5", "steps=14", *warm]
     whole = make_run(*small, folder="whole")
     train(whole, digits, LocalContext())
-    rates = [line["lr"] for line in history_of(whole, "train", "lr")]
+    rates = [entry.lr for _, entry in entries(whole, TrainEntry)]
     assert rates[0] == 0.01 and len(set(rates)) > 1, rates  # the warm-up ended
     run = make_run(*small, folder="stopped")
     context = stopping_after(1, 2, 5, 11)  # steps that are made, so: after steps 1, 2, 5 and 11 of the run
@@ -112,8 +110,9 @@ def test_a_run_stopped_at_any_step_ends_bit_identical(make_run, digits):
     assert train(run, digits, LocalContext())
     assert run.result().weights_sha256 == whole.result().weights_sha256
     assert run.result().best == whole.result().best
-    for kind, names in (("train", ("loss", "error", "lr", "epoch", "gradient_norm")), ("validation", ("top1",))):
-        assert history_of(run, kind, *names) == history_of(whole, kind, *names)
+    steps = [[(s, e.figures, e.lr, e.epoch, e.gradient_norm) for s, e in entries(r, TrainEntry)] for r in (run, whole)]
+    assert steps[0] == steps[1]
+    assert entries(run, ValidationEntry) == entries(whole, ValidationEntry)
 
 
 def test_nothing_in_training_draws_from_a_global_generator(make_run, digits):
@@ -131,7 +130,7 @@ def test_a_run_that_another_process_has_taken_over_writes_no_more(make_run, digi
     trainer = Trainer(run, digits, LocalContext())  # on a node that was cut off, say
     assert not train(run, digits, stopping_after(5))  # a later attempt
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
-    for late in (trainer.run_to_end, trainer.validate, lambda: trainer.attempt.append("resume")):
+    for late in (trainer.run_to_end, trainer.validate, lambda: trainer.attempt.append(ResumeEntry(workers=1))):
         with pytest.raises(TakenOverError, match="another process"):
             late()
     trainer.close()
@@ -142,9 +141,8 @@ def test_a_checkpoint_of_another_network_is_refused(make_run, digits):
     run = make_run(folder="run")
     train(run, digits, stopping_after(3))
     path, _ = newest_checkpoint(run.checkpoints)
-    payload = torch.load(path, weights_only=True)
-    payload["model"]["network.fc.weight"] = torch.zeros(7, 64)
-    write_checkpoint(run.checkpoints, payload)
+    weights = torch.load(path, weights_only=True)["model"] | {"network.fc.weight": torch.zeros(7, 64)}
+    altered(path, model=weights)
     with pytest.raises(CheckpointError, match=r"step 3 .*another network.*network\.fc\.weight"):
         train(run, digits, LocalContext())
     other = make_run("optim.lr=0.05", folder="other")
@@ -171,7 +169,7 @@ def test_a_full_disk_ends_nothing_and_costs_no_metric(make_run, digits):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(losses(run)) == 6 and run.result() is None
-    notes = {line["text"]: line["step"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"}
+    notes = {note.text: step for step, note in entries(run, NoteEntry)}
     (text,) = (text for text in notes if "step 8 not written: File too large" in text)
     assert notes[text] >= 8, "the thread that wrote it is at the training's step"
     assert seen == [LogContext(run=run.name, rank=0, step=step) for step in range(1, 13)], "as lines of the log say"
@@ -184,9 +182,7 @@ def test_what_a_process_warns_of_is_noted_in_the_metrics_of_its_run(make_run):
         at_step(3)
         logging.getLogger("resnet_pipeline.storage.x").warning("%s is full", "a disk")
         logging.getLogger("resnet_pipeline.storage.x").info("nothing to note")
-    assert [(line["kind"], line["step"], line["text"]) for line in read_metrics(run.metrics_file)] == [
-        ("note", 3, "a disk is full")
-    ]
+    assert entries(run, NoteEntry) == [(3, NoteEntry(text="a disk is full"))]
     assert read_metrics(other.metrics_file) == []
 
 
@@ -197,7 +193,7 @@ def test_what_a_late_attempt_warns_of_is_not_noted(make_run, digits):
         logging.getLogger("resnet_pipeline.x").warning("in time")
         Owner.claim(run)  # a later attempt
         logging.getLogger("resnet_pipeline.x").warning("late")
-    assert [line["text"] for line in read_metrics(run.metrics_file)] == ["in time"]
+    assert [note.text for _, note in entries(run, NoteEntry)] == ["in time"]
 
 
 @pytest.mark.parametrize("patience", [0.05, 60.0])
@@ -247,7 +243,7 @@ def test_a_worker_that_hangs_ends_the_attempt_with_a_message(make_run, digits, m
         for process in (first, second):
             process.kill()
             process.wait(20)
-    notes = [line["text"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"]
+    notes = [note.text for _, note in entries(run, NoteEntry)]
     assert any("did not answer rank 0 for 4 s at step" in note for note in notes)
     assert newest_checkpoint(run.checkpoints)[1] == []
 
@@ -321,11 +317,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_run, digits):
 
 
 def test_metrics_of_a_resumed_run_are_one_history(tmp_path):
-    lines = [("train", 2), ("train", 4), ("train", 6), ("resume", 4), ("train", 6), ("train", 8)]
-    text = "".join(json.dumps({"kind": k, "step": s, "loss": i}) + "\n" for i, (k, s) in enumerate(lines))
-    (tmp_path / "metrics.jsonl").write_text(text + '{"kind": "tra')
-    history = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(h["step"], h["loss"]) for h in history] == [(2, 0), (4, 1), (6, 4), (8, 5)]
+    written = [(2, training(loss=0)), (4, training(loss=1)), (6, training(loss=2))]
+    written += [(4, ResumeEntry(workers=1)), (6, training(loss=4)), (8, training(loss=5))]
+    text = b"".join(Line(step, 0.0, entry).to_bytes() for step, entry in written)
+    (tmp_path / "metrics.jsonl").write_bytes(text + b'{"kind": "tra')
+    history = entries_of(read_metrics(tmp_path / "metrics.jsonl"), TrainEntry)
+    assert [(step, entry.figures["loss"]) for step, entry in history] == [(2, 0), (4, 1), (6, 4), (8, 5)]
 
 
 def test_final_batch_norm_statistics_are_true_averages(make_run, digits):
@@ -377,8 +374,5 @@ def test_training_from_a_bucket_is_training_from_the_folder(make_run, sharded_di
     local, remote = (make_run(*changes, folder=folder) for folder in ("folder", "bucket"))
     assert remote.result().weights_sha256 == local.result().weights_sha256
     assert remote.result().validation == local.result().validation
-    waits = [
-        [line["shard_wait_seconds"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
-        for run in (local, remote)
-    ]
+    waits = [[entry.shard_wait_seconds for _, entry in entries(run, TrainEntry)] for run in (local, remote)]
     assert set(waits[0]) == {0.0} and 0 < waits[1][0] <= waits[1][-1]

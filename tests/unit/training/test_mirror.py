@@ -12,8 +12,9 @@ from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import NoteEntry, TrainEntry
 from resnet_pipeline.training.mirror import Mirror, fetch_newer, send
+from tests.metrics import entries
 
 
 def stopping_after(steps: int) -> LocalContext:
@@ -31,11 +32,7 @@ def test_a_run_resumes_from_the_mirror_on_an_empty_machine(make_run, digits, tmp
     second = make_run(folder="second")
     assert train(second, digits, LocalContext(), mirror=mirror)
     assert second.result().weights_sha256 == whole.result().weights_sha256
-    numbers = ("step", "loss", "error", "lr")
-    histories = [
-        [[line[n] for n in numbers] for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
-        for run in (whole, second)
-    ]
+    histories = [[(step, e.lr, e.figures) for step, e in entries(run, TrainEntry)] for run in (whole, second)]
     assert histories[0] == histories[1] and len(histories[0]) == 6
     # what is not kept here is not kept there
     here = {p.name for p in second.checkpoints.iterdir()}
@@ -94,7 +91,7 @@ def test_a_mirror_that_cannot_be_read_at_the_start_does_not_stop_a_run(make_run,
     (storage.root / "away").touch()
     run = make_run("steps=2", folder="run")
     assert train(run, digits, LocalContext(), mirror=storage)
-    notes = [line["text"] for line in read_metrics(run.metrics_file) if line["kind"] == "note"]
+    notes = [note.text for _, note in entries(run, NoteEntry)]
     assert any("nothing fetched" in note for note in notes)
 
 

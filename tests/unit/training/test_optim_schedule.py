@@ -6,6 +6,7 @@ import torch
 from resnet_pipeline.config import ConfigError, OptimConfig, ScheduleConfig
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe, recipe_names
+from resnet_pipeline.records import plain, read_record
 from resnet_pipeline.training.optim import build_optimizer, set_lr
 from resnet_pipeline.training.schedule import Schedule, ScheduleState
 from resnet_pipeline.training.step import FiniteGuard
@@ -118,5 +119,5 @@ def test_state_survives_json():
     schedule = Schedule(ScheduleConfig(kind="plateau", patience=1), lr=1.0, steps=10)
     for error in (50, 60, 45):
         schedule.observe_validation(error)
-    again = Schedule(schedule.config, lr=1.0, steps=10, state=ScheduleState(**schedule.state.to_dict()))
+    again = Schedule(schedule.config, lr=1.0, steps=10, state=read_record(ScheduleState, plain(schedule.state)))
     assert again.lr(5) == schedule.lr(5) == pytest.approx(0.1)

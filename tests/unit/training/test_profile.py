@@ -11,14 +11,15 @@ from torch._C._autograd import DeviceType
 
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import ProfileEntry
 from resnet_pipeline.training.profile import covered, describe, gpu_shares, shares, window
 from resnet_pipeline.training.tasks import ClassificationTask
 from resnet_pipeline.training.throughput import WAITING
+from tests.metrics import entries
 
 
-def profiled(run, digits, slow: float = 0.0) -> dict[str, float]:
-    """Train a run with a request for a profile, each micro-batch ``slow`` seconds late; return its line."""
+def profiled(run, digits, slow: float = 0.0) -> ProfileEntry:
+    """Train a run with a request for a profile, each micro-batch ``slow`` seconds late; return its entry."""
     run.profile_request.touch()
     task = ClassificationTask(run.config(), digits, LocalContext())
 
@@ -30,26 +31,26 @@ def profiled(run, digits, slow: float = 0.0) -> dict[str, float]:
     trainer = Trainer(run, digits, LocalContext(), task=task, open_batches=late)
     trainer.run_to_end()
     trainer.close()
-    (line,) = [line for line in read_metrics(run.metrics_file) if line["kind"] == "profile"]
-    return line
+    ((_, entry),) = entries(run, ProfileEntry)
+    return entry
 
 
 def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(make_run, digits):
     plain, run = make_run("steps=16", folder="plain"), make_run("steps=16", folder="profiled")
     train(plain, digits, LocalContext())
-    line = profiled(run, digits)
+    found = profiled(run, digits)
     assert run.name == plain.name
     assert run.result().weights_sha256 == plain.result().weights_sha256
-    assert line["data"] + line["compute"] + line["communication"] + line["host"] == pytest.approx(1, abs=1e-4)
-    assert line["communication"] == 0 and line["seconds_per_step"] > 0
+    assert found.data + found.compute + found.communication + found.host == pytest.approx(1, abs=1e-4)
+    assert found.communication == 0 and found.seconds_per_step > 0
     names = {event.get("name") for event in json.loads((run.profile / "trace-rank0.json").read_text())["traceEvents"]}
     assert WAITING in names and "aten::convolution" in names
     assert not run.profile_request.exists()
 
 
 def test_a_slow_loader_is_what_the_step_is_bound_by(make_run, digits):
-    line = profiled(make_run("steps=6"), digits, slow=0.3)
-    assert line["data"] > 0.5 and "bound by data" in describe(line)
+    found = profiled(make_run("steps=6"), digits, slow=0.3)
+    assert found.data > 0.5 and "bound by data" in describe(found)
 
 
 def test_the_window_fits_into_what_is_left():

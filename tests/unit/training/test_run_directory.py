@@ -5,21 +5,22 @@ import threading
 
 import pytest
 
-from resnet_pipeline.training.metrics_log import MetricsLog, read_metrics
+from resnet_pipeline.training.metrics_log import MetricsLog, NoteEntry, ResumeEntry, read_metrics
+from tests.metrics import training
 
 
 def test_a_line_torn_by_a_crash_does_not_swallow_the_next_attempt_s_first(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
     for step in (1, 2, 3):
-        log.append("train", step, loss=float(step))
+        log.append(step, training(loss=float(step)))
     log.close()
     path.write_bytes(path.read_bytes()[:-20])  # killed while it wrote the third
     log = MetricsLog(path)
-    log.append("resume", 1)
-    log.append("train", 2, loss=20.0)
+    log.append(1, ResumeEntry(workers=1))
+    log.append(2, training(loss=20.0))
     log.close()
-    assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 20.0)]
+    assert [(line.step, line.entry.figures["loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 20.0)]
 
 
 def test_lines_of_several_threads_stay_whole(tmp_path):
@@ -27,7 +28,7 @@ def test_lines_of_several_threads_stay_whole(tmp_path):
 
     def work(number: int) -> None:
         for step in range(200):
-            log.append("note", step, text=f"{number} " * 20)
+            log.append(step, NoteEntry(text=f"{number} " * 20))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -44,13 +45,13 @@ def test_what_a_full_disk_did_not_take_comes_with_the_next_line(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # no file may grow beyond: the second line is cut
     try:
         for step in range(3):
-            log.append("train", step, loss=0.5)
+            log.append(step, NoteEntry(text="no room"))
         assert (tmp_path / "metrics.jsonl").stat().st_size == 100
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    log.append("train", 3, loss=0.5)
+    log.append(3, NoteEntry(text="no room"))
     log.close()
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert [line.step for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
 def test_what_a_kill_leaves_is_removed_at_the_next_start(make_run):

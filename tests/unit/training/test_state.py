@@ -53,7 +53,7 @@ def leaves(value) -> list:
 
 
 def through_a_file(state: TrainingState, folder):
-    return read_checkpoint(write_checkpoint(folder, state.state_dict().payload()), run="r")
+    return read_checkpoint(write_checkpoint(folder, state.state_dict()), run="r")
 
 
 def test_a_state_comes_out_of_a_file_as_it_went_in(fresh, task, tmp_path):
@@ -100,7 +100,7 @@ def test_the_error_of_a_validation_is_that_of_its_step_alone(fresh):
     assert state.validated_error is None
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "statistics", "sums", "extra"])
+@pytest.mark.parametrize("part", ["model", "optimizer", "statistics", "sums"])
 def test_a_checkpoint_with_an_empty_part_is_refused_in_one_line(fresh, part):
     state = fresh()
     empty = torch.zeros(1, 0) if part in ("statistics", "sums") else {}

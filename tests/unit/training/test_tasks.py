@@ -14,8 +14,9 @@ from torch import nn
 from resnet_pipeline.data.loaders import train_batches, view_batches
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import NonFiniteError, train
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import TrainEntry, ValidationEntry
 from resnet_pipeline.training.tasks import Figures
+from tests.metrics import entries
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,10 @@ def bright_of(images: torch.Tensor) -> list[torch.Tensor]:
 def test_a_second_task_is_trained_by_the_same_loop(make_run, digits):
     run = make_run("steps=24", "eval_every=8", "optim.weight_decay=0")
     assert train(run, digits, LocalContext(), task=MeanOfBright(run.config(), digits))
-    history = read_metrics(run.metrics_file)
-    rms = [line["rms"] for line in history if line["kind"] == "train"]
+    rms = [entry.figures["rms"] for _, entry in entries(run, TrainEntry)]
     assert rms[-1] < 0.6 * rms[0]
-    assert all(not {"loss", "error", "top1"} & set(line) for line in history)
-    tests = {line["step"]: line["rms_of_test"] for line in history if line["kind"] == "validation"}
+    assert {name for _, entry in entries(run, TrainEntry) for name in entry.figures} == {"rms", "pixels"}
+    tests = {step: entry.figures["rms_of_test"] for step, entry in entries(run, ValidationEntry)}
     result = run.result()
     assert result.validation == {"rms_of_test": tests[24], "images": len(digits.splits["val"])}
     assert result.best == {"step": min(tests, key=tests.get), "rms_of_test": min(tests.values())}
@@ -99,11 +99,8 @@ def test_a_second_task_stopped_between_log_points_ends_bit_identical(make_run, d
     assert not train(run, digits, LocalContext(stop=lambda: next(steps, None) is None), task=task)
     assert train(run, digits, LocalContext(), task=task)
     assert run.result().weights_sha256 == whole.result().weights_sha256
-    lines = [
-        [(h["step"], h["rms"], h["pixels"]) for h in read_metrics(r.metrics_file) if h["kind"] == "train"]
-        for r in (whole, run)
-    ]
-    assert lines[0] == lines[1] and len(lines[0]) == 6
+    figures = [[(step, entry.figures) for step, entry in entries(r, TrainEntry)] for r in (whole, run)]
+    assert figures[0] == figures[1] and len(figures[0]) == 6
 
 
 def test_a_second_task_s_bad_sample_is_named(make_run, digits):

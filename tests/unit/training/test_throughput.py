@@ -8,8 +8,9 @@ import pytest
 
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import TrainEntry
 from resnet_pipeline.training.tasks import ClassificationTask
+from tests.metrics import entries, steps_of
 
 
 def test_a_run_s_speed_counts_its_steps_and_no_validation(make_run, digits):
@@ -40,10 +41,9 @@ def test_a_run_s_speed_counts_its_steps_and_no_validation(make_run, digits):
         trainer = Trainer(run, digits, context, task=Slow(run.config(), digits, context), clock=lambda: now)
         assert trainer.run_to_end() == (stop_after is None)
         trainer.close()
-    lines = [line for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
-    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
-    for line in lines:
-        assert line["images_per_second"] == pytest.approx(64 / 6, abs=0.01)
-        assert (line["data_wait"], line["step_p50"], line["step_max"]) == (1, 6, 6)
+    assert steps_of(run, TrainEntry) == [2, 4, 6, 8, 10, 12]
+    for _, entry in entries(run, TrainEntry):
+        assert entry.pace.images_per_second == pytest.approx(64 / 6, abs=0.01)
+        assert (entry.pace.data_wait, entry.pace.step_p50, entry.pace.step_max) == (1, 6, 6)
     result = run.result()
     assert (result.seconds, result.images_per_second) == (72, round(12 * 64 / 72, 2))

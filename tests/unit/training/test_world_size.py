@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_pipeline.training.metrics_log import read_metrics
+from resnet_pipeline.training.metrics_log import ProfileEntry, TrainEntry
 from resnet_pipeline.training.run_directory import RunDirectory
 from tests.launching import Started
+from tests.metrics import entries, losses, steps_of
 
 # Four processes that train run after run: `plan` says, for each, which of them share it and where it stops.
 WORKER = """
@@ -45,10 +46,9 @@ def free_address() -> str:
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def losses(run: RunDirectory) -> list[float]:
-    lines = [line for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
-    assert [line["step"] for line in lines] == list(range(1, run.config().steps + 1))
-    return [line["loss"] for line in lines]
+def all_losses(run: RunDirectory) -> list[float]:
+    assert steps_of(run, TrainEntry) == list(range(1, run.config().steps + 1))
+    return losses(run)
 
 
 @pytest.mark.slow
@@ -78,13 +78,13 @@ def test_the_number_of_workers_does_not_change_the_arithmetic(make_run, digits):
     assert [process.wait(200) for process in processes] == [0] * 4
     assert read_kinds(double["changed"].metrics_file).count("resume") == 1
     for name in ("2", "4", "changed"):
-        np.testing.assert_allclose(losses(double[name]), losses(double["1"]), rtol=1e-5, err_msg=name)
-    (profile,) = [h for h in read_metrics(fast["2"].metrics_file) if h["kind"] == "profile"]
-    assert 0 < profile["communication"] < 1 and len(list(fast["2"].profile.glob("trace-rank*.json"))) == 2
-    np.testing.assert_allclose(losses(fast["2"]), losses(fast["1"]), rtol=0.05)
+        np.testing.assert_allclose(all_losses(double[name]), all_losses(double["1"]), rtol=1e-5, err_msg=name)
+    ((_, profile),) = entries(fast["2"], ProfileEntry)
+    assert 0 < profile.communication < 1 and len(list(fast["2"].profile.glob("trace-rank*.json"))) == 2
+    np.testing.assert_allclose(all_losses(fast["2"]), all_losses(fast["1"]), rtol=0.05)
     # float32: rounding differs with the order of additions, and training amplifies it from step to step
-    apart = np.abs(np.array(losses(single["4"])) / losses(single["1"]) - 1)
-    exact = {n: max(abs(np.array(losses(double[n])) / losses(double["1"]) - 1)) for n in ("2", "4", "changed")}
+    apart = np.abs(np.array(all_losses(single["4"])) / all_losses(single["1"]) - 1)
+    exact = {n: max(abs(np.array(all_losses(double[n])) / all_losses(double["1"]) - 1)) for n in ("2", "4", "changed")}
     print(
         f"relative difference of losses: float64 {exact}; float32 {apart[:5].max():.1e} in 5 steps, {apart.max():.1e}"
     )
