@@ -269,7 +269,7 @@ def test_an_ensemble_by_name_takes_versions_by_recipe_and_seed_and_its_card_name
         score_sources(workspace, ["two-seeds"], test)
     sources = score_sources(workspace, ["two-seeds"], dataclasses.replace(test, allow_partial=True))
     assert [source.name for source in sources] == [f"models:/{NAME}/3", f"models:/{NAME}/1"]
-    version = register_ensemble_of(workspace, "two-seeds", evaluations_of(sources), "digits")
+    version = register_ensemble_of(workspace, "two-seeds", evaluations_of(sources), TEST)
     card = fetch_card(tracking, version)
     assert f"models:/{NAME}/3 was trained for 50 of 240 steps." in card and f"{NAME}/1 was trained for 4 of 240" in card
     # versions of before have no such tags: their runs know
