@@ -364,7 +364,7 @@ def part_b(settings: argparse.Namespace) -> None:
 
 def part_c(settings: argparse.Namespace) -> None:
     dataset, folder = stage_cifar10(settings)
-    steps = 8 if settings.small else 390 * settings.epochs
+    steps = settings.steps or (8 if settings.small else 390 * settings.epochs)
     fixed = ["bn_images=128", "eval_every=1000000", "checkpoint_every=1000000"]
 
     def ours(recipe: str, *more: str) -> Callable[[], Numbers]:
@@ -474,6 +474,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="see that it works: a few steps of 4 images, one round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of (c)")
+    parser.add_argument(
+        "--steps", type=int, help="steps of (c), instead of epochs; with --small on a 30th of the images"
+    )
     parser.add_argument("--threads", type=int, help="threads of computation in (b); default: one for each core")
     parser.add_argument("--imagenet", default=os.environ.get("RESNET_PIPELINE_IMAGENET_SAMPLE"))
     parser.add_argument("--cifar10", default=os.environ.get("RESNET_PIPELINE_CIFAR10"))
