@@ -41,23 +41,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Example: ``with replacing(path) as temporary: temporary.write_text("all of it, or nothing")``
     """
     # a file beside the one that is to be replaced, so that renaming does it
-    try:
-        special = _is_special(path)
-        target = path.resolve() if path.is_symlink() and not special else path
-        folder = Path(tempfile.gettempdir()) if special else target.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        os.close(handle)
-    except OSError as error:  # what mkdir says of a file in a folder's place is that it exists
-        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
-        raise _not_written(path, number) from error
+    temporary, target = _begun(path)
     # the caller writes it; then it is made safe and takes the place
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if special:
+        if target is None:
             with temporary.open("rb") as source, path.open("wb") as stream:
                 shutil.copyfileobj(source, stream)
             return
@@ -75,6 +65,27 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise WriteError if a file can't be written there: before the work whose result it is to hold."""
+    temporary, _ = _begun(path)
+    temporary.unlink(missing_ok=True)
+
+
+def _begun(path: Path) -> tuple[Path, Path | None]:
+    """Make a temporary file for ``path``; return it, and what it is to be renamed to, None if that is no file."""
+    try:
+        special = _is_special(path)
+        target = path.resolve() if path.is_symlink() and not special else path
+        folder = Path(tempfile.gettempdir()) if special else target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+        os.close(handle)
+    except OSError as error:  # what mkdir says of a file in a folder's place is that it exists
+        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
+        raise _not_written(path, number) from error
+    return Path(name), None if special else target
 
 
 def _is_special(path: Path) -> bool:

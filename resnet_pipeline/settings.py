@@ -115,6 +115,9 @@ class Surroundings(BaseSettings):
     ray_address: str | None = None
     """the Ray cluster that is joined; none: one is started on this machine"""
 
+    ray_use_tls: str | None = None
+    """whether Ray's nodes speak TLS"""
+
     ray_tmpdir: str | None = None
     """where Ray keeps its sockets and logs; none: TMPDIR, else /tmp"""
 

@@ -36,12 +36,17 @@ def verify(
     name: Name,
     root: Root = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one per CPU core.")] = None,
+    near_duplicates: Annotated[
+        bool,
+        typer.Option("--near-duplicates", help="Find images, too, that look alike across splits and classes (dHash)."),
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Compare every shard with its checksum and decode every image; name what is bad, with exit status 2."""
     from resnet_pipeline.jobs.data import verify_dataset
 
-    found = verify_dataset(Workspace.of(root), name, threads=threads)
+    found = verify_dataset(Workspace.of(root), name, threads=threads, near_duplicates=near_duplicates)
+    near = found.near_duplicates
     write_result(
         json_file,
         {
@@ -51,6 +56,7 @@ def verify(
             "shards": {"checked": found.shards, "bad": found.bad_shards},
             "samples": {"checked": found.samples, "bad": found.bad_samples},
             "duplicates": {"splits": found.duplicates.split_keys, "classes": found.duplicates.class_keys},
+            "near_duplicates": near and {"splits": near.split_keys, "classes": near.class_keys},
         },
     )
     for shard in found.bad_shards:
@@ -63,7 +69,7 @@ def verify(
             f"{len(found.bad_samples)} of {found.samples:,} images are bad; stage it again with --replace"
         )
     print(f"dataset {name}: {found.samples:,} images in {found.shards} shard(s), all good")
-    for line in found.duplicates.lines():
+    for line in (*found.duplicates.lines(), *(near.lines() if near else ())):
         print(printable(line))
 
 

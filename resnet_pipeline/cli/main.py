@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -53,6 +54,8 @@ from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
+_NO_HOME = "Could not determine home directory."  # pathlib's words
+
 app = typer.Typer(
     name="resnet-pipeline",
     help="Train, test and register the networks of 'Deep Residual Learning for Image Recognition', from raw images on. "
@@ -84,7 +87,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal has no character for
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
     except StoppedError as error:
         _tell(error)
         sys.exit(130)
@@ -94,13 +100,31 @@ def main() -> None:
         _tell(error)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None or error.strerror is None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            _tell(UserError(f"there is no room for a file or the output ({error.strerror}); make some and start again"))
+        elif error.filename is None or error.strerror is None:
             raise
-        _tell(UserError(f"{error.filename} can't be used: {error.strerror}"))
+        else:
+            _tell(UserError(f"{error.filename} can't be used: {error.strerror}"))
+        sys.exit(2)
+    except RuntimeError as error:
+        if str(error) != _NO_HOME:
+            raise
+        _tell(UserError("this user has no home directory, which MLflow needs, and ~ in paths: set HOME to a folder"))
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nresnet-pipeline: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _flush() -> None:
+    """Write what is left of the output now; if that can't be done, Python shall not try it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whoever reads no further wants no message
+            raise
 
 
 def _tell(error: UserError) -> None:

@@ -17,7 +17,7 @@ import typer
 from flows.parameters import Parameter
 from resnet_pipeline.cli.console import shown
 from resnet_pipeline.errors import UserError, did_you_mean
-from resnet_pipeline.files import json_text, write_json
+from resnet_pipeline.files import check_writable, json_text, write_json
 from resnet_pipeline.records import plain
 
 
@@ -67,7 +67,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*, quiet: bool, **typed: Any) -> None:
-        with shown(quiet=quiet), _json_alone(typed.get("json_file")):
+        with shown(quiet=quiet), _json_alone(typed.get("json_file"), typed.get("launcher")):
             read = {name: _read(name, hint, typed[name]) for name, hint in shared.items()}
             function(**(typed | read))
 
@@ -132,9 +132,15 @@ _stdout: ContextVar[TextIO | None] = ContextVar("stdout_of_json", default=None)
 
 
 @contextmanager
-def _json_alone(path: Path | None) -> Iterator[None]:
-    """Inside, what a command prints goes to stderr if its JSON goes to standard output, under whichever name."""
+def _json_alone(path: Path | None, launcher: str | None) -> Iterator[None]:
+    """Inside, what a command prints goes to stderr if its JSON goes to standard output, under whichever name.
+
+    UserError if it can't be written; of torchrun's processes the first one finds that out when it writes it.
+    """
     if path is None or not _is_stdout(path):
+        if path is not None and launcher != "torchrun":
+            with _named(path):
+                check_writable(path)  # now, and not after hours of training
         yield
         return
     token = _stdout.set(sys.stdout)
@@ -159,7 +165,13 @@ def write_result(path: Path | None, value: Any) -> None:
     if (stdout := _stdout.get()) is not None:
         print(json_text(plain(value)), end="", file=stdout, flush=True)
         return
-    try:
+    with _named(path):
         write_json(path, plain(value))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"--json {path} can't be written: {error.strerror or error}") from None

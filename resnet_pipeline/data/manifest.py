@@ -18,6 +18,7 @@ from resnet_pipeline.storage.base import Storage
 FORMAT = 2
 MANIFEST, INDEX, SOURCE, MEAN_IMAGE = "manifest.json", "index.parquet", "source.json", "mean_image.npy"
 SHARDS = "shards"
+_NOT_COUNTED = ("name", "hidden", "ignored", "fingerprint")
 
 
 class NoDatasetError(UserError):
@@ -55,6 +56,15 @@ class Remark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A file of the source that is no part of the dataset, and why; or a folder of so many ``files``."""
+
+    file: str
+    reason: str
+    files: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PixelStatistics:
     """Of the training images: how many, their mean in 0..255, and their colours' covariance.
 
@@ -82,7 +92,9 @@ class Manifest:
 
     ``layout`` names how the source was laid out and ``md5`` holds the published MD5s that its archives were found to
     have. ``classes`` are in the order of their labels, ``class_words`` says what they are called. ``files`` are the
-    SHA-256s of index and mean image. ``max_value`` is white in images of more than 8 bits, if it was given.
+    SHA-256s of index and mean image. ``max_value`` is white in images of more than 8 bits, if it was given. ``hidden``
+    are files that systems leave, ``ignored`` others that have no place; the fingerprint, which is of what was packed,
+    does not depend on them.
     """
 
     format: int
@@ -98,7 +110,15 @@ class Manifest:
     refused: tuple[Remark, ...]
     resized: Resized
     max_value: int | None = field(default=None, metadata=OMIT_NONE)
+    hidden: tuple[LeftOut, ...] | None = field(default=None, metadata=OMIT_NONE)
+    ignored: tuple[LeftOut, ...] | None = field(default=None, metadata=OMIT_NONE)
     fingerprint: str = ""
+
+    def account(self) -> dict[str, int]:
+        """Return what became of the source's files: how many were packed, refused, hidden and ignored."""
+        packed = sum(split.samples for split in self.splits.values())
+        hidden, ignored = (sum(item.files for item in kind or ()) for kind in (self.hidden, self.ignored))
+        return {"packed": packed, "refused": len(self.refused), "hidden": hidden, "ignored": ignored}
 
     def to_bytes(self) -> bytes:
         """Return the manifest as its file."""
@@ -141,8 +161,8 @@ class Origin:
 
 
 def fingerprint_of(content: Mapping[str, object]) -> str:
-    """Return the SHA-256 of a manifest's plain content; the dataset's name and the fingerprint itself do not count."""
-    counted = {key: value for key, value in content.items() if key not in ("name", "fingerprint")}
+    """Return the SHA-256 of a manifest's plain content: all but the name, what was left out, and the fingerprint."""
+    counted = {key: value for key, value in content.items() if key not in _NOT_COUNTED}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 

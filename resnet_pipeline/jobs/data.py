@@ -20,7 +20,13 @@ from PIL import Image
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.checksums import CHECKSUMS, checksum, checksums_file
 from resnet_pipeline.data.dataset import Dataset, Split, open_dataset
-from resnet_pipeline.data.duplicates import Duplicates, duplicates_of
+from resnet_pipeline.data.duplicates import (
+    Duplicates,
+    NearDuplicates,
+    difference_hash,
+    duplicates_of,
+    near_duplicates_of,
+)
 from resnet_pipeline.data.image_files import ImageError, open_image
 from resnet_pipeline.data.loaders import crops_at, train_batches
 from resnet_pipeline.data.manifest import SHARDS, PixelStatistics, Remark, ShardEntry
@@ -49,7 +55,10 @@ class BadSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How many shards and samples were looked at, and the bad ones."""
+    """How many shards and samples were looked at, and the bad ones; if none are, what stands there more than once.
+
+    ``near_duplicates`` is None if nobody asked.
+    """
 
     dataset: Dataset
     shards: int
@@ -57,6 +66,7 @@ class Verification:
     bad_shards: list[Remark]
     bad_samples: list[BadSample]
     duplicates: Duplicates = field(default_factory=Duplicates)
+    near_duplicates: NearDuplicates | None = None
 
     @property
     def good(self) -> bool:
@@ -64,9 +74,12 @@ class Verification:
         return not self.bad_shards and not self.bad_samples
 
 
-def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = None) -> Verification:
+def verify_dataset(
+    workspace: Workspace, name: str, *, threads: int | None = None, near_duplicates: bool = False
+) -> Verification:
     """Compare every shard with its checksum in the manifest and decode every sample completely, in threads.
 
+    With ``near_duplicates`` images are found, too, that look alike across splits and classes.
     A dataset that is good, and has no checksums of its samples (an earlier version staged it), gets them.
     Raises UserError if the dataset can't be opened: missing, or its manifest, index or mean image damaged.
 
@@ -79,11 +92,12 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
     bad_shards: list[Remark] = []
     bad_samples: list[BadSample] = []
     checksums: dict[str, list[int]] = {name: [] for name in dataset.splits}
+    hashes: list[int] = []
 
-    def check(chunk: _Chunk) -> tuple[list[int], str | None, list[BadSample]]:
+    def check(chunk: _Chunk) -> tuple[_Seen, str | None, list[BadSample]]:
         fault = _shard_fault(dataset.storage, chunk.shard, shards[chunk.shard]) if chunk.first else None
-        sums: list[int] = []
-        return sums, fault, list(_sample_faults(dataset.storage, dataset.splits[chunk.split], chunk, sums))
+        seen = _Seen([], [] if near_duplicates else None)
+        return seen, fault, list(_sample_faults(dataset.storage, dataset.splits[chunk.split], chunk, seen))
 
     # check all of it in threads, and gather what is wrong in the order of the shards
     with (
@@ -93,11 +107,12 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
     ):
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels decide
         chunks = list(_chunks(dataset))
-        for chunk, (sums, fault, found) in zip(chunks, pool.map(check, chunks), strict=True):
+        for chunk, (seen, fault, found) in zip(chunks, pool.map(check, chunks), strict=True):
             if fault:
                 bad_shards.append(Remark(chunk.shard, fault))
             bad_samples += found
-            checksums[chunk.split] += sums
+            checksums[chunk.split] += seen.checksums
+            hashes += seen.hashes or []
             bar.advance(len(chunk.samples), detail=f"{len(bad_samples)} bad")
     # a good dataset without checksums gets those that were computed on the way
     if not dataset.checked and not bad_shards and not bad_samples:
@@ -110,19 +125,31 @@ def verify_dataset(workspace: Workspace, name: str, *, threads: int | None = Non
         samples=total,
         bad_shards=bad_shards,
         bad_samples=bad_samples,
-        duplicates=_duplicates(dataset, checksums) if good else Duplicates(),
+        duplicates=duplicates_of(*_samples(dataset, checksums)) if good else Duplicates(),
+        near_duplicates=near_duplicates_of(np.array(hashes, np.uint64), *_samples(dataset, checksums))
+        if good and near_duplicates
+        else None,
     )
 
 
-def _duplicates(dataset: Dataset, checksums: Mapping[str, Sequence[int]]) -> Duplicates:
-    """Return what stands more than once in a dataset, by the checksums of each split's samples."""
+def _samples(
+    dataset: Dataset, checksums: Mapping[str, Sequence[int]]
+) -> tuple[npt.NDArray[np.uint64], list[str], list[int], list[str]]:
+    """Return checksum, split, label and key of each of a dataset's samples."""
     splits = dataset.splits.items()
-    return duplicates_of(
+    return (
         np.array([value for name, _ in splits for value in checksums[name]], np.uint64),
         [name for name, split in splits for _ in range(len(split))],
         [label for _, split in splits for label in split.labels.tolist()],
         [key for _, split in splits for key in split.keys],
     )
+
+
+class _Seen(NamedTuple):
+    """Checksums of the samples that are there, and how those look that are good, if anyone asked."""
+
+    checksums: list[int]
+    hashes: list[int] | None
 
 
 class _Chunk(NamedTuple):
@@ -151,10 +178,10 @@ def _shard_fault(storage: Storage, shard: str, sha256: str) -> str | None:
     return None if found == sha256 else "does not match its checksum in the manifest"
 
 
-def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, sums: list[int]) -> Iterator[BadSample]:
+def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, seen: _Seen) -> Iterator[BadSample]:
     """Yield the samples of a chunk that are not what the index says, as they lie in the storage, whatever its hash.
 
-    The checksums of all that are there are added to ``sums``.
+    What was seen of them is added to ``seen``.
     """
     extents = [split.extent(sample) for sample in chunk.samples]
     start = extents[0][0]
@@ -167,18 +194,20 @@ def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, sums: list[int
         if len(own) < length or data is None:
             reason: str | None = "its shard can't be read"
         else:
-            sums.append(checksum(own))
-            reason = _fault(own, f"{split.width[sample]}×{split.height[sample]}")
-            if reason is None and split.checksums is not None and sums[-1] != split.checksums[sample]:
+            seen.checksums.append(checksum(own))
+            reason = _fault(own, f"{split.width[sample]}×{split.height[sample]}", seen.hashes)
+            if reason is None and split.checksums is not None and seen.checksums[-1] != split.checksums[sample]:
                 reason = "does not match its checksum"
         if reason:
             yield BadSample(split=chunk.split, file=split.keys[sample], shard=chunk.shard, reason=reason)
 
 
-def _fault(data: bytes, indexed: str) -> str | None:
+def _fault(data: bytes, indexed: str, hashes: list[int] | None) -> str | None:
     try:
         with open_image(data) as image:
             image.load()
+            if hashes is not None:
+                hashes.append(difference_hash(image))
             found = f"{image.width}×{image.height}"
     except ImageError as error:
         return str(error)

@@ -23,7 +23,7 @@ from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
 from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scoring import class_count
 from resnet_pipeline.evaluation.trained_model import Member
-from resnet_pipeline.files import replacing
+from resnet_pipeline.files import check_writable, replacing
 from resnet_pipeline.jobs.references import expanded, load_all, parse
 from resnet_pipeline.names import escaped, hidden
 from resnet_pipeline.progress import progress
@@ -70,6 +70,7 @@ def predict_folder(
     predictor = Predictor(named_members(workspace, reference, dataset_name), local_device())
     for member in predictor.members:
         protocol_of(protocol, member.views)  # a wrong name is known before anything is decoded
+    check_writable(output)
     names, best, broken = [], [], []
     with progress(f"predicting {folder.name}", total=len(files)) as bar:
         for batch, found in _checked(files, Limits.of_settings()):

@@ -41,7 +41,7 @@ class StagingSummary:
     """What machines are told of a staged dataset.
 
     ``samples`` counts those of each split, ``classes`` the classes, ``resized`` the images that were made smaller;
-    ``refused`` and ``converted`` are lists.
+    ``refused`` and ``converted`` are lists; ``hidden`` and ``ignored`` count files that the manifest names.
     """
 
     name: str
@@ -53,6 +53,8 @@ class StagingSummary:
     refused: tuple[Remark, ...]
     converted: tuple[Remark, ...]
     resized: int
+    hidden: int
+    ignored: int
     reused: bool
 
 
@@ -109,7 +111,7 @@ def stage_dataset(
 
 
 def describe(staged: StagedDataset) -> str:
-    """Return one line on a dataset: samples per split, classes, what was converted and refused, fingerprint.
+    """Return one line on a dataset: samples per split, classes, what was converted and left out, fingerprint.
 
     Example: ``describe(stage_dataset(Workspace.of(), "builtin:digits", "digits"))``
     """
@@ -117,11 +119,12 @@ def describe(staged: StagedDataset) -> str:
     if staged.reused:
         return f"dataset {manifest.name}: staged before from the same files ({manifest.fingerprint[:12]})"
     samples = ", ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
-    resized = manifest.resized.images
+    resized, account = manifest.resized.images, manifest.account()
     return (
         f"dataset {manifest.name}: {samples} images of {len(manifest.classes)} classes "
         f"({manifest.layout}); {len(manifest.converted)} converted, "
-        f"{f'{resized:,} made smaller, ' if resized else ''}{len(manifest.refused)} refused; "
+        f"{f'{resized:,} made smaller, ' if resized else ''}{account['refused']:,} refused, "
+        f"{account['hidden']:,} hidden, {account['ignored']:,} ignored; "
         f"fingerprint {manifest.fingerprint[:12]}; in {staged.address}"
     )
 
@@ -131,7 +134,7 @@ def summary(staged: StagedDataset) -> StagingSummary:
 
     Example: ``summary(stage_dataset(Workspace.of(), "builtin:digits", "digits")).samples``
     """
-    manifest = staged.manifest
+    manifest, account = staged.manifest, staged.manifest.account()
     return StagingSummary(
         name=manifest.name,
         path=staged.address,
@@ -142,6 +145,8 @@ def summary(staged: StagedDataset) -> StagingSummary:
         refused=manifest.refused,
         converted=manifest.converted,
         resized=manifest.resized.images,
+        hidden=account["hidden"],
+        ignored=account["ignored"],
         reused=staged.reused,
     )
 

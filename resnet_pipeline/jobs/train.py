@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import Bar, progress
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.settings import settings
+from resnet_pipeline.storage.base import HeldError
+from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.metrics_log import (
     Line,
@@ -109,10 +111,12 @@ def train_run(
         if reused:
             run.remove_leftovers()
             _log.info("%s: finished before (%s); nothing to train", config.recipe, run.name)
-        elif crew is None:
-            _train_on_ray(attempt)
         else:
-            _train_with(crew, attempt)
+            with _alone(run):
+                if crew is None:
+                    _train_on_ray(attempt)
+                else:
+                    _train_with(crew, attempt)
     result = run.result()
     if result is None:
         raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command resumes it")
@@ -193,6 +197,17 @@ def _processes(launch: Launch) -> AbstractContextManager[Crew | None]:
     if launch.launcher == "ray":
         return nullcontext()
     return joined(launch.workers) if launch.launcher == "torchrun" else alone(launch.workers)
+
+
+@contextmanager
+def _alone(run: RunDirectory) -> Iterator[None]:
+    """Keep other starts of the run out while inside: they would take it from one another; UserError if one is there."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(LocalStorage(run.path.parent).lease(f".{run.name}.lock"))
+        except HeldError as error:
+            raise UserError(f"{run.path} is being trained; wait for that, or stop it ({error})") from None
+        yield
 
 
 def _train_on_ray(attempt: _Attempt) -> None:

@@ -55,7 +55,7 @@ class Catalogue:
     contents of entries, which are in the catalogue's order, of a source that can only be read in sequence; without it
     each member is read from its own place in ``storage``.
 
-    What else the source holds is accounted for: ``hidden`` files that systems leave, and ``ignored`` ones by name.
+    What else the source holds is accounted for: ``hidden`` files that systems leave, and ``ignored`` ones.
     ``unsplit`` says that the source knows of no splits, so that all are entries of ``train``.
     """
 
@@ -66,7 +66,7 @@ class Catalogue:
     classes: list[str]
     class_words: dict[str, str] = field(default_factory=dict)
     md5: dict[str, str] = field(default_factory=dict)
-    hidden: int = 0
+    hidden: list[Ignored] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     unsplit: bool = False
     stream: Callable[[Sequence[Entry]], Iterator[bytes]] | None = None

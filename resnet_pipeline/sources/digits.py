@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from resnet_pipeline.storage.local import LocalStorage
+
 SIDE = 24
 """Pixels per side: three times the originals' 8, so that crops at several scales differ."""
 
@@ -17,10 +19,18 @@ VALIDATION_SHARE = 5
 def write_digits(folder: Path) -> None:
     """Write ``folder/{train,val}/<digit>/NNNN.JPEG``; a folder that is there already is left as it is.
 
+    HeldError if another process is writing it.
+
     Example: ``write_digits(Path("digits"))``
     """
     if folder.exists():
         return
+    with LocalStorage(folder.parent).lease(f".{folder.name}.lock"):  # two would write into one folder
+        if not folder.exists():
+            _write_digits(folder)
+
+
+def _write_digits(folder: Path) -> None:
     from PIL import Image
     from sklearn.datasets import load_digits
 

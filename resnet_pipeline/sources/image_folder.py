@@ -46,17 +46,17 @@ def image_folder(container: Container, members: list[Member]) -> Catalogue | Non
 
 def accounted(
     container: Container, members: Iterable[Member], entries: Iterable[Entry], reasons: dict[str, str]
-) -> tuple[int, list[Ignored]]:
-    """Return how many files are hidden, and those that are ignored; ``reasons`` are by name, if there is a special one.
+) -> tuple[list[Ignored], list[Ignored]]:
+    """Return the files that are hidden, and those that are ignored; ``reasons`` are by name, if there is a special one.
 
     Found are then the entries, the hidden and the ignored.
     """
     taken = {entry.member.name for entry in entries}
     rest = [(m.name, reasons.get(m.name)) for m in members if m.name not in taken] + list(container.others())
-    seen = [(name, reason) for name, reason in rest if not hidden(name)]
     no_place = "no image, by its name", "no place in this layout"
-    ignored = (Ignored(name, reason or no_place[not is_other(name)]) for name, reason in seen)
-    return len(rest) - len(seen), ignored_of(ignored)
+    unseen = (Ignored(name, "hidden, or left by a system") for name, _ in rest if hidden(name))
+    ignored = (Ignored(n, reason or no_place[not is_other(n)]) for n, reason in rest if not hidden(n))
+    return ignored_of(unseen), ignored_of(ignored)
 
 
 class _Splits:

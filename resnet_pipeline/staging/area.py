@@ -38,7 +38,8 @@ _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", 
 )
 """What the names of temporary files begin with, which a process that was killed leaves."""
 
-_LISTED = ("layout", "address", "classes", "class_words", "md5", "hidden")
+_LISTED = ("layout", "address", "classes", "class_words", "md5")
+_LEFT_OUT = ("hidden", "ignored")
 
 
 class StagingArea:
@@ -171,9 +172,8 @@ def listing_of(catalogue: Catalogue) -> bytes:
         "crc": pa.array([m.zipped.crc if m.zipped else None for m in members], pa.int64()),
         "pieces": pa.array([None if m.pieces is None else json.dumps(m.pieces) for m in members], pa.string()),
     }
-    facts = json.dumps(
-        {name: getattr(catalogue, name) for name in _LISTED} | {"ignored": [asdict(i) for i in catalogue.ignored]}
-    )
+    left_out = {kind: [asdict(item) for item in getattr(catalogue, kind)] for kind in _LEFT_OUT}
+    facts = json.dumps({name: getattr(catalogue, name) for name in _LISTED} | left_out)
     buffer = io.BytesIO()
     # with checksums: a listing that was damaged would name other places of the source
     pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": facts}), buffer, write_page_checksum=True)
@@ -197,5 +197,5 @@ def _catalogue_of(data: bytes, storage: Storage) -> Catalogue:
         parts = None if pieces is None else tuple((at, length) for at, length in json.loads(pieces))
         entries.append(Entry(Member(name, original(file), offset, size, zipped, parts), split, label, below))
     facts = json.loads(table.schema.metadata[b"catalogue"])
-    ignored = [Ignored(**item) for item in facts.pop("ignored")]
-    return Catalogue(storage=storage, entries=entries, ignored=ignored, **facts)
+    facts |= {kind: [Ignored(**item) for item in facts[kind]] for kind in _LEFT_OUT}
+    return Catalogue(storage=storage, entries=entries, **facts)

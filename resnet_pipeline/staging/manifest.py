@@ -21,6 +21,7 @@ from resnet_pipeline.data.manifest import (
     INDEX,
     MANIFEST,
     MEAN_IMAGE,
+    LeftOut,
     Manifest,
     PixelStatistics,
     Remark,
@@ -31,7 +32,7 @@ from resnet_pipeline.data.manifest import (
 )
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.records import plain_record
-from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue
+from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Ignored
 from resnet_pipeline.staging.shard_plan import Shard
 from resnet_pipeline.staging.shard_writer import Record
 from resnet_pipeline.storage.base import Storage
@@ -110,11 +111,17 @@ def write_manifest(
         refused=tuple(sorted(refused, key=attrgetter("file"))),
         resized=Resized(max_shorter_side=max_shorter_side, quality=QUALITY, images=resized),
         max_value=max_value or None,
+        hidden=_left_out(catalogue.hidden),
+        ignored=_left_out(catalogue.ignored),
     )
     manifest = replace(manifest, fingerprint=fingerprint_of(plain_record(manifest)))
     destination.write(CHECKSUMS, checksums_file(checksums, manifest.fingerprint))
     destination.write(MANIFEST, manifest.to_bytes())
     return {shard.file for shards in splits.values() for shard in shards}
+
+
+def _left_out(files: Iterable[Ignored]) -> tuple[LeftOut, ...] | None:
+    return tuple(LeftOut(file=item.file, reason=item.reason, files=item.files) for item in files) or None
 
 
 def _check_classes(catalogue: Catalogue, columns: dict[str, list[Any]]) -> None:

@@ -156,7 +156,7 @@ def pack(
             raise
         area.finish(files)
         manifest = checked_manifest(destination)
-    packed.log(name, catalogue)
+    packed.log(name, catalogue, manifest)
     return manifest
 
 
@@ -193,14 +193,13 @@ class _Packed:
                 self._checksums += record.checksums
             yield shard, record
 
-    def log(self, name: str, catalogue: Catalogue) -> None:
+    def log(self, name: str, catalogue: Catalogue, manifest: Manifest) -> None:
         """Log the account of the source's files, the first of each kind by name, and what the dataset lacks."""
-        ignored = sum(item.files for item in catalogue.ignored)
-        counts = (self.samples.total(), len(self.refused), catalogue.hidden, ignored)
+        counts = manifest.account()
         _log.info(
             "dataset %s: %s files found = %s packed + %s refused + %s hidden + %s ignored",
             name,
-            *(f"{count:,}" for count in (sum(counts), *counts)),
+            *(f"{count:,}" for count in (sum(counts.values()), *counts.values())),
         )
         _log_first("refused", sorted((remark.file, remark.reason) for remark in self.refused))
         _log_first("ignored", [(item.file, item.reason) for item in catalogue.ignored])

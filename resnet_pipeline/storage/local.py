@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,8 @@ from pathlib import Path
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.storage.base import HeldError, Stored
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,19 +160,26 @@ class LocalStorage:
 
 
 def _locked(path: Path) -> int:
-    """Return the descriptor of a file that this process has locked; HeldError if another has."""
+    """Return the descriptor of a file that this process has locked, and put its name into; HeldError if another has."""
     while True:
         held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
-                return held
+            ours = path.exists() and os.path.samestat(os.fstat(held), path.stat())
         except BlockingIOError:
+            who = os.pread(held, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(held)
-            raise HeldError(f"{path} is in use by another process") from None
-        except BaseException:
-            os.close(held)
-            raise
+            raise HeldError(f"{path} is in use by {who}") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                os.close(held)
+                raise
+            _log.warning("%s: there are no locks in this file system; start nothing twice at once", path.parent)
+            ours = True
+        if ours:
+            os.truncate(held, 0)
+            os.pwrite(held, f"process {os.getpid()} of {socket.gethostname()}\n".encode(), 0)
+            return held
         os.close(held)  # who held it before has removed it meanwhile
 
 

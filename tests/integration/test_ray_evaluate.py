@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,11 +18,22 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.models import build_model
 from resnet_pipeline.workspace import Workspace
+from tests.secret_markers import MARKER, NOWHERE, SERVERS, files_with_marker
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
 
-def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatch):
+@pytest.fixture
+def ray_folder(monkeypatch):
+    """Return a folder for Ray's sessions, with their logs; its path is short, as their sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatch, ray_folder, capfd):
+    for name in SERVERS:
+        monkeypatch.setenv(name, NOWHERE)  # a password in an address
     monkeypatch.setattr(scoring, "CHUNK_PIXELS", 600 * 32 * 32)
     torch.set_num_threads(2)  # the workers have another number each
     torch.manual_seed(0)
@@ -53,3 +65,8 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
         with pytest.raises(UserError, match=r"shard .* does not match its checksum") as error:
             run("two", "center", 1)
         assert "\n" not in str(error.value)
+    # nothing that Ray or this program has kept or said has the password
+    assert list(ray_folder.rglob("logs/raylet.out"))
+    assert files_with_marker(ray_folder) == files_with_marker(tmp_path) == []
+    said = capfd.readouterr()
+    assert MARKER not in said.out + said.err

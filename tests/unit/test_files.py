@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.scores import Scores, write_scores
-from resnet_pipeline.files import WriteError, read_json, replacing, write_json
+from resnet_pipeline.files import WriteError, check_writable, read_json, replacing, write_json
 from resnet_pipeline.models.weights import write_safetensors
 from resnet_pipeline.report.evaluation_figures import save_figure
 
@@ -93,6 +93,16 @@ def test_the_error_is_one_of_the_system_s_too(tmp_path):
     assert (error.value.errno, error.value.strerror) == (errno.ENOTDIR, "Not a directory")
     again = pickle.loads(pickle.dumps(error.value))  # as it comes back from a worker
     assert isinstance(again, WriteError) and str(again) == str(error.value)
+
+
+def test_whether_a_file_can_be_written_is_known_before(tmp_path):
+    (tmp_path / "file").write_text("before")
+    for good in (tmp_path / "file", tmp_path / "new" / "x", Path("/dev/null")):
+        check_writable(good)
+    assert (tmp_path / "file").read_text() == "before" and not list(tmp_path.rglob(".*"))
+    for bad in (tmp_path, tmp_path / "file" / "x"):
+        with pytest.raises(WriteError, match="can't be written"):
+            check_writable(bad)
 
 
 def test_another_error_passes_as_it_is(tmp_path):

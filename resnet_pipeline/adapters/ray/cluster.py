@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.settings import cleaned, for_children, surroundings, without_secrets
 from resnet_pipeline.training.distributed import collective_timeout
 
 _SECONDS_TO_ANSWER = 8  # of each address that the name has
+_SECONDS_IN_ALL = 16  # with the search for the name
+_SETTINGS = bytes(3) + b"\x04" + bytes(5)  # a frame of HTTP/2: no bytes, of type 4 (RFC 9113)
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 _LONGEST_SOCKET_PATH = 107
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
@@ -90,17 +94,39 @@ def ray_cluster() -> Iterator[Resources]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError if nothing answers at an address of the form host:port; Ray itself would try for minutes."""
-    found = re.fullmatch(r"(?:ray://)?(?:[^@/]*@)?\[?([^/\]]+?)\]?:(\d+)", address)
+    """Raise UserError if an address is none, or nothing answers there; Ray itself would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    found = re.fullmatch(r"(?:ray://)?(?:[^@/]*@)?(?:\[([^/\]]+)\]|([^/:\s]+)):(\d{1,5})", address)
     if found is None:
-        return  # "auto", "local", or a service's own form
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=_SECONDS_TO_ANSWER).close()
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"RAY_ADDRESS={without_secrets(address)} is no address of a Ray cluster; write HOST:PORT, ray://HOST:PORT "
+            "or auto, or unset it"
+        )
+    reasons: list[str] = []
+    asking = start_thread(lambda: reasons.append(_refusal(found[1] or found[2], int(found[3]))), name="ray-address")
+    asking.join(_SECONDS_IN_ALL)
+    if reason := reasons[0] if reasons else "timed out":
         raise UserError(
             f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}; start it, or unset RAY_ADDRESS"
-        ) from None
+        )
+
+
+def _refusal(host: str, port: int) -> str:
+    """Return why no server of Ray's can be there, an empty text if one may.
+
+    Ray speaks gRPC, so HTTP/2: such a server answers a greeting with a frame of its own settings. With Ray itself one
+    would know after two minutes, and after a SystemExit.
+    """
+    try:
+        with socket.create_connection((host, port), timeout=_SECONDS_TO_ANSWER) as connection:
+            if surroundings().ray_use_tls:
+                return ""
+            connection.sendall(_GREETING)
+            answer = connection.makefile("rb").read(len(_SETTINGS))
+    except (OSError, OverflowError, UnicodeError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return "" if answer[3:4] == _SETTINGS[3:4] else "what answers there is not Ray"
 
 
 def _check_socket_paths() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 
+from resnet_pipeline.adapters.ray import cluster
 from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
 from resnet_pipeline.errors import UserError
 
@@ -39,6 +41,68 @@ def test_a_folder_too_deep_for_sockets_is_refused_and_what_to_set(tmp_path, monk
     monkeypatch.setenv(variable, str(tmp_path / ("x" * 60)))
     with pytest.raises(UserError, match="set RAY_TMPDIR to a shorter folder"), ray_cluster():
         pass
+
+
+NONSENSE = ["x", "10.0.0.1", "ray://10.0.0.1", "http://user:pw@10.0.0.1:8265", "::1:6379", "a b:1", ":6379", "h:x", "/"]
+
+
+@pytest.mark.parametrize("address", NONSENSE)
+def test_what_is_no_address_is_one_line(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(UserError, match=r"RAY_ADDRESS=.* is no address of a Ray cluster; write HOST:PORT") as error,
+        ray_cluster(),
+    ):
+        pass
+    assert "pw" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_name_that_is_searched_for_too_long_is_not_waited_for(monkeypatch):
+    found = threading.Event()
+
+    def search(place: tuple[str, int], timeout: float) -> None:
+        found.wait(60)
+        raise TimeoutError("found too late")
+
+    monkeypatch.setenv("RAY_ADDRESS", "far:6379")
+    monkeypatch.setattr(cluster, "_SECONDS_IN_ALL", 0.05)
+    monkeypatch.setattr(socket, "create_connection", search)
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=far:6379: timed out"), ray_cluster():
+        pass
+    found.set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers there is not Ray"),
+        (b"", "what answers there is not Ray"),
+        (None, "timed out"),
+    ],
+    ids=["a web server", "one that closes", "one that is silent"],
+)
+def test_another_server_is_not_taken_for_ray(monkeypatch, answer, said):
+    monkeypatch.setattr(cluster, "_SECONDS_TO_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            if answer is None:
+                connections.append(connection)
+                return
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        connections: list[socket.socket] = []
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match=f"no Ray cluster at RAY_ADDRESS=.*: {said}"), ray_cluster():
+            pass
+        thread.join()
+    for connection in connections:
+        connection.close()
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:6379", "ray://user:pw@10.0.0.1:10001"])

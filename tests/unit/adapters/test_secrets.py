@@ -24,9 +24,7 @@ from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.training.mirror import send
 from resnet_pipeline.workspace import Workspace
 from tests.metrics import training
-
-MARKER = "mArKeR-5a1t"
-NOWHERE = f"http://user:{MARKER}@127.0.0.1:1"
+from tests.secret_markers import MARKER, NOWHERE, SERVERS, files_with_marker
 
 
 class MlflowOfOneRun(BaseHTTPRequestHandler):
@@ -66,10 +64,9 @@ def mlflow():
 
 def found(folder, capfd):
     """Return where the marker is: files under a folder, and the output."""
-    files = [str(p) for p in folder.rglob("*") if p.is_file() and MARKER.encode() in p.read_bytes()]
     said = capfd.readouterr()
     assert said.out or said.err
-    return [*files, *(line for line in (said.out + said.err).splitlines() if MARKER in line)]
+    return [*files_with_marker(folder), *(line for line in (said.out + said.err).splitlines() if MARKER in line)]
 
 
 def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeypatch, capfd):
@@ -92,7 +89,7 @@ def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeyp
 
 
 def test_messages_about_servers_name_no_password(workspace, make_run, monkeypatch, capfd):
-    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_ENDPOINT_URL"):
+    for name in SERVERS:
         monkeypatch.setenv(name, NOWHERE + "/api")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with configured():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from importlib.metadata import version
@@ -62,6 +63,27 @@ def test_json_on_stdout_is_alone_there(run, arguments, tmp_path, monkeypatch):
     alone = run(*arguments, "--json", "-")
     assert alone == (0, (tmp_path / "file.json").read_text(), err + out)
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_full_disk_below_the_output_is_one_line(run, monkeypatch):
+    for arguments in (["recipes", "digits/resnet8"], ["recipes", "--json", "-"]):
+        with open("/dev/full", "w") as full:  # noqa: PTH123
+            monkeypatch.setattr(sys, "stdout", full)
+            code, _, err = run(*arguments)
+        assert code == 2 and err.splitlines()[-1].startswith("resnet-pipeline: there is no room for a file or the out")
+
+
+@pytest.mark.parametrize("path", ["~/images", "~nobody-of-that-name/images"])
+def test_a_user_without_a_home_is_told_what_to_set(run, monkeypatch, path):
+    def unknown(user: object) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    code, _, err = run("stage", "--source", path, "--name", "x")
+    assert code == 2 and err.splitlines() == [
+        "resnet-pipeline: this user has no home directory, which MLflow needs, and ~ in paths: set HOME to a folder"
+    ]
 
 
 def test_json_to_stdout_by_another_name_is_alone_there_too(run, tmp_path):

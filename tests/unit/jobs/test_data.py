@@ -148,14 +148,24 @@ def test_a_sheet_that_can_t_be_written_is_one_line(workspace, tmp_path):
         show_dataset(workspace, "digits", count=1, output=tmp_path / "file" / "x.png")
 
 
+def smaller(data):
+    """Return an image of three quarters of the size."""
+    image, again = Image.open(io.BytesIO(data)), io.BytesIO()
+    image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(again, "JPEG")
+    return again.getvalue()
+
+
 def test_verify_names_images_across_splits_and_under_two_classes(tmp_path):
     names = [f"{split}/{label}/{i}.JPEG" for split in ("train", "val") for label in "ab" for i in range(2)]
     contents = {name: jpeg(20, 30, seed=number) for number, name in enumerate(names)}
     contents |= {"val/a/0.JPEG": contents["train/a/1.JPEG"], "train/b/0.JPEG": contents["train/a/0.JPEG"]}
+    contents["val/b/0.JPEG"] = smaller(contents["train/b/1.JPEG"])
     for name, data in contents.items():
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / name).write_bytes(data)
     stage(tmp_path / "source", tmp_path / "work" / "datasets" / "x", name="x", workers=InThisProcess)
-    found = verify_dataset(Workspace(tmp_path / "work"), "x", threads=1)
+    found = verify_dataset(Workspace(tmp_path / "work"), "x", threads=1, near_duplicates=True)
+    assert ("train/b/1.JPEG", "val/b/0.JPEG") in found.near_duplicates.split_keys
+    assert "of different splits look alike, as train/" in found.near_duplicates.lines()[0]
     assert found.good and found.duplicates.split_keys == (("train/a/1.JPEG", "val/a/0.JPEG"),)
     assert found.duplicates.class_keys == (("train/a/0.JPEG", "train/b/0.JPEG"),)

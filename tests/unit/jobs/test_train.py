@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -11,11 +12,12 @@ from resnet_pipeline.adapters.ray.train import WorkerGroup
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.memory_dataset import EncodedDataset
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.train import Follower, _wait_for, check_splits, run_config
+from resnet_pipeline.jobs.train import Follower, Launch, _wait_for, check_splits, run_config, train_run
 from resnet_pipeline.progress import Bar, displayed_on, progress
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.metrics_log import MetricsLog, NoteEntry, ResumeEntry, ValidationEntry
-from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from tests.metrics import training
 from tests.recording import Recording
 
@@ -38,6 +40,15 @@ def test_a_worker_s_own_message_comes_before_the_end_of_the_workers(digits, tmp_
         run.error_file.write_text("shard x is damaged")
     with pytest.raises(UserError, match="shard x is damaged" if said else "training failed: Ray's words"):
         _wait_for(Ended(), run, Follower(run, config, Bar(), notes=True))
+
+
+def test_a_run_that_another_start_trains_is_left_alone(workspace, digits):
+    config = run_config("digits/resnet8", steps=2)
+    name = run_name(config, digits.fingerprint)
+    with LocalStorage(workspace.runs).lease(f".{name}.lock"):
+        with pytest.raises(UserError, match=rf"{name} is being trained; wait .*process {os.getpid()} of") as error:
+            train_run(workspace, config, "digits", Launch(launcher="local"))
+        assert "\n" not in str(error.value) and not (workspace.runs / name).exists()
 
 
 @pytest.mark.parametrize("notes", [True, False])

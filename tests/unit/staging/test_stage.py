@@ -227,13 +227,20 @@ def staged(caplog, folder, target, **options):
 def test_the_log_has_an_account_of_the_files(make_folder, tmp_path, caplog):
     names = [f"{split}/{label}/{i}.JPEG" for split in ("train", "val") for label in "ab" for i in range(3)]
     folder = small(make_folder, *names, "train/a/.x", "Thumbs.db", **{"notes.txt": b"", "train/b/bad.JPEG": b"x"})
-    staged(caplog, folder, tmp_path / "x", max_refused=0.5)
+    dataset = staged(caplog, folder, tmp_path / "x", max_refused=0.5)
     said = [record.getMessage() for record in caplog.records if record.name.endswith("staging.stage")]
     assert said == [
         "dataset x: 16 files found = 12 packed + 1 refused + 2 hidden + 1 ignored",
         "  refused: train/b/bad.JPEG, no image format that is read here (JPEG, PNG, BMP, GIF, PPM, TIFF, WEBP)",
         "  ignored: notes.txt, no image, by its name",
     ]
+    manifest = dataset.manifest
+    assert manifest.account() == {"packed": 12, "refused": 1, "hidden": 2, "ignored": 1}
+    assert [item.file for item in (*manifest.hidden, *manifest.ignored)] == ["Thumbs.db", "train/a/.x", "notes.txt"]
+    for left in ("Thumbs.db", "train/a/.x", "notes.txt"):
+        (folder / left).unlink()
+    clean = staged(caplog, folder, tmp_path / "y", max_refused=0.5)
+    assert clean.fingerprint == dataset.fingerprint and b"hidden" not in clean.manifest.to_bytes()
 
 
 def test_a_dataset_that_lost_its_validation_split_says_so(make_folder, tmp_path, caplog):

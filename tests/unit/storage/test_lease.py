@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -46,6 +48,17 @@ def test_one_has_it_at_a_time(storage):
             with storage.lease("a/another"):
                 check()
         assert storage.files() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog, number):
+    def none(file: int, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with storage_at(tmp_path).lease("lease") as check:
+        check()
+    assert f"{tmp_path}: there are no locks" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_a_process_that_was_killed_has_it_no_more(storage):
