@@ -1,6 +1,6 @@
-"""The training loop in plain processes that form a group, as torchrun starts them.
+"""The training loop, or the program, in plain processes that form a group, as torchrun and Slurm start them.
 
-They are forked from a process that has imported PyTorch: importing it anew takes each process six seconds of a core.
+They are forked from a process that has imported PyTorch and MLflow: to import them anew takes each ten seconds.
 """
 
 from __future__ import annotations
@@ -35,24 +35,35 @@ with torchrun_context() as context:
     train(RunDirectory.open(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2])), context)
 """
 
+PROGRAM = "from resnet_pipeline.cli import main; main()"
+
 _processes = multiprocessing.get_context("forkserver")
 
 
 @functools.cache
-def _import_pytorch_once() -> None:
+def _import_once() -> None:
     """Let processes be forked from one that has imported PyTorch, in place of the one that staging forks from."""
     forkserver._forkserver._stop()
     _processes.set_forkserver_preload(
-        ["torch", "torch._dynamo", "torch.distributed", "nvidia.dali.fn", "resnet_pipeline.training.loop"]
+        [
+            "torch",
+            "torch._dynamo",
+            "torch.distributed",
+            "nvidia.dali.fn",
+            "resnet_pipeline.jobs.register",
+            "resnet_pipeline.cli.main",
+        ]
     )
 
 
-def _run(script: str, arguments: Sequence[str], environment: str, errors: str) -> None:
+def _run(script: str, arguments: Sequence[str], environment: str, output: str, errors: str) -> None:
     """Run a script as ``python -c`` does, in a process that was forked for it."""
     os.environ.clear()
     os.environ.update(json.loads(environment))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.dup2(os.open(errors, os.O_WRONLY), 2)
+    for stream, file in ((1, output), (2, errors)):
+        if file:
+            os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
     sys.argv = ["-c", *arguments]
     exec(compile(script, "<string>", "exec"), {"__name__": "__main__"})
 
@@ -60,12 +71,15 @@ def _run(script: str, arguments: Sequence[str], environment: str, errors: str) -
 class Started:
     """A process that runs a script; the parts of subprocess.Popen that the tests use."""
 
-    def __init__(self, script: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        _import_pytorch_once()
+    def __init__(
+        self, script: str, arguments: Sequence[str], environment: Mapping[str, str], *, output: bool = False
+    ) -> None:
+        """``output``: what it prints goes to where its errors go."""
+        _import_once()
         handle, name = tempfile.mkstemp(prefix="stderr-")
         os.close(handle)
         self._errors = Path(name)
-        options = (script, list(arguments), json.dumps(dict(environment)), name)
+        options = (script, list(arguments), json.dumps(dict(environment)), name if output else "", name)
         self._process = _processes.Process(target=_run, args=options)
         self._process.start()
 
@@ -83,7 +97,7 @@ class Started:
         return self._process.exitcode
 
     def errors(self, timeout: float) -> str:
-        """Return what it has written to stderr, when it has ended."""
+        """Return what it has written to stderr, and its output if that goes there, when it has ended."""
         self.wait(timeout)
         return self._errors.read_text()
 
@@ -95,19 +109,24 @@ class Started:
         self.send_signal(signal.SIGKILL)
 
 
-def launch(
-    run: RunDirectory, dataset: Dataset, world: int, *, script: str = WORKER, arguments: Sequence[str] = ()
-) -> list[Started]:
-    """Start ``world`` processes that train the run together."""
+def meeting(world: int) -> list[dict[str, str]]:
+    """Return what the environment of each of ``world`` processes says, for them to find one another."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    return [
-        Started(
-            script,
-            [str(run.path), str(dataset.path), *arguments],
-            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+def launch(
+    run: RunDirectory, dataset: Dataset, world: int, *, script: str = WORKER, arguments: Sequence[str] = ()
+) -> list[Started]:
+    """Start ``world`` processes that train the run together."""
+    given = [str(run.path), str(dataset.path), *arguments]
+    return [Started(script, given, environment) for environment in meeting(world)]
+
+
+def launch_program(arguments: Sequence[str], world: int | None = None) -> list[Started]:
+    """Start ``resnet-pipeline ARGUMENTS`` in ``world`` processes that know of one another, or in one that is alone."""
+    environments = [dict(os.environ)] if world is None else meeting(world)
+    return [Started(PROGRAM, arguments, environment, output=True) for environment in environments]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,28 +13,68 @@ import mlflow
 import psutil
 import pytest
 
+from resnet_pipeline.cli import main
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.workspace import Workspace
+from tests.integration.conftest import free_port
+from tests.launching import Started, launch_program
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]
 
 SMALL = {"steps": 60, "batch": 64, "eval_every": 30, "checkpoint_every": 4, "log_every": 10, "bn_images": 128}
 
 
-def command(workspace: Workspace, launcher: str, workers: int, *more: str) -> list[str]:
+def arguments(workspace: Workspace, way: str, workers: int, *more: str) -> list[str]:
+    """Return the arguments of `resnet-pipeline`: Slurm starts its processes by itself, with torchrun's variables."""
     changes = [f"--set={key}={value}" for key, value in SMALL.items()]
-    arguments = ["train", "digits/resnet8", "--dataset", "digits", "--root", str(workspace.root), *changes, *more]
-    program = ["-m", "resnet_pipeline.cli", *arguments, "--launcher", launcher, "--workers", str(workers)]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--rdzv-backend=c10d",
-                "--rdzv-endpoint=127.0.0.1:0"]  # fmt: skip
-    return [sys.executable, *(torchrun if launcher == "torchrun" else []), *program]
+    start = ["train", "digits/resnet8", "--dataset", "digits", "--root", str(workspace.root), *changes, *more]
+    return [*start, "--launcher", "torchrun" if way == "slurm" else way, "--workers", str(workers)]
 
 
-def run(workspace: Workspace, launcher: str, workers: int, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(workspace, launcher, workers, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+class Launched:
+    """The processes of one training: torchrun and Ray's driver started as users do, the others forked."""
+
+    def __init__(self, workspace: Workspace, way: str, workers: int, *more: str) -> None:
+        given = arguments(workspace, way, workers, *more)
+        self._command: subprocess.Popen[str] | None = None
+        self._forked: list[Started] = []
+        if way in ("slurm", "local"):
+            self._forked = launch_program(given, workers if way == "slurm" else None)
+            return
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--rdzv-backend=c10d",
+                    "--rdzv-endpoint=127.0.0.1:0"]  # fmt: skip
+        program = [*(torchrun if way == "torchrun" else []), "-m", "resnet_pipeline.cli", *given]
+        self._command = subprocess.Popen(
+            [sys.executable, *program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    @property
+    def ended(self) -> bool:
+        return any(one.returncode is not None for one in self._forked) or (
+            self._command is not None and self._command.poll() is not None
+        )
+
+    def send(self, number: int, *, to_all: bool) -> None:
+        """Send a signal to all processes, or to the one that a terminal's Ctrl-C reaches."""
+        # torchrun's processes are in groups of their own: a terminal's Ctrl-C reaches them through torchrun alone
+        for forked in self._forked:
+            forked.send_signal(number)
+        if self._command is not None:
+            first = psutil.Process(self._command.pid)
+            for one in [*(first.children(recursive=True) if to_all else []), first]:
+                one.send_signal(number)
+
+    def finish(self, timeout: float = 300) -> tuple[int, str]:
+        """Return the largest exit status and what was printed, when all have ended."""
+        if self._command is not None:
+            output = self._command.communicate(timeout=timeout)[0]
+            return self._command.returncode, output
+        output = "".join(one.errors(timeout) for one in self._forked)
+        return max((one.returncode or 0 for one in self._forked), key=abs), output
+
+
+def run(workspace: Workspace, way: str, workers: int, *more: str) -> tuple[int, str]:
+    return Launched(workspace, way, workers, *more).finish()
 
 
 def weights(workspace: Workspace) -> str:
@@ -56,10 +94,10 @@ class Finished:
         return weights(self.workspace)
 
 
-def train_to_end(space: Workspace, launcher: str, workers: int, *more: str) -> Finished:
-    done = run(space, launcher, workers, *more)
-    assert done.returncode == 0, done.stdout
-    return Finished(space, done.stdout)
+def train_to_end(space: Workspace, way: str, workers: int, *more: str) -> Finished:
+    status, output = run(space, way, workers, *more)
+    assert status == 0, output
+    return Finished(space, output)
 
 
 @pytest.fixture(scope="module")
@@ -76,49 +114,50 @@ def two_workers(tmp_path_factory, new_workspace):
     return train_to_end(space, "torchrun", 2, "--json", str(space.root / "result.json"))
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ray", marks=pytest.mark.soak)])
-def test_one_process_comes_to_the_same_weights_by_every_launcher(workspace, one_worker, launcher):
-    assert train_to_end(workspace, launcher, 1, "--no-register").weights == one_worker.weights
+in_soak = pytest.mark.soak
+
+
+@pytest.mark.parametrize("way", ["slurm", pytest.param("torchrun", marks=in_soak), pytest.param("ray", marks=in_soak)])
+def test_one_process_comes_to_the_same_weights_by_every_launcher(workspace, one_worker, way):
+    assert train_to_end(workspace, way, 1, "--no-register").weights == one_worker.weights
 
 
 def test_two_processes_come_to_the_same_weights_by_torchrun_and_ray(workspace, two_workers):
     assert train_to_end(workspace, "ray", 2, "--no-register").weights == two_workers.weights
 
 
-def start(workspace: Workspace, launcher: str, workers: int) -> subprocess.Popen[str]:
+def start(workspace: Workspace, way: str, workers: int) -> Launched:
     """Start a run, and wait for its first checkpoints."""
-    line = command(workspace, launcher, workers, "--no-register")
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    launched = Launched(workspace, way, workers, "--no-register")
     deadline = time.monotonic() + 120
     while not any(checkpoint_steps(folder) for folder in workspace.runs.glob("*/checkpoints")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert not launched.ended and time.monotonic() < deadline
         time.sleep(0.01)
-    return process
+    return launched
 
 
 @pytest.mark.parametrize(
-    ("launcher", "workers", "sent", "to_all"),
+    ("way", "workers", "signal_", "to_all"),
     [
-        pytest.param("torchrun", 2, signal.SIGKILL, True, marks=pytest.mark.soak),
-        pytest.param("torchrun", 2, signal.SIGTERM, False, marks=pytest.mark.soak),
-        pytest.param("torchrun", 2, signal.SIGINT, False, marks=pytest.mark.soak),
-        ("torchrun", 2, signal.SIGTERM, True),  # as Slurm does
+        pytest.param("torchrun", 2, signal.SIGKILL, True, marks=in_soak),
+        pytest.param("torchrun", 2, signal.SIGTERM, True, marks=in_soak),
+        pytest.param("torchrun", 2, signal.SIGTERM, False, marks=in_soak),
+        pytest.param("torchrun", 2, signal.SIGINT, False, marks=in_soak),
+        ("slurm", 2, signal.SIGTERM, True),
         ("local", 1, signal.SIGINT, False),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_weights(
-    workspace, one_worker, two_workers, launcher, workers, sent, to_all
+    workspace, one_worker, two_workers, way, workers, signal_, to_all
 ):
-    process = start(workspace, launcher, workers)
-    # torchrun's processes are in groups of their own: a terminal's Ctrl-C reaches them through torchrun alone
-    for one in [*psutil.Process(process.pid).children(recursive=True), process] if to_all else [process]:
-        one.send_signal(sent)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode != 0 and not list(workspace.runs.glob("*/result.json")), output
-    if sent != signal.SIGKILL:
+    launched = start(workspace, way, workers)
+    launched.send(signal_, to_all=to_all)
+    status, output = launched.finish(120)
+    assert status != 0 and not list(workspace.runs.glob("*/result.json")), output
+    if signal_ != signal.SIGKILL:
         assert output.count("stopped and saved in") == 1 and output.count("stopping: saving the state") == 1, output
-    again = run(workspace, launcher, workers, "--no-register")
-    assert again.returncode == 0 and "resuming from step-" in again.stdout, again.stdout
+    status, output = run(workspace, way, workers, "--no-register")
+    assert status == 0 and "resuming from step-" in output, output
     uninterrupted = two_workers if workers == 2 else one_worker
     assert weights(workspace) == uninterrupted.weights
 
@@ -134,19 +173,20 @@ def test_rank_0_of_torchrun_s_processes_alone_speaks_tracks_and_registers(two_wo
     (tracked,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert tracked.info.status == "FINISHED"
     assert len(client.get_metric_history(tracked.info.run_id, "train_loss")) == 6
-    again = run(space, "torchrun", 2)
-    assert again.returncode == 0 and again.stdout.count("finished before") == 1, again.stdout
+    status, again = run(space, "slurm", 2)
+    assert status == 0 and again.count("finished before") == 1, again
 
 
-def test_what_the_user_can_mend_is_one_line_from_all_processes(workspace):
+@pytest.mark.parametrize("way", ["slurm", pytest.param("torchrun", marks=in_soak)])
+def test_what_the_user_can_mend_is_one_line_from_all_processes(workspace, way):
     for more, words in ((("--set=optim.lr=1e20",), "not finite"), (("--dataset=gone",), "no dataset 'gone'")):
-        done = run(workspace, "torchrun", 2, *more)
-        said = [line for line in done.stdout.splitlines() if line.startswith("resnet-pipeline: ")]
-        assert done.returncode != 0 and len(said) == 1 and words in said[0], done.stdout
+        status, output = run(workspace, way, 2, *more)
+        messages = [line for line in output.splitlines() if line.startswith("resnet-pipeline: ")]
+        assert status != 0 and len(messages) == 1 and words in messages[0], output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "words"),
+    ("given", "variables", "words"),
     [
         (["torchrun", "2"], {}, "needs what torchrun tells its processes, and RANK, WORLD_SIZE, MASTER_ADDR"),
         (["local", "4"], {}, "--launcher local trains in this process alone, not with --workers 4"),
@@ -155,18 +195,14 @@ def test_what_the_user_can_mend_is_one_line_from_all_processes(workspace):
         (["torchrun", "2"], {"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number of at least 1"),
     ],
 )
-def test_a_launcher_that_can_t_work_is_one_line(workspace, arguments, variables, words):
-    launcher, workers = arguments
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RESNET_PIPELINE_TIMEOUT": "2"}
-    program = command(workspace, launcher, int(workers))
-    alone = [sys.executable, *program[program.index("resnet_pipeline.cli") - 1 :]]
-    done = subprocess.run(
-        alone, env={**os.environ, **({**meeting, **variables} if variables else {})}, stderr=subprocess.PIPE, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("resnet-pipeline: ") and words in done.stderr
+def test_a_launcher_that_can_t_work_is_one_line(workspace, given, variables, words, monkeypatch, capsys):
+    launcher, workers = given
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RESNET_PIPELINE_TIMEOUT": "2"}
+    for name, value in ({**meeting, **variables} if variables else {}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["resnet-pipeline", *arguments(workspace, launcher, int(workers))])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("resnet-pipeline: ") and words in line
     assert not list(workspace.runs.glob("*"))
