@@ -184,7 +184,7 @@ def test_what_the_servers_kept_is_usable_without_them(services, run_program, dig
     # after `down`: the same root, SQLite opened directly, a run added to the same MLflow experiment
     folder, _, _ = services
     with_digits(folder / "work", digits)
-    small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2"]
+    small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2", "--launcher", "local"]
     done = run_program("resnet-pipeline", "train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
     assert done.returncode == 0 and "registered as digits-resnet8 version 1" in done.stdout, done.stdout
     listed = run_program(
@@ -195,10 +195,14 @@ def test_what_the_servers_kept_is_usable_without_them(services, run_program, dig
     assert listed.returncode == (0 if "RESNET_PIPELINE_IMAGENET_SAMPLE" in os.environ else 2), listed.stdout
 
 
-def test_ctrl_c_stops_a_foreground_up(run_program, tmp_path):
+def test_ctrl_c_stops_a_foreground_up(services, run_program):
+    # on the root of the first, whose databases and deployments are there
+    folder, _, _ = services
     ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
     process = subprocess.Popen(
-        [sys.executable, "-m", "resnet_pipeline.cli", "up", *ports, "--root", str(tmp_path / "work")],
+        [sys.executable, "-m", "resnet_pipeline.cli", "up", *ports],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k not in ("RESNET_PIPELINE_ROOT", "PREFECT_HOME")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -210,12 +214,12 @@ def test_ctrl_c_stops_a_foreground_up(run_program, tmp_path):
             lines.append(line)
             if "Ctrl-C stops all three" in line:
                 break
-        entries = json.loads((tmp_path / "work" / "services" / "processes.json").read_text())
+        entries = json.loads((folder / "work" / "services" / "processes.json").read_text())
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-        run_program("resnet-pipeline", "down", "--root", str(tmp_path / "work"), cwd=tmp_path)
+        run_program("resnet-pipeline", "down", cwd=folder)
     assert process.returncode == 0, "".join(lines) + out
     assert out.count("stopped") == 3
     assert not any(psutil.pid_exists(e["pid"]) for e in entries.values())

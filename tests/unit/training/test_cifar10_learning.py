@@ -13,7 +13,7 @@ from resnet_pipeline.training.metrics_log import TrainEntry
 from resnet_pipeline.training.run_directory import RunDirectory
 from tests.metrics import entries
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak  # two minutes of a core
 
 
 def test_resnet20_learns_cifar10_from_the_archive(cifar10_archive, tmp_path):
