@@ -11,9 +11,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_pipeline.api import load_model, open_dataset, train
-
-__all__ = ["__version__", "load_model", "open_dataset", "train"]
+    from resnet_pipeline.api import load_model as load_model
+    from resnet_pipeline.api import open_dataset as open_dataset
+    from resnet_pipeline.api import train as train
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, warning
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in ("load_model", "open_dataset", "train"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from resnet_pipeline import api
 
