@@ -47,6 +47,7 @@ def commands(
 def told_apart(configs: Sequence[RunConfig]) -> list[str]:
     """Return a name for each run: its recipe, and what differs from the other runs of the same recipe.
 
+    >>> from resnet_pipeline.jobs.train import run_config
     >>> told_apart([run_config("digits/resnet8", seed=seed) for seed in (0, 1)])
     ['digits/resnet8 seed=0', 'digits/resnet8 seed=1']
     """
