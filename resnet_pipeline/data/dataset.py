@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from resnet_pipeline.data.checksums import CHECKSUMS, Checksums, checksum, read_checksums
+from resnet_pipeline.data.checksums import CHECKSUMS, Checksums, checksum, read_checksums, table_of
 from resnet_pipeline.data.manifest import (
     INDEX,
     MANIFEST,
@@ -150,7 +149,7 @@ class Dataset:
         else:
             raise ValueError(f"a dataset in {storage.url} needs a cache")
         index, mean_image = (_content(storage, name, manifest.files[name], cache) for name in (INDEX, MEAN_IMAGE))
-        table = _parsed(storage, INDEX, lambda: pq.read_table(index))
+        table = _parsed(storage, INDEX, lambda: table_of(index))
         checksums = _checksums(storage, manifest) or {}
         splits = {
             name: Split(

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resnet_pipeline.data.checksums import CHECKSUMS
+from resnet_pipeline.data.checksums import CHECKSUMS, table_of
 from resnet_pipeline.data.manifest import INDEX, MANIFEST, MEAN_IMAGE, SHARDS, SOURCE
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.names import escaped, original
@@ -189,7 +189,7 @@ def catalogue_of(data: bytes, storage: Storage) -> Catalogue:
 
 
 def _catalogue_of(data: bytes, storage: Storage) -> Catalogue:
-    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    table = table_of(io.BytesIO(data), page_checksums=True)
     columns = [table.column(name).to_pylist() for name in table.column_names]
     entries = []
     for name, file, offset, size, split, label, below, method, stored, crc, pieces in zip(*columns, strict=True):

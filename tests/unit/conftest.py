@@ -40,7 +40,7 @@ def score_files(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], list[Path]
     reader, write = pyarrow.parquet.ParquetFile, pyarrow.parquet.write_table
 
     def note(found: list[Path], place: Any) -> None:
-        if "scores" in Path(place).parts:
+        if isinstance(place, str | Path) and "scores" in Path(place).parts:
             found.append(Path(place))
 
     def counted_reader(place: Any, *arguments: Any, **options: Any) -> Any:

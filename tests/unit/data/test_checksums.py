@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 import xxhash
 
 from resnet_pipeline.config import AugmentConfig
-from resnet_pipeline.data.checksums import CHECKSUMS, checksums_file, read_checksums
+from resnet_pipeline.data.checksums import CHECKSUMS, checksums_file, read_checksums, table_of
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.loaders import train_batches, view_batches
 from resnet_pipeline.data.order import samples_at
@@ -155,3 +157,17 @@ def test_images_in_memory_have_none_to_compare():
 
     dataset = EncodedDataset([b"abc"], [(1, 1)], ["a"], ["x"])
     assert torch.from_numpy(dataset.splits[IMAGES].encoded(0).copy()).tolist() == [97, 98, 99]
+
+
+def test_no_thread_of_arrow_s_touches_a_file_in_memory():
+    """One that still does when the program ends aborts it."""
+
+    class Watched(io.BytesIO):
+        def read(self, size=-1):
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    readers: set[int] = set()
+    file = checksums_file({"train": list(range(5000)), "val": [1, 2]}, "f")
+    assert table_of(Watched(file), page_checksums=True).num_rows == 5002
+    assert readers == {threading.get_ident()}
