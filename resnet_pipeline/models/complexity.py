@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import nn
 
 from resnet_pipeline.errors import UserError
@@ -110,6 +109,8 @@ def complexity_table(names: Iterable[str] | None = None) -> list[ComplexityRow]:
 def _row(name: str) -> ComplexityRow:
     with torch.device("meta"):  # shapes are enough: no memory, no arithmetic
         if name in VGG_NAMES:
+            import torchvision  # with it comes PyTorch's compiler: four seconds that the other networks need not pay
+
             network: nn.Module = torchvision.models.get_model(name, weights=None)
             depth = int(re.sub(r"\D", "", name))
         else:
