@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import sys
 import tarfile
 
@@ -269,7 +270,7 @@ def test_images_across_splits_and_under_two_classes_are_reported(make_folder, tm
 
 
 @pytest.mark.slow
-def test_a_script_that_stages_without_a_guard_is_told_so(photos, tmp_path, monkeypatch, capfd):
+def test_a_script_that_stages_without_a_guard_is_told_so(photos, tmp_path, monkeypatch):
     script = tmp_path / "script.py"  # which the worker process imports, and so calls once more
     call = f"stage(Path({str(photos)!r}), Path({str(tmp_path / 'x')!r}), name='x', workers=1)"
     script.write_text(f"from pathlib import Path\nfrom resnet_pipeline.staging.stage import stage\n{call}\n")
@@ -277,5 +278,11 @@ def test_a_script_that_stages_without_a_guard_is_told_so(photos, tmp_path, monke
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     with pytest.raises(UserError, match=r"can't start.* below `if __name__ == \"__main__\":`"):
         stage(photos, tmp_path / "x", name="x", workers=1)
-    assert "while a worker process imports the script" in capfd.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_process_that_is_still_importing_its_script_stages_nothing(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match=r"while a worker process imports the script: .*__main__"):
+        stage(photos, tmp_path / "x", name="x", workers=1)
     assert not (tmp_path / "x").exists()
