@@ -37,7 +37,7 @@ lint: $(READY)  ## Format, lint, types, import contracts
 	$(BIN)/lint-imports --no-cache
 
 check: lint  ## All of lint, and the fast tests
-	$(PYTEST) $(APART) -q -m "not slow and not integration and not gpu"
+	$(PYTEST) $(APART) -q -m "not slow and not soak" --ignore=tests/integration --ignore=tests/gpu
 
 format: $(READY)  ## Format and mend what can be mended
 	$(BIN)/ruff format .

@@ -271,6 +271,7 @@ def kubernetes_errors(doc: dict[str, Any], version: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.33", "1.37"])
 def test_manifests_follow_kubernetes_schemas(version: str) -> None:
     docs = [doc for doc in MANIFESTS if doc["kind"] != "RayCluster"]

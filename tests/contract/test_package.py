@@ -48,12 +48,14 @@ def run(folder: Path, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_files_that_are_no_python_are_in_it(installed):
     for name in ("flows/prefect.yaml", "resnet_pipeline/report/page.html.j2", "resnet_pipeline/py.typed"):
         assert (installed / "site" / name).read_bytes() == (ROOT / name).read_bytes()
     assert not (installed / "site" / "tests").exists()
 
 
+@pytest.mark.slow
 def test_a_report_is_written_and_flows_are_found_away_from_the_checkout(installed):
     code = f"""
 import sys

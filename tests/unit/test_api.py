@@ -47,6 +47,7 @@ def scores(workspace, reference, protocol):
     return read_scores(found.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["center", "10-crop", "multi-scale"])
 def test_the_images_of_a_dataset_are_predicted_as_evaluate_scores_them(workspace, model, dataset, protocol):
     kept = scores(workspace, "short", protocol)
@@ -59,6 +60,7 @@ def test_the_images_of_a_dataset_are_predicted_as_evaluate_scores_them(workspace
         assert (np.diff(found.probabilities, axis=1) <= 0).all() and found.classes.shape == (len(batch.labels), 10)
 
 
+@pytest.mark.slow
 def test_files_of_any_form_are_predicted_as_by_the_command(workspace, model, dataset, tmp_path):
     samples = dataset.splits["val"]
     contents = [samples.encoded(number).tobytes() for number in range(6)]
@@ -98,6 +100,7 @@ def test_batches_hold_every_image_once_whole_and_in_order(dataset, digits):
     assert set(dataset.splits) == {"train", "val"}
 
 
+@pytest.mark.slow
 def test_batches_are_cropped_and_resized_on_request(dataset, model):
     views = model.members[0].views
     batch = next(dataset.batches("val", batch=364, crop=views.crop, resize=views.resize))

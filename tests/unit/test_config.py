@@ -180,6 +180,7 @@ def test_the_paper_s_errors_belong_to_recipes():
     assert set(PUBLISHED) <= set(recipe_names())
 
 
+@pytest.mark.slow
 def test_the_recipes_are_the_paper_s():
     imagenet, cifar = get_recipe("imagenet/resnet152"), get_recipe("cifar10/resnet110")
     assert (imagenet.batch, imagenet.micro_batch, imagenet.optim.lr, imagenet.steps) == (256, 32, 0.1, 600_000)

@@ -51,6 +51,7 @@ def fresh_pages(where: str, variables: dict[str, str]) -> float:
     return int(done.stdout) * os.sysconf("SC_PAGE_SIZE") / (TIMES * sum(MAPS) << 20)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc has these switches")
 def test_a_thread_of_a_ray_worker_keeps_its_memory():
     assert fresh_pages("main", {}) < 0.15

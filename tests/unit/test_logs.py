@@ -109,6 +109,7 @@ def test_a_handler_keeps_its_level_beside_one_that_hears_more(capsys, lines):
     assert capsys.readouterr().err == "" and [v["message"] for v in lines()] == ["for the flow alone"]
 
 
+@pytest.mark.slow
 def test_the_library_is_silent_until_logging_is_set_up(workspace):
     script = (
         "import sys\n"
@@ -121,6 +122,7 @@ def test_the_library_is_silent_until_logging_is_set_up(workspace):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_nothing_takes_what_it_is_to_speak_with():
     """No function or record has a ``say`` or a ``quiet``: they log, and whoever wants to listen sets up logging."""
     for path in (path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")):

@@ -8,6 +8,7 @@ import os
 import unicodedata
 
 import pyarrow as pa
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from resnet_pipeline.names import escaped, hidden, is_other, original, printable
 NAMES = st.binary(max_size=12).map(os.fsdecode) | st.text("\\x0f7eau\n\x1b\u202e\udc80é", max_size=9)
 
 
+@pytest.mark.slow
 @given(NAMES)
 @settings(max_examples=500, deadline=None)
 @example("a\\xff")
@@ -32,6 +34,7 @@ def test_a_name_can_be_had_back_and_is_fit_for_every_place(name):
     assert pa.array([shown]).to_pylist() == [json.loads(json.dumps(shown, ensure_ascii=False).encode())] == [shown]
 
 
+@pytest.mark.slow
 @given(NAMES, NAMES)
 @settings(max_examples=500, deadline=None)
 @example("a\udcff", "a\\xff")

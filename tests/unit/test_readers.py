@@ -409,6 +409,7 @@ def signed(path: Path) -> None:
         pass  # not even that much of a manifest
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", READERS)
 def test_a_reader_takes_a_file_or_refuses_it(kind, tmp_path, digits, monkeypatch):

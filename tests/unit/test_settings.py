@@ -52,6 +52,7 @@ def modules():
             yield path.relative_to(REPOSITORY).as_posix(), path.read_text()
 
 
+@pytest.mark.slow
 def test_no_other_module_reads_our_variables():
     touching = set()
     for name, text in modules():
@@ -70,6 +71,7 @@ def test_no_other_module_reads_our_variables():
     assert touching == set(TOUCH_THE_ENVIRONMENT)
 
 
+@pytest.mark.slow
 def test_what_is_read_of_the_environment_elsewhere_is_none_of_ours():
     for name, text in modules():
         for node in ast.walk(ast.parse(text)):

@@ -36,6 +36,7 @@ def test_more_workers_than_fit_are_refused(nodes, workers, said):
         check_workers(workers, Resources(nodes=tuple(nodes)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_folder_too_deep_for_sockets_is_refused_and_what_to_set(tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, str(tmp_path / ("x" * 60)))

@@ -69,6 +69,7 @@ def found(folder, capfd):
     return [*files_with_marker(folder), *(line for line in (said.out + said.err).splitlines() if MARKER in line)]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{MARKER}@127.0.0.1:{mlflow.server_port}")
     run, workspace = make_run(), Workspace(tmp_path / "work")
@@ -88,6 +89,7 @@ def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeyp
     assert found(tmp_path, capfd) == []
 
 
+@pytest.mark.slow
 def test_messages_about_servers_name_no_password(workspace, make_run, monkeypatch, capfd):
     for name in SERVERS:
         monkeypatch.setenv(name, NOWHERE + "/api")

@@ -36,6 +36,7 @@ print(sorted(m for m in sys.modules if m.startswith((*names, "ray.", "prefect.",
 """
 
 
+@pytest.mark.slow
 def test_a_served_network_predicts_without_the_training_package(make_run, digits, tmp_path):
     run = make_run()
     network = build_model(run.config().model.name, num_classes=len(digits.classes))

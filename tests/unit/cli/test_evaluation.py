@@ -33,6 +33,7 @@ def models(tmp_path):
 ON = ("--dataset", "digits", "--protocol", "center", "--images", "80", "--quiet")
 
 
+@pytest.mark.slow
 def test_scores_are_analysed_with_figure_and_real_labels(run, models, tmp_path, digits):
     right = {
         key: [int(label)] for key, label in zip(digits.splits["val"].keys, digits.splits["val"].labels, strict=True)
@@ -55,6 +56,7 @@ def test_scores_are_analysed_with_figure_and_real_labels(run, models, tmp_path, 
     assert len(values["pairs"]) == 1
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_score_files_needs_no_dataset(run, models, tmp_path):
     code, _, err = run("evaluate", *models, *ON, "--json", str(tmp_path / "e.json"))
     assert code == 0, err
@@ -71,6 +73,7 @@ def test_an_ensemble_of_score_files_needs_no_dataset(run, models, tmp_path):
     assert len(values["greedy"]) == len(values["without"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--fit-weights", "--greedy", "--contributions")])
 def test_an_ensemble_reads_each_kept_score_file_once_and_no_new_one(run, models, score_files, more):
     read, written = score_files
@@ -85,6 +88,7 @@ def test_an_ensemble_reads_each_kept_score_file_once_and_no_new_one(run, models,
     assert (sorted(map(str, read)), written) == (sorted(kept), []), "their files"
 
 
+@pytest.mark.slow
 def test_a_test_in_chunks_reads_none_of_what_it_wrote(run, models, score_files, monkeypatch):
     monkeypatch.setattr(scoring, "CHUNK_PIXELS", 40 * 32 * 32)
     read, written = score_files
@@ -92,6 +96,7 @@ def test_a_test_in_chunks_reads_none_of_what_it_wrote(run, models, score_files, 
     assert (len(read), len(written)) == (0, 3), "two chunks and the score file"
 
 
+@pytest.mark.slow
 def test_layer_responses_and_their_figure(run, models, tmp_path):
     code, out, err = run(
         "responses", *models, "--dataset", "digits", "--images", "20", "--figure", str(tmp_path / "f.svg"),
@@ -103,6 +108,7 @@ def test_layer_responses_and_their_figure(run, models, tmp_path):
     assert (tmp_path / "f.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_weights_and_network_may_be_options(run, tmp_path):
     code, _, err = run(
         "evaluate", "--weights", str(tmp_path / "8.pth"), "--network", "cifar-resnet8", *ON, "--float16",
@@ -113,6 +119,7 @@ def test_weights_and_network_may_be_options(run, tmp_path):
     assert row["protocol"] == "center-32-of-32-36-logits" and row["images"] == 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluate", "ensemble", "ensemble of files", "analyse", "data stats"])
 def test_json_keeps_its_keys(run, models, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

@@ -175,6 +175,7 @@ def test_bad_input_is_one_line_and_status_2(run, arguments, named, tmp_path):
     assert not (tmp_path / "work" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_staging_evaluation_and_ensemble_write_json(run, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # however long the path of a temporary folder is
     code, out, err = run(
@@ -207,6 +208,7 @@ def test_staging_evaluation_and_ensemble_write_json(run, tmp_path, monkeypatch):
     assert again["reused"] and again["top1"] == result["models"][0]["top1"]
 
 
+@pytest.mark.slow
 def test_published_weights_are_tested_and_exported(run, tmp_path):
     import torchvision
     from safetensors.torch import load_file
@@ -247,6 +249,7 @@ finally:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["train", "--help"], ["recipes"], ["recipes", "imagenet/resnet152"]],
@@ -287,6 +290,7 @@ def completed(*words: str) -> list[str]:
     return in_a_process_of_its_own(**environment).split()
 
 
+@pytest.mark.slow
 def test_the_shell_completes_recipes_and_staged_datasets(tmp_path, monkeypatch):
     assert completed("train", "cifar10-fast/resnet4") == ["cifar10-fast/resnet44"]
     assert completed("recipes", "digits/") == [name for name in recipe_names() if name.startswith("digits/")]

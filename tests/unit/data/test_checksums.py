@@ -104,6 +104,7 @@ def test_a_dataset_without_checksums_opens_and_says_so_once(space, caplog):
     assert len(said) == 1 and "data verify digits" in said[0]
 
 
+@pytest.mark.slow
 def test_verifying_makes_the_checksums_that_staging_would_have(space):
     file = space.datasets / "digits" / CHECKSUMS
     staged, fingerprint = of_digits(space), of_digits(space).fingerprint
@@ -115,6 +116,7 @@ def test_verifying_makes_the_checksums_that_staging_would_have(space):
         np.testing.assert_array_equal(again.splits[name].checksums, split.checksums)
 
 
+@pytest.mark.slow
 def test_a_bad_dataset_gets_no_checksums_and_verifying_names_the_sample(space):
     dataset = of_digits(space)
     key = flip_a_bit(dataset, "val", 3)

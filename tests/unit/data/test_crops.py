@@ -30,6 +30,7 @@ def plan(kind, positions, width, height, *, seed=0, crop=224, color=0.0):
     )
 
 
+@pytest.mark.slow
 @given(size=sizes, seed=st.integers(0, 2**63 - 1), kind=st.sampled_from(KINDS[:2]), crop=st.integers(1, 512))
 @settings(max_examples=150, deadline=None)
 def test_windows_lie_inside_the_image(size, seed, kind, crop):
@@ -40,6 +41,7 @@ def test_windows_lie_inside_the_image(size, seed, kind, crop):
     assert (window[:, 1] + window[:, 3] <= width).all()
 
 
+@pytest.mark.slow
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**40), cut=st.integers(0, 64), size=sizes)
 @settings(max_examples=60, deadline=None)
 def test_a_position_has_the_same_crop_in_any_batch(kind, seed, cut, size):
@@ -62,6 +64,7 @@ def test_scale_crop_covers_the_scales_evenly():
     assert window[:, 1].min() == 0 and (window[:, 1] + window[:, 3]).max() == 600
 
 
+@pytest.mark.slow
 def test_random_resized_crop_has_torchvision_s_statistics():
     window = plan("random-resized-crop", range(8_000), 500, 375).window
     torch.manual_seed(0)

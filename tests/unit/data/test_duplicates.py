@@ -6,6 +6,7 @@ import io
 from collections import defaultdict
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +25,7 @@ from tests.images import jpeg
 SAMPLES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["train", "val"]), st.integers(-1, 2)), max_size=20)
 
 
+@pytest.mark.slow
 @given(SAMPLES)
 @settings(max_examples=200, deadline=None)
 def test_each_content_that_stands_twice_is_found(samples):
@@ -47,6 +49,7 @@ def flipped(value, bits):
     return value
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.sets(st.integers(0, 63), max_size=4)), max_size=25),
     st.randoms(use_true_random=False),

@@ -88,6 +88,7 @@ def test_very_long_images_are_taken():
     assert (result.height, result.width, result.refused) == (20, 20_000, False)
 
 
+@pytest.mark.slow
 def test_too_many_pixels_are_refused_before_they_are_decoded():
     bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     assert len(bomb) < 100_000
@@ -172,6 +173,7 @@ def png16(pixels: np.ndarray) -> bytes:
     )
 
 
+@pytest.mark.slow
 def test_statistics_of_a_large_image_are_exact_and_take_little_memory():
     side = 2_000
     pixels = np.random.default_rng(3).integers(0, 256, (side, side, 3), dtype=np.uint8)

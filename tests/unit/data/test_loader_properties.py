@@ -33,6 +33,7 @@ def one_by_one(path: Path, kind: str, crop: int, positions: int):
         return [(b.images[0], b.color[0], int(b.index[0])) for b in batches]
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(["scale-crop", "random-resized-crop"]),
     crop=st.sampled_from([SMALL, LARGE]),
@@ -77,6 +78,7 @@ def test_a_position_has_the_same_bytes_however_it_is_reached(
     assert sorted(seen) == list(range(start * batch, (start + steps) * batch)), "each once, on any number of workers"
 
 
+@pytest.mark.slow
 def test_each_epoch_of_that_stream_has_every_sample_once(photo_set):
     count = len(photo_set.splits["train"])
     samples = [index for _, _, index in one_by_one(photo_set.path, "scale-crop", SMALL, 150)]
@@ -84,6 +86,7 @@ def test_each_epoch_of_that_stream_has_every_sample_once(photo_set):
         assert sorted(samples[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
+@pytest.mark.slow
 @given(
     views=st.sampled_from(["center", "10-crop", "whole"]),
     crop=st.sampled_from([SMALL, LARGE]),
@@ -102,6 +105,7 @@ def test_evaluation_sees_each_sample_once_on_any_number_of_workers(photo_set, vi
     assert sorted(seen) == list(range(len(photo_set.splits["val"])))
 
 
+@pytest.mark.slow
 def test_a_recipe_can_take_random_resized_crops(make_run, digits):
     torch.set_num_threads(1)
     run = make_run("augment.kind=random-resized-crop", "augment.area=[0.25, 1.0]", "steps=2", "bn_images=0")

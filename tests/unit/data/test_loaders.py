@@ -87,6 +87,7 @@ def test_pad_crop_is_torchvision_s_pad_and_crop_to_the_bit(digits):
             assert torch.equal(image, (expected.flip(2) if flip else expected).permute(1, 2, 0))
 
 
+@pytest.mark.slow
 def test_every_sample_once_per_epoch_over_uneven_batches(digits):
     count = len(digits.splits["train"])
     seen = torch.cat([b.index for b in batches(digits, PAD, batch=64, micro_batch=64, steps=2 * count // 64 + 1)])

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ def test_every_sample_stands_exactly_once_in_each_epoch(samples, seed, epoch):
     assert sorted(samples_at(positions, samples=samples, seed=seed)) == list(range(samples))
 
 
+@pytest.mark.slow
 @given(samples=st.integers(1, 200), seed=seeds, cuts=st.lists(st.integers(0, 600), max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_the_order_does_not_depend_on_how_it_is_asked_for(samples, seed, cuts):
@@ -73,6 +75,7 @@ def shard_sizes(draw):
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
+@pytest.mark.slow
 @given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, epoch=st.integers(0, 100))
 @settings(max_examples=100, deadline=None)
 def test_blocks_of_shards_are_read_in_turn_and_every_sample_once(shards, size, seed, epoch):
@@ -90,6 +93,7 @@ def test_blocks_of_shards_are_read_in_turn_and_every_sample_once(shards, size, s
     )
 
 
+@pytest.mark.slow
 @given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, cuts=st.lists(st.integers(0, 300), max_size=5))
 @settings(max_examples=40, deadline=None)
 def test_a_block_order_does_not_depend_on_how_it_is_asked_for(shards, size, seed, cuts):
@@ -103,6 +107,7 @@ def test_a_block_order_does_not_depend_on_how_it_is_asked_for(shards, size, seed
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
+@pytest.mark.slow
 @given(shards=shard_sizes(), seed=seeds)
 def test_one_block_is_the_full_order(shards, seed):
     positions = np.arange(2 * len(shards))
@@ -112,6 +117,7 @@ def test_one_block_is_the_full_order(shards, seed):
     )
 
 
+@pytest.mark.slow
 @given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, first=st.integers(0, 200), count=st.integers(0, 200))
 @settings(max_examples=100, deadline=None)
 def test_stretches_say_which_shards_are_read_where(shards, size, seed, first, count):
@@ -125,6 +131,7 @@ def test_stretches_say_which_shards_are_read_where(shards, size, seed, first, co
         assert set(shards[order]) == set(stretch.shards) and len(stretch.shards) <= size
 
 
+@pytest.mark.slow
 @given(shards=st.lists(st.integers(0, 5), max_size=40), most=st.integers(1, 6))
 def test_a_given_sequence_is_cut_by_its_shards(shards, most):
     found = stretches_along(np.array(shards, dtype=np.int64), most)

@@ -76,6 +76,7 @@ def cached_shards(folder, dataset, split):
     return {names[path.name] for path in folder.iterdir() if path.name in names}
 
 
+@pytest.mark.slow
 def test_a_dataset_in_a_bucket_is_the_one_in_the_folder(digits_in_s3, sharded_digits, tmp_path):
     dataset = opened(digits_in_s3, tmp_path)
     assert dataset.fingerprint == sharded_digits.fingerprint and dataset.classes == sharded_digits.classes
@@ -96,6 +97,7 @@ def bytes_in(folder):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["dali", "torch"])
 def test_batches_of_a_bucket_with_a_small_cache_are_those_of_the_folder(
     digits_in_s3, sharded_digits, tmp_path, backend
@@ -114,6 +116,7 @@ def test_batches_of_a_bucket_with_a_small_cache_are_those_of_the_folder(
     assert most <= room_for(digits_in_s3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", ["center", "whole"])
 def test_evaluation_reads_each_shard_once_within_the_limit(digits_in_s3, sharded_digits, tmp_path, views, monkeypatch):
     dataset = opened(digits_in_s3, tmp_path, shards=2)
@@ -139,6 +142,7 @@ def test_evaluation_reads_each_shard_once_within_the_limit(digits_in_s3, sharded
     assert sorted(brought) == [f"shards/{shard['file']}" for shard in shards_of(digits_in_s3, "val")]
 
 
+@pytest.mark.slow
 def test_the_next_blocks_come_while_one_is_read_and_passed_ones_go(digits_in_s3, tmp_path):
     dataset = opened(digits_in_s3, tmp_path, shards=6)
     files = dataset.splits["train"].files
@@ -169,6 +173,7 @@ def test_the_next_blocks_come_while_one_is_read_and_passed_ones_go(digits_in_s3,
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("shards-ahead")]
 
 
+@pytest.mark.slow
 def test_an_order_that_needs_more_than_the_cache_holds_says_what_to_do(digits_in_s3, tmp_path):
     dataset, count = opened(digits_in_s3, tmp_path, shards=4), len(shards_of(digits_in_s3))
     needed = math.ceil(room_for(digits_in_s3, count) / 1e6) / 1e3
@@ -179,6 +184,7 @@ def test_an_order_that_needs_more_than_the_cache_holds_says_what_to_do(digits_in
         batches(dataset, block_shards=3)
 
 
+@pytest.mark.slow
 def test_bringing_ahead_goes_on_after_an_outage(digits_in_s3, tmp_path, monkeypatch):
     dataset = opened(digits_in_s3, tmp_path)
     files = dataset.splits["train"].files
@@ -205,6 +211,7 @@ def test_bringing_ahead_goes_on_after_an_outage(digits_in_s3, tmp_path, monkeypa
         assert len(files.mapped(1))
 
 
+@pytest.mark.slow
 def test_a_truncated_shard_in_the_bucket_is_named(digits_in_s3, sharded_digits, tmp_path):
     whole = (sharded_digits.path / "shards" / "train-00003.tar").read_bytes()
     digits_in_s3.write("shards/train-00003.tar", whole[:1000])
@@ -214,6 +221,7 @@ def test_a_truncated_shard_in_the_bucket_is_named(digits_in_s3, sharded_digits, 
     assert len(batches(opened(digits_in_s3, tmp_path))) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.json", "index.parquet", "mean_image.npy"])
 def test_missing_and_damaged_files_in_the_bucket_are_named(digits_in_s3, sharded_digits, tmp_path, name):
     digits_in_s3.write(name, (sharded_digits.path / name).read_bytes()[:-10])
@@ -245,6 +253,7 @@ def test_a_shard_that_changed_in_the_folder_is_named(photos, tmp_path):
         Dataset.open(dataset.path).splits["train"].encoded(0)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_and_bring_each_shard_once(digits_in_s3, sharded_digits, tmp_path):
     log = tmp_path / "reads"
     processes = [

@@ -43,6 +43,7 @@ def test_every_image_at_every_side_is_pillow_s(photo_set, backend):
     assert sorted(seen) == sorted((int(i), s) for i in chosen for s in range(len(SIDES)))
 
 
+@pytest.mark.slow
 def test_images_of_one_size_share_batches(photo_set, digits):
     split = digits.splits["val"]
     with whole_batches(

@@ -86,6 +86,7 @@ def test_unlabelled_images_have_no_errors(tested):
             metric(probabilities, labels)
 
 
+@pytest.mark.slow
 def test_figures_are_written_whole_or_not_at_all(tested, tmp_path):
     figure = reliability_figure({"a <b>": calibrate(*tested), "empty bins": calibrate(*tested, bins=100)})
     save_figure(figure, tmp_path / "r.svg")

@@ -95,6 +95,7 @@ def test_leaving_one_out_is_the_ensemble_of_the_others(members, combine):
         leave_one_out(members[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combine", ["probabilities", "logits"])
 def test_fitted_weights_minimise_the_log_likelihood(members, combine):
     def loss(weights):

@@ -78,6 +78,7 @@ def exact_p_value(better: int, worse: int) -> Fraction:
     return min(Fraction(1), 2 * tail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "expected"), [(0.3, (1, 12)), (0.28, (10, 60)), (0.2, (197, 200))])
 def test_who_is_let_through_is_decided_by_the_exact_test(error, expected):
     """200 pairs: of equal networks 2.5 % are to be expected, one that is far better nearly always passes."""

@@ -33,6 +33,7 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_torchvision_s_weights_come_from_its_cache_with_its_preprocessing(theirs, cache):
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     torch.save(theirs.state_dict(), cache / weights.url.rpartition("/")[2])
@@ -48,6 +49,7 @@ def test_torchvision_s_weights_come_from_its_cache_with_its_preprocessing(theirs
     assert (found - expected).abs().max() < 0.01 * expected.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["torchvision:resnet18.IMAGENET1K_V1", "timm:resnet18.a1_in1k"])
 def test_a_given_file_is_taken_with_the_library_s_preprocessing(theirs, cache, tmp_path, reference):
     torch.save(theirs.state_dict(), tmp_path / "given.pth")

@@ -42,6 +42,7 @@ def test_the_3x3_layers_are_found_in_order(name, count):
     assert not any("downsample" in layer or "gate" in layer for layer, _ in layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar-resnet8", "cifar-plain8"])
 def test_they_are_the_standard_deviations_of_a_forward_pass_by_hand(digits, name, tmp_path):
     tested = member(name)

@@ -49,6 +49,7 @@ def slow(model: Classifier, digits, name: str, index: int) -> np.ndarray:
     return torch.stack([torch.softmax(x, 0) for x in logits]).mean(0).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["center", "10-crop", "multi-scale"])
 def test_scores_are_those_of_the_slow_way(digits, name):
     model = network(0)
@@ -103,6 +104,7 @@ def pillow_scores(model: Classifier, data: bytes, name: str, sides, average: str
     return (mean if average == "softmax" else torch.softmax(mean, 0)).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sides", "average"),
     [("10-crop", [256], "softmax"), ("multi-scale", [224, 288], "softmax"), ("multi-scale", [256], "logits")],
@@ -137,6 +139,7 @@ def test_averaging_logits_is_another_protocol(digits, name):
     assert (difference < 1e-6) == (name == "center")
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit(digits):
     found = []
     for threads in (1, 2, 3):
@@ -147,6 +150,7 @@ def test_the_number_of_threads_changes_no_bit(digits):
     np.testing.assert_array_equal(found[0], found[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["10-crop", "multi-scale"])
 def test_chunks_in_any_order_and_grouping_give_the_same_bits(digits, name):
     models = {"a": network(1), "b": network(2)}
@@ -163,6 +167,7 @@ def test_chunks_in_any_order_and_grouping_give_the_same_bits(digits, name):
         assert alone["a"].keys == part.keys == [digits.splits["val"].keys[i] for i in chunks[number]]
 
 
+@pytest.mark.slow
 def test_a_forward_pass_has_at_most_the_pixels_it_may(digits, monkeypatch):
     monkeypatch.setitem(PASS_PIXELS, "cpu", 4 * 20 * 20)
     model, shapes = network(1), []
@@ -176,6 +181,7 @@ def test_a_forward_pass_has_at_most_the_pixels_it_may(digits, monkeypatch):
     assert {n for n, *_ in shapes[-12:]} == {1}
 
 
+@pytest.mark.slow
 def test_models_together_score_as_alone(digits):
     models = {"a": network(1), "b": network(2)}
     together = evaluate(models, digits, protocol_of("10-crop", VIEWS))

@@ -23,6 +23,7 @@ def test_the_interval_is_wilson_s_formula(errors, count):
     assert error_interval(wrong) == pytest.approx((100 * (middle - half), 100 * (middle + half)), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.01])
 def test_intervals_cover_the_truth_as_often_as_they_say(share):
     inside = 0

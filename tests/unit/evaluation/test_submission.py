@@ -32,6 +32,7 @@ def meta_mat(path):
     return path
 
 
+@pytest.mark.slow
 def test_ids_come_from_the_devkit_s_file_or_text(tmp_path):
     np.testing.assert_array_equal(read_class_ids(meta_mat(tmp_path / "meta.mat"), WNIDS), IDS)
     (tmp_path / "map_clsloc.txt").write_text("".join(f"{w} {i} some_words\n" for w, i in zip(WNIDS, IDS, strict=True)))

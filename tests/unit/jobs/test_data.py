@@ -50,6 +50,7 @@ def test_each_command_has_help_and_names_the_datasets_there_are(command, workspa
     assert "Usage" in out.out and out.err.count("\n") == 1 and "nothing" in out.err
 
 
+@pytest.mark.slow
 def test_a_good_dataset_is_good(workspace, digits):
     display = Recording()
     with displayed_on(display):
@@ -59,6 +60,7 @@ def test_a_good_dataset_is_good(workspace, digits):
     assert display.shown[-1] == ("verifying digits", samples, samples, "images", "0 bad")
 
 
+@pytest.mark.slow
 def test_verify_names_each_bad_shard_and_sample_and_ends_with_status_2(copied, tmp_path, monkeypatch, capsys):
     train, val = copied.splits["train"], copied.splits["val"]
     bad = {train.keys[3], train.keys[700]}
@@ -85,6 +87,7 @@ def test_verify_names_each_bad_shard_and_sample_and_ends_with_status_2(copied, t
     assert fault.startswith("resnet-pipeline: ") and f"{2 + len(val)} of" in fault
 
 
+@pytest.mark.slow
 def test_verify_sees_one_changed_byte_that_every_decoder_overlooks(copied, tmp_path):
     shard = copied.path / "shards" / copied.splits["val"].shards[0]
     with shard.open("r+b") as file:
@@ -94,6 +97,7 @@ def test_verify_sees_one_changed_byte_that_every_decoder_overlooks(copied, tmp_p
     assert [shard.file for shard in found.bad_shards] == [shard.name] and not found.bad_samples
 
 
+@pytest.mark.slow
 def test_verify_sees_a_good_image_of_another_size(copied, tmp_path):
     other = io.BytesIO()
     Image.new("RGB", (8, 4)).save(other, "JPEG")
@@ -104,6 +108,7 @@ def test_verify_sees_a_good_image_of_another_size(copied, tmp_path):
     assert "8×4" in bad.reason and bad.file == copied.splits["train"].keys[9]
 
 
+@pytest.mark.slow
 def test_stats_are_those_of_the_images(workspace, digits):
     found = dataset_stats(workspace, "digits")
     for name, split in digits.splits.items():
@@ -131,6 +136,7 @@ def test_what_is_shown_is_what_training_gets(digits):
         assert digits.splits["train"].keys[int(index)].endswith(example.caption.split("  ")[1])
 
 
+@pytest.mark.slow
 def test_the_sheet_is_a_png_that_depends_on_the_epoch(workspace, tmp_path):
     paths = [
         show_dataset(workspace, "digits", epoch=epoch, count=4, output=tmp_path / f"{epoch}{again}.png")

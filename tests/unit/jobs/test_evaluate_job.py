@@ -46,6 +46,7 @@ def run(workspace, models, **options):
     return evaluate_models(workspace, models, TestSpec(dataset="digits", protocol="center", **options))
 
 
+@pytest.mark.slow
 def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models, monkeypatch, tmp_path, digits, caplog):
     monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)
     whole = run(workspace, models)[0].scores
@@ -82,6 +83,7 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
     assert [e.reused for e in run(again, models)] == [True, True]
 
 
+@pytest.mark.slow
 def test_on_several_workers_the_seconds_are_those_of_the_evaluation(workspace, models, monkeypatch):
     """Seven chunks take the workers 1 and 3 seconds of each network, 28 in all, and the evaluation half as long."""
     monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)
@@ -129,6 +131,7 @@ def test_a_killed_test_goes_on(workspace, models):
     assert len(read_scores(file).keys) == 364
 
 
+@pytest.mark.slow
 def test_a_run_s_weights_are_hashed_once_in_the_precision_that_they_were_written_in(
     workspace, make_run, digits, monkeypatch
 ):
@@ -152,6 +155,7 @@ def test_scores_in_half_precision_by_parameter(workspace, models):
     assert whole.scores.probabilities.dtype == np.float32 and half.scores.probabilities.dtype == np.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["bits", "another's"])
 def test_kept_scores_that_are_damaged_are_computed_again(workspace, models, damage, caplog):
     whole, other = run(workspace, models, images=50)
@@ -178,6 +182,7 @@ def test_the_same_weights_under_two_names_are_run_once(workspace, models, tmp_pa
     assert first.errors == second.errors
 
 
+@pytest.mark.slow
 def test_networks_whose_scores_are_kept_are_in_memory_one_at_a_time(workspace, models, monkeypatch):
     run(workspace, models, images=20)
     loaded: list[weakref.ref[torch.nn.Module]] = []
@@ -193,12 +198,14 @@ def test_networks_whose_scores_are_kept_are_in_memory_one_at_a_time(workspace, m
     assert len(loaded) == 2 and [e.member.network for e in found] == ["cifar-resnet8", "cifar-resnet14"]
 
 
+@pytest.mark.slow
 def test_scales_and_averages_have_files_of_their_own(workspace, models):
     options = [{}, {"scales": [36]}, {"average": "logits"}, {"scales": [32, 36]}]
     paths = {run(workspace, models[:1], images=20, **o)[0].path for o in options}
     assert len(paths) == 4
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_models_and_of_their_score_files_is_one(workspace, models):
     evaluated = run(workspace, models, images=100)
     by_model = ensemble(score_sources(workspace, models, CENTER))
@@ -265,6 +272,7 @@ def test_unlabelled_images_end_in_a_submission(workspace, digits, tmp_path, monk
     assert plain(ensemble(sources).ensemble) == {"images": 30.0}
 
 
+@pytest.mark.slow
 def test_the_ensemble_s_flow_ends_with_its_errors_and_each_member_s_part(workspace, models, monkeypatch, caplog):
     from flows import evaluate as flows
 

@@ -22,6 +22,7 @@ def test_option_a_subsamples_and_pads_with_zeros_on_both_sides(inputs, outputs, 
     assert y.count_nonzero() == sum(x[:, :, r, c].count_nonzero() for r in rows for c in rows)
 
 
+@pytest.mark.slow
 def test_options_a_b_and_c_project_where_they_should():
     networks = {option: build_model("resnet34", shortcut=option) for option in "ABC"}
     projections = {

@@ -141,6 +141,7 @@ def test_misfits_are_named(tmp_path):
             load_weights(ours(), path)
 
 
+@pytest.mark.slow
 def test_a_network_for_the_file_has_caffe_s_stride_and_pooling(tmp_path):
     network = build_model("resnet50", num_classes=3)
     names = {"fc": "fc1000", "conv1": "conv1"}

@@ -26,6 +26,7 @@ def test_multiply_adds_are_table_1_s(name, printed):
     assert printed in (round(multiply_adds, 1), int(multiply_adds * 10) / 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "multiply_adds"),
     [("resnet50", 25.56, 3.858), ("resnet101", 44.55, 7.570), ("resnet152", 60.19, 11.282)],
@@ -36,6 +37,7 @@ def test_complexity_is_that_of_the_authors_release_notes(name, parameters, multi
     assert round(cost.multiply_adds / 1e9, 3) == multiply_adds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "printed", "digits"),  # Table 6, in millions
     [(20, 0.27, 2), (32, 0.46, 2), (44, 0.66, 2), (56, 0.85, 2), (110, 1.7, 1), (1202, 19.4, 1)],
@@ -44,6 +46,7 @@ def test_parameters_are_table_6_s(depth, printed, digits):
     assert round(cost_of(f"cifar-resnet{depth}", 32).parameters / 1e6, digits) == printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -62,6 +65,7 @@ def test_it_agrees_with_pytorch_s_own_counter(name, size):
     assert cost.parameters == sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_it_agrees_with_torchvision_s_published_figures(depth):
     meta = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1.meta
@@ -70,6 +74,7 @@ def test_it_agrees_with_torchvision_s_published_figures(depth):
     assert round(cost.multiply_adds / 1e9, 3) == meta["_ops"]
 
 
+@pytest.mark.slow
 def test_stages_add_up_and_grow_with_the_area():
     cost = cost_of("resnet50", 224)
     assert [s.name for s in cost.stages] == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]

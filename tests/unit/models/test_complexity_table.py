@@ -17,12 +17,14 @@ def current():
     return json.loads(json.dumps({row.name: asdict(row) for row in complexity_table()}))
 
 
+@pytest.mark.slow
 def test_the_table_is_the_golden_one():
     golden = json.loads(GOLDEN.read_text())
     assert current() == golden, f"if the change is meant: python {Path(__file__).name}, run in its folder"
     assert list(golden) == [*model_names(), "vgg16", "vgg19"]
 
 
+@pytest.mark.slow
 def test_152_layers_are_eight_times_deeper_than_vgg_and_less_complex():
     resnet, vgg16, vgg19 = complexity_table(["resnet152", "vgg16", "vgg19"])
     assert resnet.depth == 8 * vgg19.depth

@@ -37,6 +37,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "mean", "std", "options"), CASES)
 def test_onnx_computes_the_same_from_raw_images_in_any_number(tmp_path, name, size, mean, std, options):
     classifier = classifier_of(name, mean, std, **options)
@@ -58,6 +59,7 @@ def test_onnx_computes_the_same_from_raw_images_in_any_number(tmp_path, name, si
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "mean", "std", "options"), CASES)
 def test_the_exported_program_computes_the_same_in_any_number(tmp_path, name, size, mean, std, options):
     classifier = classifier_of(name, mean, std, **options)
@@ -73,6 +75,7 @@ def test_the_exported_program_computes_the_same_in_any_number(tmp_path, name, si
             torch.testing.assert_close(program(images), classifier(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [torch.tensor([120.0, 115.0, 100.0]), torch.rand(8, 8, 3) * 255])
 def test_torchvision_takes_the_network_and_the_metadata_its_preprocessing(tmp_path, mean):
     classifier = classifier_of("resnet18", mean, torch.tensor([58.0, 57.0, 56.0])).eval()
@@ -92,6 +95,7 @@ def test_torchvision_takes_the_network_and_the_metadata_its_preprocessing(tmp_pa
         torch.testing.assert_close(again(x), theirs(x))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     classifier = classifier_of("resnet50", torch.zeros(3))
     with pytest.raises(UserError, match="stride is v1"):
@@ -107,6 +111,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(tmp_path):
     classifier = classifier_of("cifar-resnet8", torch.zeros(3))
     classifier.network.fc.bias.data[0] = float("nan")

@@ -18,6 +18,7 @@ def randint(*shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "crop", "height", "width", "positions"),
     [

@@ -29,6 +29,7 @@ def depth(network):
     return len(main) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "blocks", "layers"),
     [
@@ -54,6 +55,7 @@ def test_the_deeper_network_computes_what_the_shallow_one_does(name, options, bl
         assert not torch.equal(expected[0], expected[1])
 
 
+@pytest.mark.slow
 def test_in_residual_networks_it_is_exact_in_training_too():
     shallow = trained("cifar-resnet20")
     deep = deepen(shallow, (9, 9, 9), checkpointing=3)

@@ -13,6 +13,7 @@ def step(network, images, labels):
     F.cross_entropy(network(images), labels).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "segment"),
     [("resnet18", 1), ("resnet50", 2), ("cifar-resnet20", 2), ("cifar-highway20", 3), ("cifar-plain20", 99)],

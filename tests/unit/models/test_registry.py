@@ -23,6 +23,7 @@ def test_cifar_networks_have_6n_plus_2_layers(kind, n):
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_every_named_network_can_be_built():
     names = model_names()
     assert len(set(names)) == len(names)

@@ -64,6 +64,7 @@ def executed(network, size):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["v1", "v1.5"])
 @pytest.mark.parametrize("name", ["plain18", "plain34", *(f"resnet{depth}" for depth in TABLE_1)])
 def test_the_layers_are_those_of_table_1(name, placement):
@@ -78,6 +79,7 @@ def test_the_layers_are_those_of_table_1(name, placement):
     assert (pool.kernel_size, pool.stride) == (3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain34", "resnet34", "resnet50", "cifar-resnet20", "cifar-highway20"])
 def test_every_convolution_is_followed_by_batch_norm_and_has_no_bias(name):
     ran = []
@@ -92,6 +94,7 @@ def test_every_convolution_is_followed_by_batch_norm_and_has_no_bias(name):
     assert all(m.bias is None and n.num_features == m.out_channels for m, n in zip(ran[::2], ran[1::2], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", TABLE_1)
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_v1_5_with_projections_computes_what_the_libraries_networks_do(depth, library):
@@ -106,6 +109,7 @@ def test_v1_5_with_projections_computes_what_the_libraries_networks_do(depth, li
         torch.testing.assert_close(ours(images), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain18", "plain34", "cifar-plain20"])
 def test_a_plain_network_is_its_residual_twin_without_shortcuts(name):
     plain, residual = build_model(name), build_model(name.replace("plain", "resnet"), shortcut="A")
@@ -119,6 +123,7 @@ def test_a_plain_network_is_its_residual_twin_without_shortcuts(name):
     assert torch.equal(plain(images), residual(images))
 
 
+@pytest.mark.slow
 def test_initialisation_is_he_s_and_follows_the_seed():
     torch.manual_seed(1)
     first = build_model("resnet18")

@@ -23,6 +23,7 @@ def with_statistics(network):
     return network.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 @pytest.mark.parametrize(
     ("depth", "shortcut"), [(18, "A"), (18, "B"), (34, "A"), (34, "B"), (50, "A"), (50, "B"), (101, "B"), (152, "B")]

@@ -41,6 +41,7 @@ def test_safetensors_round_trip_with_the_mean(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [torchvision.models.resnet50, timm.models.resnet.resnet50])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".safetensors"])
 def test_published_weights_build_the_network_that_they_are_of(tmp_path, suffix, make):
@@ -57,6 +58,7 @@ def test_published_weights_build_the_network_that_they_are_of(tmp_path, suffix, 
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_projections_in_the_file_mean_option_b(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "b.pth")
     assert build_for_weights("resnet18", tmp_path / "b.pth").architecture.shortcut == "B"
@@ -109,6 +111,7 @@ def test_projections_of_public_cifar_networks_load(tmp_path):
     assert built.architecture.shortcut == "B" and weights_sha256(built) == weights_sha256(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"shortcut": "C", "stride": "v1.5"}, {"pooling": "caffe"}, {}])
 def test_a_file_of_this_program_says_which_network_it_is_of(tmp_path, options):
     network = build_model("resnet50", num_classes=3, **options)
@@ -119,6 +122,7 @@ def test_a_file_of_this_program_says_which_network_it_is_of(tmp_path, options):
     assert weights_sha256(built) == weights_sha256(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "loaded", "said"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from resnet_pipeline.report.contact_sheet import _SIDE, Example, _outlined, contact_sheet
@@ -29,6 +30,7 @@ def test_a_window_over_the_edge_gets_the_background_there():
     assert (shown[int(20 * scale), int(20 * scale)] == BLUE).all()
 
 
+@pytest.mark.slow
 def test_every_example_is_on_the_sheet_with_its_crop_beside_it():
     colours = [(10 * i, 5, 250 - 10 * i) for i in range(7)]
     sheet = contact_sheet([example((0, 0, 99, 99), crop=c) for c in colours], title="t", background=FILL)

@@ -74,6 +74,7 @@ def test_the_worst_mistakes_come_first_with_their_own_images(digits):
         assert int(mistake.label.name) == scores.labels[row]
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_fetches_nothing(digits, tmp_path):
     page, checker = page_of(digits, tmp_path)
     assert checker.open == []
@@ -88,6 +89,7 @@ def test_the_page_is_whole_and_fetches_nothing(digits, tmp_path):
     assert outside == [] and "@import" not in page and not re.search(r"url\((?!['\"]?#)", page)
 
 
+@pytest.mark.slow
 def test_hostile_names_are_shown_as_text(digits, tmp_path, monkeypatch):
     words = {name: HOSTILE + name for name in digits.classes}
     monkeypatch.setattr(digits, "manifest", replace(digits.manifest, class_words=words))
@@ -97,6 +99,7 @@ def test_hostile_names_are_shown_as_text(digits, tmp_path, monkeypatch):
     assert HOSTILE.split("<img")[0] in "".join(checker.text).replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_network_without_mistakes_has_a_page_too(digits, tmp_path):
     scores = scores_of(digits)
     scores.probabilities[:] = np.eye(10)[scores.labels]

@@ -39,6 +39,7 @@ def page(tmp_path):
     return path.read_text()
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_html_with_every_number(page):
     checker = Checker()
     checker.feed(page)
@@ -56,6 +57,7 @@ def test_the_page_is_whole_html_with_every_number(page):
         assert part in text, part
 
 
+@pytest.mark.slow
 def test_the_page_fetches_nothing_and_runs_nothing(page):
     checker = Checker()
     checker.feed(page)
@@ -70,6 +72,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(page):
     assert "@import" not in page and not re.search(r"url\((?!['\"]?#)", page)
 
 
+@pytest.mark.slow
 def test_names_are_escaped_everywhere(tmp_path):
     hostile = "<script>alert(1)</script>"
     path = write_report(sample_report(name=hostile), tmp_path / "r.html")
@@ -77,6 +80,7 @@ def test_names_are_escaped_everywhere(tmp_path):
     assert "&lt;script&gt;" in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_single_network_without_validation_needs_no_ensemble(tmp_path):
     assert "ensemble of" not in write_report(sample_report(members=1), tmp_path / "r.html").read_text()
 

@@ -61,6 +61,7 @@ def zipped(path, extra):
             archive.writestr(name, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "write"), [("x.tar.gz", tar_gz), ("x.zip", zipped)])
 def test_a_member_beyond_the_limit_is_refused_without_being_read(tmp_path, make_folder, name, write):
     write(tmp_path / name, {"train/a/huge.JPEG": bytes(HUGE)})
@@ -92,6 +93,7 @@ def at_most(limit):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_long_name_in_a_tar_header_is_not_read_without_end(tmp_path):
     with gzip.open(tmp_path / "x.tar.gz", "wb", compresslevel=1) as file:
         info = tarfile.TarInfo("././@LongLink")

@@ -119,6 +119,7 @@ def test_what_another_staging_left_is_not_taken(photos, tmp_path):
     assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in plan.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_finished(photos, tmp_path):
     """A limit on the size of files stands for the disk's end: the shard with a large image can't be written."""
     noise = np.random.default_rng(1).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
@@ -158,6 +159,7 @@ class Cut(LocalStorage):
         return super().read(name, offset, length)
 
 
+@pytest.mark.slow
 def test_a_cut_connection_keeps_what_is_finished(photos, tmp_path):
     source = Source(Cut(photos, "val/dog/04.JPEG", tmp_path / "mended"))
     target = tmp_path / "datasets" / "x"
@@ -185,6 +187,7 @@ def test_a_file_that_changes_while_it_is_staged(photos, tmp_path, monkeypatch):
         stage(photos, tmp_path / "x", name="x", workers=1)
 
 
+@pytest.mark.slow
 def test_a_dataset_in_a_bucket_is_there_with_its_manifest(photos, tmp_path):
     """A storage that is no folder: every file is made elsewhere and handed over whole, the manifest last."""
     written = tmp_path / "written"
@@ -376,6 +379,7 @@ def turned(data):
 LEFT = {**DAMAGED, "one byte": turned, "half": lambda data: data[: len(data) // 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

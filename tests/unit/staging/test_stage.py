@@ -68,6 +68,7 @@ def test_the_index_points_at_the_images(photos, tmp_path):
             assert dataset.classes[split.labels[i]] == key.split("/")[1]
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_pixels(digits):
     train = digits.splits["train"]
     images = np.stack([pixels(train, i) for i in range(len(train))]).astype(np.float64)
@@ -144,6 +145,7 @@ def test_training_samples_are_dealt_out_to_the_shards(photos, tmp_path):
         assert mine == in_order[number::count]
 
 
+@pytest.mark.slow
 def test_staging_stops_as_soon_as_too_many_are_refused(make_folder, tmp_path):
     """Of 2,000 files the first hundreds are enough to know."""
     rubbish = {f"train/{label}/{i:04d}.JPEG": b"rubbish" for label in "ab" for i in range(1000)}
@@ -156,6 +158,7 @@ def test_staging_stops_as_soon_as_too_many_are_refused(make_folder, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.slow
 def test_larger_images_are_made_smaller_where_asked(photos, tmp_path):
     plain = stage(photos, tmp_path / "plain", name="x", workers=1)
     small = stage(photos, tmp_path / "small", name="x", workers=1, options=Options(max_shorter_side=300))

@@ -94,6 +94,7 @@ def test_a_download_that_never_began_leaves_nothing(make, tmp_path):
     assert files_in(tmp_path / "cache") == []
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on(make, tmp_path):
     storage, wanted = make(1)
     code = f"""
@@ -234,6 +235,7 @@ def test_a_full_disk_is_told_before_and_while_bringing(make, tmp_path, monkeypat
     assert files_in(tmp_path / "cache") == []
 
 
+@pytest.mark.slow
 def test_a_file_too_large_for_the_disk(make, tmp_path):
     storage, wanted = make(1)
     code = f"""

@@ -38,6 +38,7 @@ def other(**changed) -> bytes:
     return json.dumps(dataclasses.asdict(dataclasses.replace(holder, **changed))).encode()
 
 
+@pytest.mark.slow
 def test_one_has_it_at_a_time(storage):
     for _ in range(2):
         with storage.lease("a/lease") as check:
@@ -73,6 +74,7 @@ def test_a_process_that_was_killed_has_it_no_more(storage):
         check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [other(), b"rubbish", b"[" * 100_000], ids=["another machine", "rubbish", "deep"])
 def test_one_of_another_machine_has_it_while_it_renews_it(in_a_bucket, left):
     in_a_bucket.write("lease", left)
@@ -84,6 +86,7 @@ def test_one_of_another_machine_has_it_while_it_renews_it(in_a_bucket, left):
         check()
 
 
+@pytest.mark.slow
 def test_one_that_renews_it_is_left_alone(in_a_bucket, monkeypatch):
     monkeypatch.setattr(lease, "EXPIRES", 60.0)
     monkeypatch.setattr(lease, "_machine", lambda: "another")
@@ -103,6 +106,7 @@ def test_one_that_lost_it_is_told_and_removes_nothing(in_a_bucket):
     assert in_a_bucket.read("lease") == other()
 
 
+@pytest.mark.slow
 def test_a_file_is_written_on_a_condition(bucket):
     storage = storage_at(f"s3://{bucket}/x")
     assert storage.write_if("a", b"1", "an old version") is None and storage.stat("a") is None

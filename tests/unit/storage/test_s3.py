@@ -41,6 +41,7 @@ def error_of(call):
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bucket", "folder"])
 def test_a_bucket_and_a_folder_behave_alike(kind, bucket, tmp_path):
     storage = pickle.loads(pickle.dumps(storage_at(f"s3://{bucket}" if kind == "bucket" else tmp_path / "folder")))
@@ -74,6 +75,7 @@ def test_addresses():
         assert "s3://BUCKET/PREFIX" in error_of(lambda wrong=wrong: storage_at(wrong))
 
 
+@pytest.mark.slow
 def test_a_large_file_goes_up_in_parts_and_comes_back_the_same(storage, tmp_path):
     (tmp_path / "big").write_bytes(BIG)
     where = {"Bucket": storage.bucket, "Key": "some/prefix/big"}
@@ -84,6 +86,7 @@ def test_a_large_file_goes_up_in_parts_and_comes_back_the_same(storage, tmp_path
     assert storage.read("big") == BIG and storage.read("big", s3.PART - 5, 10) == BIG[s3.PART - 5 : s3.PART + 5]
 
 
+@pytest.mark.slow
 def test_more_objects_than_a_page_are_listed(storage, monkeypatch):
     for i in range(7):
         storage.write(f"{i}", b"x")
@@ -102,6 +105,7 @@ def test_more_objects_than_a_page_are_listed(storage, monkeypatch):
     assert [s.name for s in storage.files()] == [str(i) for i in range(7)] and len(pages) == 3
 
 
+@pytest.mark.slow
 def test_a_file_reads_ahead_and_jumps(storage):
     content = BIG[: 3 * 2**20]
     storage.write("file", content)
@@ -115,6 +119,7 @@ def test_a_file_reads_ahead_and_jumps(storage):
             assert file.read(1000) == content[at : at + 1000]
 
 
+@pytest.mark.slow
 def test_a_tar_is_read_from_a_bucket_as_from_a_file(storage):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -136,6 +141,7 @@ def test_an_open_file_that_is_replaced_says_so(storage):
         assert "file: it changed while it was read" in error_of(file.read)
 
 
+@pytest.mark.slow
 def test_a_cut_connection_is_taken_up_where_it_was(storage, s3_server, impatient):
     storage.write("big", BIG[: 5 * 2**20])
     proxy = CuttingProxy(*s3_server, after=2**20, cuts=3)
@@ -145,6 +151,7 @@ def test_a_cut_connection_is_taken_up_where_it_was(storage, s3_server, impatient
     assert proxy.done == 3
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_again_and_again_ends_with_an_error(storage, s3_server, impatient):
     storage.write("big", BIG[: 2**20])
     proxy = CuttingProxy(*s3_server, after=600, cuts=10**9)
@@ -154,6 +161,7 @@ def test_a_connection_that_is_cut_again_and_again_ends_with_an_error(storage, s3
     proxy.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_in_the_middle_is_an_error_of_one_line(storage, s3_server, impatient):
     storage.write("big", BIG[: 2**20])
     proxy = CuttingProxy(*s3_server, after=2**19, cuts=10**9)
@@ -164,6 +172,7 @@ def test_a_server_that_goes_away_in_the_middle_is_an_error_of_one_line(storage, 
         response["Body"].close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 50, 200])
 def test_an_upload_over_a_connection_that_is_cut_is_tried_again(storage, s3_server, tmp_path, after, impatient):
     (tmp_path / "big").write_bytes(BIG)
@@ -174,6 +183,7 @@ def test_an_upload_over_a_connection_that_is_cut_is_tried_again(storage, s3_serv
     assert hashlib.md5(storage.read("big")).digest() == hashlib.md5(BIG).digest()
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_compared_with_what_was_sent(storage, monkeypatch):
     """A server whose ETags are no MD5s is read back; one that stored something else is found out."""
     real = s3._client()
@@ -193,6 +203,7 @@ def test_what_is_stored_is_compared_with_what_was_sent(storage, monkeypatch):
     assert storage.stat("a") is None
 
 
+@pytest.mark.slow
 def test_a_failed_upload_leaves_no_parts(storage, tmp_path, monkeypatch):
     (tmp_path / "big").write_bytes(BIG)
     real = s3._client()
@@ -203,6 +214,7 @@ def test_a_failed_upload_leaves_no_parts(storage, tmp_path, monkeypatch):
     assert "Uploads" not in client().list_multipart_uploads(Bucket=storage.bucket)
 
 
+@pytest.mark.slow
 def test_missing_bucket_forbidden_no_credentials_no_server(storage, tmp_path):
     missing = storage_at("s3://no-such-bucket/x")
     (tmp_path / "big").write_bytes(BIG)
@@ -231,6 +243,7 @@ def test_missing_bucket_forbidden_no_credentials_no_server(storage, tmp_path):
     assert "can't be sent" in error_of(lambda: storage.write("y", tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_a_forked_child_opens_its_own_connections(storage):
     storage.write("x", b"1")
     parent = s3._client()

@@ -26,6 +26,7 @@ TODAY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_stopped_fast_run_ends_bit_identical(make_run, digits):
     whole, run = make_run(*TODAY, folder="whole"), make_run(*TODAY, folder="stopped")
     train(whole, digits, LocalContext())
@@ -39,6 +40,7 @@ def test_a_stopped_fast_run_ends_bit_identical(make_run, digits):
     assert losses(run) == losses(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has", [True, False])
 def test_an_explicit_bf16_that_is_emulated_says_what_it_costs(make_run, digits, monkeypatch, has):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has})
@@ -48,6 +50,7 @@ def test_an_explicit_bf16_that_is_emulated_says_what_it_costs(make_run, digits, 
     assert ["11 to 41 times" in note and "precision=auto" in note for note in notes] == ([] if has else [True])
 
 
+@pytest.mark.slow
 def test_the_finished_network_has_the_averages_and_their_statistics(make_run, digits):
     run = make_run(*TODAY)
     config = run.config()

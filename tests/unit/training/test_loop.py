@@ -64,6 +64,7 @@ with torchrun_context() as context:
 """
 
 
+@pytest.mark.slow
 def test_a_run_writes_metrics_checkpoints_weights_and_result(make_run, digits):
     run = make_run()
     assert train(run, digits, LocalContext())
@@ -87,6 +88,7 @@ def stopping_after(*steps: int) -> LocalContext:
     return LocalContext(stop=lambda: next(counter) in stops)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_any_step_ends_bit_identical(make_run, digits):
     # a constant warm-up that ends by the training error: the error since the last log point is state, too
     warm = [
@@ -115,6 +117,7 @@ def test_a_run_stopped_at_any_step_ends_bit_identical(make_run, digits):
     assert entries(run, ValidationEntry) == entries(whole, ValidationEntry)
 
 
+@pytest.mark.slow
 def test_nothing_in_training_draws_from_a_global_generator(make_run, digits):
     # so there is no generator state to save: order and augmentation are functions of the step
     trainer = Trainer(make_run("steps=4", "eval_every=2"), digits, LocalContext())
@@ -125,6 +128,7 @@ def test_nothing_in_training_draws_from_a_global_generator(make_run, digits):
     assert (random.getstate(), str(np.random.get_state())) == before[1:]
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_has_taken_over_writes_no_more(make_run, digits):
     run = make_run()
     trainer = Trainer(run, digits, LocalContext())  # on a node that was cut off, say
@@ -137,6 +141,7 @@ def test_a_run_that_another_process_has_taken_over_writes_no_more(make_run, digi
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_refused(make_run, digits):
     run = make_run(folder="run")
     train(run, digits, stopping_after(3))
@@ -151,6 +156,7 @@ def test_a_checkpoint_of_another_network_is_refused(make_run, digits):
         train(other, digits, LocalContext())
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_nothing_and_costs_no_metric(make_run, digits):
     seen = []
 
@@ -295,6 +301,7 @@ def test_two_workers_compute_what_one_does(make_run, digits):
     assert losses(runs[1])[0] == pytest.approx(losses(runs[2])[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(make_run, digits):
     whole, run = make_run(folder="whole"), make_run(folder="damaged")
     train(whole, digits, LocalContext())
@@ -309,6 +316,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(make_run, digits):
     assert run.result().weights_sha256 == whole.result().weights_sha256
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_before_the_update(make_run, digits):
     run = make_run("optim.lr=1e9")
     with pytest.raises(NonFiniteError, match=r"step \d+ on rank 0.*train/\d/\d+\.JPEG"):
@@ -325,6 +333,7 @@ def test_metrics_of_a_resumed_run_are_one_history(tmp_path):
     assert [(step, entry.figures["loss"]) for step, entry in history] == [(2, 0), (4, 1), (6, 4), (8, 5)]
 
 
+@pytest.mark.slow
 def test_final_batch_norm_statistics_are_true_averages(make_run, digits):
     config = make_run().config()
     task = ClassificationTask(config, digits, LocalContext())
@@ -346,6 +355,7 @@ def test_final_batch_norm_statistics_are_true_averages(make_run, digits):
     torch.testing.assert_close(fresh.network.bn1.running_var, variances, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_step_is_the_mean_over_its_micro_batches(make_run, digits):
     run = make_run("batch=96", "micro_batch=32", "steps=1")
     trainer = Trainer(run, digits, LocalContext())

@@ -22,6 +22,7 @@ def stopping_after(steps: int) -> LocalContext:
     return LocalContext(stop=lambda: next(left, None) is None)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_the_mirror_on_an_empty_machine(make_run, digits, tmp_path):
     whole = make_run(folder="whole")
     train(whole, digits, LocalContext())
@@ -39,6 +40,7 @@ def test_a_run_resumes_from_the_mirror_on_an_empty_machine(make_run, digits, tmp
     assert {p.name for p in (tmp_path / "mirror" / "checkpoints").iterdir()} == here
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_the_mirror_falls_back_to_the_one_before(make_run, digits, tmp_path, caplog):
     caplog.set_level(logging.INFO, "resnet_pipeline.training")
     run, storage = make_run(folder="run"), LocalStorage(tmp_path / "mirror")
@@ -65,6 +67,7 @@ class Away(LocalStorage):
         return super().files(prefix)
 
 
+@pytest.mark.slow
 def test_a_mirror_that_is_away_is_said_once_and_gets_all_when_it_is_back(make_run, digits, tmp_path, caplog):
     storage = Away(tmp_path / "mirror")
     storage.root.mkdir()
@@ -85,6 +88,7 @@ def test_a_mirror_that_is_away_is_said_once_and_gets_all_when_it_is_back(make_ru
     assert len(storage.files("checkpoints/")) == len(list(run.checkpoints.iterdir()))
 
 
+@pytest.mark.slow
 def test_a_mirror_that_cannot_be_read_at_the_start_does_not_stop_a_run(make_run, digits, tmp_path):
     storage = Away(tmp_path / "mirror")
     storage.root.mkdir()

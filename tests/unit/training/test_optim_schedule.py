@@ -81,6 +81,7 @@ def test_a_plateau_s_rate_has_a_floor():
         ScheduleConfig(kind="plateau", most_drops=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("imagenet/", "cifar10/"))])
 def test_the_paper_s_recipes_decay_the_weights_of_convolutions_and_classifier_alone(recipe):
     config = get_recipe(recipe)

@@ -35,6 +35,7 @@ def profiled(run, digits, slow: float = 0.0) -> ProfileEntry:
     return entry
 
 
+@pytest.mark.slow
 def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(make_run, digits):
     plain, run = make_run("steps=16", folder="plain"), make_run("steps=16", folder="profiled")
     train(plain, digits, LocalContext())
@@ -48,6 +49,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(make_run, digits):
     assert not run.profile_request.exists()
 
 
+@pytest.mark.slow
 def test_a_slow_loader_is_what_the_step_is_bound_by(make_run, digits):
     found = profiled(make_run("steps=6"), digits, slow=0.3)
     assert found.data > 0.5 and "bound by data" in describe(found)

@@ -56,6 +56,7 @@ def through_a_file(state: TrainingState, folder):
     return read_checkpoint(write_checkpoint(folder, state.state_dict()), run="r")
 
 
+@pytest.mark.slow
 def test_a_state_comes_out_of_a_file_as_it_went_in(fresh, task, tmp_path):
     state, restored = fresh(), fresh()
     advance(state, task, 3)

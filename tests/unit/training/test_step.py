@@ -65,6 +65,7 @@ def test_label_smoothing_is_the_formula_s(batches):
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_is_near_float32_and_float64_nearer(batches):
     single, gradients = run(network(), batches, steps=5)
     brain, rough = run(network(), batches, steps=5, precision="bf16")
@@ -76,6 +77,7 @@ def test_bf16_is_near_float32_and_float64_nearer(batches):
     assert all(g.dtype == torch.float64 for g in exact) and gradients[0].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_kept_gradients_are_the_same(batches):
     losses, gradients = run(network(), batches, steps=3)
     again, kept = run(network(), batches, steps=3, keep_gradients=True)

@@ -78,6 +78,7 @@ def bright_of(images: torch.Tensor) -> list[torch.Tensor]:
     return [image[image.sum(2) >= image.sum(2).float().mean()] for image in images]
 
 
+@pytest.mark.slow
 def test_a_second_task_is_trained_by_the_same_loop(make_run, digits):
     run = make_run("steps=24", "eval_every=8", "optim.weight_decay=0")
     assert train(run, digits, LocalContext(), task=MeanOfBright(run.config(), digits))
@@ -91,6 +92,7 @@ def test_a_second_task_is_trained_by_the_same_loop(make_run, digits):
     assert (result.train_loss, result.train_error) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_second_task_stopped_between_log_points_ends_bit_identical(make_run, digits):
     whole, run = make_run(folder="whole"), make_run(folder="stopped")
     task = MeanOfBright(run.config(), digits)

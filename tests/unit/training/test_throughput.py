@@ -13,6 +13,7 @@ from resnet_pipeline.training.tasks import ClassificationTask
 from tests.metrics import entries, steps_of
 
 
+@pytest.mark.slow
 def test_a_run_s_speed_counts_its_steps_and_no_validation(make_run, digits):
     """A micro-batch comes after 3 s, a validation takes 1000 s, all else no time; stopped between two log points."""
     now = 0.0

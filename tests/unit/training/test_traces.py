@@ -56,10 +56,12 @@ def test_the_traces_are_of_the_recipes_and_say_why_they_are_so():
         assert len(golden["traces"]) >= 2 and all(len(t["losses"]) >= FLOAT64_STEPS for t in golden["traces"].values())
 
 
+@pytest.mark.slow
 def test_digits_bit_for_bit(tmp_path):
     compare("digits_resnet8", trace("digits_resnet8", tmp_path))
 
 
+@pytest.mark.slow
 def test_digits_in_float64(tmp_path):
     compare_float64("digits_resnet8", trace("digits_resnet8", tmp_path, FLOAT64))
 
