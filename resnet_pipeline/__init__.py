@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from resnet_pipeline.api import open_dataset as open_dataset
     from resnet_pipeline.api import train as train
 
+__all__ = ["__version__"]  # what stands here; those of the api are no part of ``import *``, which would import PyTorch
+
 __version__ = "0.1.0"
 
 # Before PyTorch is imported: OpenMP's threads sleep when they wait for one another. They spin otherwise, and beside any
