@@ -119,6 +119,8 @@ def train_run(
                     _train_with(crew, attempt)
     result = run.result()
     if result is None:
+        with suppress(UserError):
+            tracking.finish(run, "KILLED")  # whoever resumes it marks it as running
         raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command resumes it")
     _record(tracking, run, config, dataset, result)
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)

@@ -82,6 +82,17 @@ def weights(workspace: Workspace) -> str:
     return json.loads(result.read_text())["weights_sha256"]
 
 
+def client_of(workspace: Workspace) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{workspace.root}/mlflow/mlflow.db")
+
+
+def tracked(workspace: Workspace) -> mlflow.entities.Run:
+    """Return what MLflow has of the one run."""
+    client = client_of(workspace)
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return found
+
+
 @dataclass
 class Finished:
     """A run that was not interrupted: where it lies, and what it printed."""
@@ -156,8 +167,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert status != 0 and not list(workspace.runs.glob("*/result.json")), output
     if signal_ != signal.SIGKILL:
         assert output.count("stopped and saved in") == 1 and output.count("stopping: saving the state") == 1, output
+        assert tracked(workspace).info.status == "KILLED"
     status, output = run(workspace, way, workers, "--no-register")
     assert status == 0 and "resuming from step-" in output, output
+    assert tracked(workspace).info.status == "FINISHED"
     uninterrupted = two_workers if workers == 2 else one_worker
     assert weights(workspace) == uninterrupted.weights
 
@@ -169,10 +182,9 @@ def test_rank_0_of_torchrun_s_processes_alone_speaks_tracks_and_registers(two_wo
     assert "Warning" not in output
     result = json.loads((space.root / "result.json").read_text())
     assert (result["workers"], result["version"]) == (2, "models:/digits-resnet8/1")
-    client = mlflow.MlflowClient(f"sqlite:///{space.root}/mlflow/mlflow.db")
-    (tracked,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert tracked.info.status == "FINISHED"
-    assert len(client.get_metric_history(tracked.info.run_id, "train_loss")) == 6
+    found = tracked(space)
+    assert found.info.status == "FINISHED"
+    assert len(client_of(space).get_metric_history(found.info.run_id, "train_loss")) == 6
     status, again = run(space, "slurm", 2)
     assert status == 0 and again.count("finished before") == 1, again
 
