@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-# Before PyTorch is imported: two processes with two threads each on two cores would wait for one another.
+# Before PyTorch is imported: processes with two threads each on two cores would wait for one another.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,4 +1,4 @@
-"""How `make test` shares the tests between two processes."""
+"""How `make test` shares the tests between processes."""
 
 from __future__ import annotations
 
