@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_ARGS ?=
-# Three processes of tests, each with one thread of computation (tests/conftest.py), since those that start servers and
-# clusters wait much of the time; these run one after another, beside the others (tests/scheduling.py).
+# Two processes of tests, each with one thread of computation (tests/conftest.py); those that start servers and
+# clusters run one after another, beside the others (tests/scheduling.py).
 PYTEST := $(BIN)/python -m pytest
-APART := -n 3 --dist loadfile --no-loadscope-reorder
+APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up down lint check format test soak tree docs clean
