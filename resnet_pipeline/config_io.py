@@ -105,13 +105,18 @@ def _all_fields(config: Any) -> JsonObject:
 
 def flat(config: Any) -> JsonObject:
     """Return the values of all fields, unset ones too, as plain JSON types by dotted name."""
+    return flattened(_all_fields(config))
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> JsonObject:
+    """Return what stands in groups, and in groups of groups, by dotted name.
+
+    >>> flattened({"steps": 60, "optim": {"lr": 0.1}})
+    {'steps': 60, 'optim.lr': 0.1}
+    """
     found: JsonObject = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            found |= {f"{f.name}.{key}": inner for key, inner in flat(value).items()}
-        else:
-            found[f.name] = plain(value)
+    for key, value in values.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 

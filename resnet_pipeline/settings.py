@@ -118,6 +118,9 @@ class Surroundings(BaseSettings):
     ray_use_tls: str | None = None
     """whether Ray's nodes speak TLS"""
 
+    omp_wait_policy: str = "PASSIVE"
+    """how OpenMP's threads wait for one another; the package sets it if the user has not"""
+
     ray_tmpdir: str | None = None
     """where Ray keeps its sockets and logs; none: TMPDIR, else /tmp"""
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from resnet_pipeline.adapters.mlflow.registry import name_of
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import assignment, flat
 from resnet_pipeline.data.dataset import Dataset
@@ -15,12 +16,12 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.register import Registration
 from resnet_pipeline.jobs.stage import DIGITS, digits_folder
 from resnet_pipeline.recipes import changes_of
+from resnet_pipeline.staging.stage import MAX_REFUSED
 from resnet_pipeline.training.metrics_log import ResumeEntry, complete_lines, entries_of
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
 _PROGRAM = "resnet-pipeline"
-_REFUSED = 0.01  # the share that `stage` lets pass
 
 Command = tuple[str, str]
 """What a command does, and the command as it is typed in a shell."""
@@ -78,7 +79,7 @@ def _stage(workspace: Workspace, dataset: Dataset) -> str:
     if origin and origin.check_md5 is False:
         options += ["--no-md5"]
     refused = len(manifest.refused) / max(1, len(manifest.refused) + sum(map(len, dataset.splits.values())))
-    if refused > _REFUSED:
+    if refused > MAX_REFUSED:
         options += ["--max-refused", str(math.ceil(100 * refused) / 100)]
     return _typed("stage", "--source", source, "--name", dataset.name, *options)
 
@@ -112,7 +113,7 @@ def _registration(run: RunDirectory, recipe: str) -> list[str]:
     if registration is None:
         return ["--no-register"]
     registered = registration.version.split()[0]
-    return [] if registered == recipe.replace("/", "-") else ["--register", registered]
+    return [] if registered == name_of(recipe) else ["--register", registered]
 
 
 def _typed(*words: str) -> str:

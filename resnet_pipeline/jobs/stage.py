@@ -17,7 +17,7 @@ from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import ARCHIVES
 from resnet_pipeline.sources.digits import write_digits
 from resnet_pipeline.staging.shard_pool import Workers
-from resnet_pipeline.staging.stage import Options, Source, pack, source_fingerprint
+from resnet_pipeline.staging.stage import MAX_REFUSED, Options, Source, pack, source_fingerprint
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.workspace import Workspace
 
@@ -65,7 +65,7 @@ def stage_dataset(
     *,
     options: Options = Options(),  # noqa: B008 - frozen
     workers: int | None = None,
-    max_refused: float = 0.01,
+    max_refused: float = MAX_REFUSED,
     replace: bool = False,
 ) -> StagedDataset:
     """Audit and pack a source (or ``builtin:digits``) as dataset ``name`` of the workspace.

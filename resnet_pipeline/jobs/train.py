@@ -13,29 +13,21 @@ from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.train import WorkerGroup, mirror_of, worker_group
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import assignment, to_dict, with_overrides
+from resnet_pipeline.config_io import assignment, flattened, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
+from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.parallel import repeated
-from resnet_pipeline.progress import Bar, progress
+from resnet_pipeline.progress import progress
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.settings import settings
 from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.checkpoint import newest_checkpoint
-from resnet_pipeline.training.metrics_log import (
-    Line,
-    NewLines,
-    NoteEntry,
-    ProfileEntry,
-    ResumeEntry,
-    TrainEntry,
-    ValidationEntry,
-)
 from resnet_pipeline.training.mirror import fetch_newer
-from resnet_pipeline.training.profile import LEAST_STEPS, describe
+from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.training.stopping import stop_on_signals
@@ -45,7 +37,6 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
-_FIGURES = {"loss": "loss {:.3f}", "error": "error {:.1f} %", "top1": "error {:.2f} %"}  # as a bar shows them
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
@@ -119,8 +110,6 @@ def train_run(
                     _train_with(crew, attempt)
     result = run.result()
     if result is None:
-        with suppress(UserError):
-            tracking.finish(run, "KILLED")  # whoever resumes it marks it as running
         raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command resumes it")
     _record(tracking, run, config, dataset, result)
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
@@ -168,19 +157,24 @@ def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> b
 
 @contextmanager
 def delivering(tracking: Tracking, run: RunDirectory, tags: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Deliver the run's metrics while inside, and what is left at the end; after an error the MLflow run says so.
+    """Deliver the run's metrics while inside, and what is left at the end.
 
-    Its parameters, and ``tags``, go first.
+    Its parameters, and ``tags``, go first. The MLflow run says what the end was: FAILED after an error, KILLED if the
+    run was stopped. Whoever resumes it marks it as running again.
     """
-    sender = MetricsSender(tracking, run, parameters=_flat(to_dict(run.config())), tags=tags or {})
+    sender = MetricsSender(tracking, run, parameters=flattened(to_dict(run.config())), tags=tags or {})
+    status: str | None = "KILLED"
     try:
         yield
-    except BaseException as error:
-        sender.close()
-        with suppress(UserError):
-            tracking.finish(run, "FAILED" if isinstance(error, Exception) else "KILLED")
+        status = None if run.result() else "KILLED"
+    except Exception:
+        status = "FAILED"
         raise
-    sender.close()
+    finally:
+        sender.close()
+        if status:
+            with suppress(UserError):
+                tracking.finish(run, status)
 
 
 @dataclass(frozen=True)
@@ -273,44 +267,6 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
             follower.poll()
 
 
-class Follower:
-    """Shows a run's metrics file as it grows, whichever machine writes it: on a bar, and events in the log.
-
-    With ``notes`` it logs what the training has warned of, which otherwise is in this process's log already.
-    """
-
-    def __init__(self, run: RunDirectory, config: RunConfig, bar: Bar, *, notes: bool) -> None:
-        self._run, self._config, self._bar, self._notes = run, config, bar, notes
-        self._lines = NewLines(run.metrics_file)
-        self._validation = ""
-        bar.reach(0, detail="starting workers")
-
-    def poll(self) -> None:
-        """Show what the metrics file has that was not shown yet."""
-        for line in self._lines.take():
-            self._show(line)
-
-    def _show(self, line: Line) -> None:
-        recipe = self._config.recipe
-        match line.entry:
-            case TrainEntry(epoch=epoch, figures=figures, pace=pace):
-                detail = [f"epoch {epoch:.1f}", *(_shown(*figure) for figure in figures.items())]
-                rate = pace.images_per_second / self._config.batch
-                self._bar.reach(line.step, detail="  ".join(detail) + self._validation, rate=rate)
-            case ValidationEntry(figures=figures) if figures:
-                self._validation = f"  val {_shown(*next(iter(figures.items())))}"
-            case ProfileEntry() as profile:
-                _log.info("%s: %s; traces in %s", recipe, describe(profile), self._run.profile)
-            case ResumeEntry(workers=workers) if line.step:
-                _log.info("%s: %d worker(s) resume from step %d", recipe, workers, line.step)
-            case NoteEntry(text=text) if self._notes:
-                _log.warning("%s: %s", recipe, text)
-
-
-def _shown(name: str, value: float) -> str:
-    return _FIGURES.get(name, f"{name} {{:.4g}}").format(value)
-
-
 def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower) -> None:
     """Show the training's progress until it has returned; UserError if the workers have ended instead."""
     recipe = run.config().recipe
@@ -334,7 +290,7 @@ def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: D
     marker = run.path / "recorded"
     if marker.exists() and marker.read_text() == tracking.run_id(run):
         return
-    tracking.describe(run, _flat(to_dict(config)), {**start_tags(run, dataset), **_result_tags(result)})
+    tracking.describe(run, flattened(to_dict(config)), {**start_tags(run, dataset), **_result_tags(result)})
     tracking.log_values(
         run,
         {"training_seconds": result.seconds, "training_images_per_second": result.images_per_second},
@@ -378,13 +334,6 @@ def _result_tags(result: RunResult) -> dict[str, str]:
         **({"precision": result.precision} if result.precision else {}),  # older results have none
         "workers": str(result.workers),
     }
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _last_line(error: BaseException) -> str:

@@ -40,6 +40,9 @@ from resnet_pipeline.storage.local import LocalStorage
 
 _log = logging.getLogger(__name__)
 
+MAX_REFUSED = 0.01
+"""The share of broken images that staging leaves out if nothing else is said; with more it ends."""
+
 _SECONDS_BETWEEN_UPDATES = 0.2
 _NAMED = 5  # refused and ignored files that the log names
 _HEADERS_READ = 64  # training images whose headers may be broken before the statistics take centre crops
@@ -97,7 +100,7 @@ def pack(
     name: str,
     options: Options = Options(),
     workers: int | Callable[[], Workers] | None = None,
-    max_refused: float = 0.01,
+    max_refused: float = MAX_REFUSED,
     replace: bool = False,
 ) -> Manifest:
     """Audit and pack a source as a dataset; it appears when it is complete. Returns its manifest.

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -73,7 +72,6 @@ class _Lease:
         started = psutil.Process().create_time()
         self._me = Holder(token=uuid.uuid4().hex, machine=_machine(), pid=os.getpid(), started=started)
         self._lost = False
-        self._lock = threading.Lock()
 
     def take(self) -> None:
         """Write the lease, if none is there or its holder has ended; HeldError if it lives."""
@@ -100,15 +98,14 @@ class _Lease:
                 self._storage.delete(self._name)
 
     def _renew(self) -> None:
-        with self._lock:
-            if self._lost:
-                return
-            self._me = replace(self._me, beat=self._me.beat + 1)
-            found = self._storage.stat(self._name)
-            if found is None or not self._is_mine():
-                self._lost = True
-            else:
-                self._lost = self._storage.write_if(self._name, self._content(), found.version) is None
+        if self._lost:
+            return
+        self._me = replace(self._me, beat=self._me.beat + 1)
+        found = self._storage.stat(self._name)
+        if found is None or not self._is_mine():
+            self._lost = True
+        else:
+            self._lost = self._storage.write_if(self._name, self._content(), found.version) is None
 
     def _free_version(self) -> str | None:
         """Return the version of a lease that is free, None if there is none any more; HeldError if its holder lives."""
@@ -120,13 +117,10 @@ class _Lease:
         if lives is None:
             _log.info("%s: waiting up to %.0f s for another process, if it lives", self._storage.url, EXPIRES)
             deadline = time.monotonic() + EXPIRES
-            now = found
-            while now == found and time.monotonic() < deadline:
+            while (now := self._storage.stat(self._name)) == found and time.monotonic() < deadline:
                 time.sleep(BEAT / 10)
-                found_now = self._storage.stat(self._name)
-                if found_now is None:
-                    return None
-                now = found_now
+            if now is None:
+                return None
             lives = now != found
         if lives:
             who = f"process {holder.pid} of {holder.machine.partition(' ')[0]}" if holder else "another process"

@@ -60,6 +60,15 @@ class ModelVersion:
         return f"{'registered' if self.new else 'already registered'} as {self}"
 
 
+def name_of(recipe: str) -> str:
+    """Return the name under which a recipe's networks are registered if no other is given.
+
+    >>> name_of("digits/resnet8")
+    'digits-resnet8'
+    """
+    return recipe.replace("/", "-")
+
+
 def register(
     tracking: Tracking, run: RunDirectory, name: str | None = None, *, tags: Mapping[str, str], example: bytes
 ) -> ModelVersion:
@@ -76,7 +85,7 @@ def register(
         raise UserError(f"run {run.name} is not finished; train it to its end before registering it")
     run.check_weights(result.weights_sha256)
     config = run.config()
-    name = name or config.recipe.replace("/", "-")
+    name = name or name_of(config.recipe)
     own_tags = {
         "weights_sha256": result.weights_sha256,
         "run": run.name,

@@ -36,10 +36,9 @@ from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
-WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
 """Ray Train computes in a thread of its worker. glibc's malloc would give that thread heaps of at most 64 MiB, which it
-returns to the kernel; only its main arena keeps what is freed (`device.keep_freed_memory`). The second is that of
-``resnet_pipeline``, which a worker imports after PyTorch."""
+returns to the kernel; only its main arena keeps what is freed (`device.keep_freed_memory`)."""
 
 _SECONDS_FOR_LEAVING = 60.0
 _SECONDS_BETWEEN_CHECKS = 0.2  # at the stop file, which may lie on a network drive
@@ -219,7 +218,10 @@ def _trainer(
         run_config=RunConfig(
             name="train",
             storage_path=str(folder),
-            worker_runtime_env={"env_vars": WORKER_VARIABLES},
+            # how this process's threads wait: a worker may import PyTorch before this package
+            worker_runtime_env={
+                "env_vars": {**WORKER_VARIABLES, "OMP_WAIT_POLICY": surroundings().omp_wait_policy},
+            },
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )

@@ -12,7 +12,8 @@ from resnet_pipeline.adapters.ray.train import WorkerGroup
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.memory_dataset import EncodedDataset
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.jobs.train import Follower, Launch, _wait_for, check_splits, run_config, train_run
+from resnet_pipeline.jobs.follower import Follower
+from resnet_pipeline.jobs.train import Launch, _wait_for, check_splits, run_config, train_run
 from resnet_pipeline.progress import Bar, displayed_on, progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.storage.local import LocalStorage
