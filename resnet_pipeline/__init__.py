@@ -19,9 +19,11 @@ __all__ = ["__version__"]  # what stands here; those of the api are no part of `
 
 __version__ = "0.1.0"
 
-# Before PyTorch is imported: OpenMP's threads sleep when they wait for one another. They spin otherwise, and beside any
-# other process on the same cores a small network's step then takes 7 to 16 times as long (docs/LOG.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before PyTorch is imported: how long OpenMP's threads spin before they sleep, when they wait for one another. With
+# the default, fifteen times as long, a step beside another process on the same cores takes 2 to 4 times the time;
+# threads that sleep at once lose a fifth on idle cores (docs/LOG.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, warnings too, until someone sets up logging
 

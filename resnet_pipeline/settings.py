@@ -118,8 +118,11 @@ class Surroundings(BaseSettings):
     ray_use_tls: str | None = None
     """whether Ray's nodes speak TLS"""
 
-    omp_wait_policy: str = "PASSIVE"
-    """how OpenMP's threads wait for one another; the package sets it if the user has not"""
+    omp_wait_policy: str | None = None
+    """how OpenMP's threads wait for one another, `PASSIVE` or `ACTIVE`; none: as `GOMP_SPINCOUNT` says"""
+
+    gomp_spincount: str | None = None
+    """how long OpenMP's threads spin before they sleep; the package sets it if the user sets neither of the two"""
 
     ray_tmpdir: str | None = None
     """where Ray keeps its sockets and logs; none: TMPDIR, else /tmp"""

@@ -175,8 +175,20 @@ def test_the_header_of_a_password():
     assert basic_authorization("http://host/a@b") == {}
 
 
-def test_threads_sleep_when_they_wait_unless_the_user_says_otherwise(monkeypatch):
-    for given, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
-        runpy.run_path(str(REPOSITORY / "resnet_pipeline/__init__.py"))
-        assert os.environ["OMP_WAIT_POLICY"] == found
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "20000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_threads_spin_for_a_while_unless_the_user_says_otherwise(monkeypatch, given, found):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is restored after the test
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    runpy.run_path(str(REPOSITORY / "resnet_pipeline/__init__.py"))
+    assert {name: os.environ[name] for name in names if name in os.environ} == found

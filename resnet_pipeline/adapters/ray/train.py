@@ -218,13 +218,17 @@ def _trainer(
         run_config=RunConfig(
             name="train",
             storage_path=str(folder),
-            # how this process's threads wait: a worker may import PyTorch before this package
-            worker_runtime_env={
-                "env_vars": {**WORKER_VARIABLES, "OMP_WAIT_POLICY": surroundings().omp_wait_policy},
-            },
+            worker_runtime_env={"env_vars": _worker_variables()},
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
+
+
+def _worker_variables() -> dict[str, str]:
+    """Return what PyTorch's libraries read when they are loaded, which in a worker may be before this package is."""
+    found = surroundings()
+    waits = {"OMP_WAIT_POLICY": found.omp_wait_policy, "GOMP_SPINCOUNT": found.gomp_spincount}
+    return WORKER_VARIABLES | {name: value for name, value in waits.items() if value}
 
 
 class RayContext:
