@@ -50,7 +50,7 @@ def parse_assignments(texts: Iterable[str]) -> JsonObject:
     found: JsonObject = {}
     for text in texts:
         key, separator, value = text.partition("=")
-        if not separator:
+        if not separator or not key.strip():
             raise ConfigError(f"{text!r} is not of the form key=value")
         try:
             found[key.strip()] = json.loads(value)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -65,6 +66,19 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def local_path(address: Path | str) -> Path:
+    """Return the absolute path of a place on this machine, ``~`` and links followed.
+
+    Raises UserError for an address of something else, which would become a folder called ``https:``, and for none.
+    """
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?=/)", str(address))
+    if scheme and not Path(scheme[0]).exists():  # what follows may hold a password, so it is not shown
+        raise UserError(f"an address that begins with {scheme[0]}// is no place on this machine; name a path")
+    if not str(address):
+        raise UserError("a path is empty; name a folder or a file")
+    return Path(address).expanduser().resolve()
 
 
 def check_writable(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import local_path
 
 if TYPE_CHECKING:
     from resnet_pipeline.settings import Settings
@@ -23,9 +24,9 @@ class Workspace:
     def of(cls, root: Path | str | None = None) -> Workspace:
         """Return the workspace of an explicit root or of the environment's; the folder need not exist.
 
-        Raises UserError if its path holds what the addresses of databases can't.
+        Raises UserError if its path holds what the addresses of databases can't, and for an address of a bucket.
         """
-        path = Path(root or _settings().root).expanduser().resolve()
+        path = local_path(root or _settings().root)
         if found := [mark for mark in "?%" if mark in str(path)]:
             # in an address they mean something else: the databases of MLflow and Prefect would lie elsewhere
             raise UserError(f"the root {path} has a {found[0]!r} in its path; name another with --root")
@@ -40,12 +41,12 @@ class Workspace:
     def data(self) -> str:
         """Where staged datasets lie: ``RESNET_PIPELINE_DATA``, a path or ``s3://bucket/prefix``; else ``datasets/``."""
         data = _settings().data or str(self.datasets)
-        return data.rstrip("/") if data.startswith("s3://") else str(Path(data).expanduser().resolve())
+        return data.rstrip("/") if data.startswith("s3://") else str(local_path(data))
 
     @property
     def cache(self) -> Path:
         """Where shards from S3 are kept on this machine: ``RESNET_PIPELINE_CACHE``, else ``cache/``."""
-        return Path(_settings().cache or self.root / "cache").expanduser().resolve()
+        return local_path(_settings().cache or self.root / "cache")
 
     @property
     def cache_limit(self) -> int | None:

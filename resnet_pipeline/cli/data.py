@@ -85,9 +85,9 @@ def show(
             autocompletion=complete_recipe,
         ),
     ] = None,
-    epoch: Annotated[int, typer.Option(min=0, help="The epoch, from 0 on.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, max=2**32, help="The epoch, from 0 on.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many crops.")] = 18,
-    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The run's seed.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="The picture, a PNG. Default: reports/<name>-crops.png under the root.")
     ] = None,

@@ -48,6 +48,9 @@ class TestSpec:
             raise UserError(f"images must be at least 1, not {self.images}")
 
 
+_LARGEST_SIDE = 4096  # of a whole image at this side the first layer's output alone is some GB
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """``kind`` of views at each of the shorter sides ``sides``; ``mirror`` adds the mirror image of every view.
@@ -77,7 +80,7 @@ def protocol_of(
     """Return the protocol of this name for a network's view sizes.
 
     ``scales`` are the shorter sides to test at instead of the network's own; scores are averaged over them. Raises
-    UserError for an unknown name or average, and for a scale that is less than the crop or named twice.
+    UserError for an unknown name or average, and for a scale that is less than the crop, too large, or named twice.
 
     >>> from resnet_pipeline.config import ViewConfig
     >>> protocol_of("center", ViewConfig(crop=224, resize=256)).id
@@ -93,6 +96,8 @@ def protocol_of(
     for side in sides:
         if side < views.crop:
             raise UserError(f"scale {side} is less than the network's crops of {views.crop} pixels")
+        if side > _LARGEST_SIDE:
+            raise UserError(f"scale {side} is more than {_LARGEST_SIDE} pixels; take a smaller one")
         if sides.count(side) > 1:
             raise UserError(f"scale {side} is named twice")
     return Protocol(

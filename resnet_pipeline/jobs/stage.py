@@ -13,6 +13,7 @@ from resnet_pipeline.data.dataset import checked_manifest
 from resnet_pipeline.data.image_files import Limits
 from resnet_pipeline.data.manifest import MANIFEST, DamagedDatasetError, Manifest, Remark, read_origin
 from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.files import local_path
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import ARCHIVES
 from resnet_pipeline.sources.digits import write_digits
@@ -183,7 +184,7 @@ def _place(workspace: Workspace, source: str) -> Source:
         write_digits(folder)
         return Source.at(folder)
     if not source.startswith("s3://"):
-        return Source.at(Path(source).expanduser().resolve())
+        return Source.at(local_path(source))
     if source.lower().endswith(ARCHIVES):
         prefix, _, archive = source.rpartition("/")
         return Source(storage_at(prefix), archive)

@@ -23,6 +23,7 @@ from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import progress
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.settings import settings
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.checkpoint import newest_checkpoint
@@ -85,7 +86,9 @@ def train_run(
     with found_by_all(launch.launcher):
         if launch.profile and config.steps < LEAST_STEPS:
             raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
-    launch = replace(launch, mirror=launch.mirror or settings().mirror)
+        mirror = launch.mirror or settings().mirror
+        # workers elsewhere have other current folders
+        launch = replace(launch, mirror=storage_at(mirror).url if mirror else None)
     tracking = Tracking(workspace)
     with _processes(launch) as crew:
         if crew is not None and not crew.leads:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -40,18 +41,28 @@ class Tables:
     def labels(self, images: Sequence[Member], known: Collection[str]) -> tuple[dict[str, str], str] | None:
         """Return the class of each image by its name, and the table that says so; None if no table does.
 
-        ``known`` are the classes that there are. Raises RefusedError, naming the image, if a table has some and not it.
+        ``known`` are the classes that there are. Raises RefusedError, naming the image, if a table has some and not it,
+        or two classes for it, and no other table has one for each.
         """
         partial: tuple[dict[str, str], str] | None = None
+        torn: str | None = None
         for table, text in self.texts.items():
             if PurePosixPath(table).name in CLASS_LISTS:
                 continue
             rows = _rows(text)
-            found = _by_name(rows, images, known) or _by_place(rows, images, known, self.numbers)
+            pairs = _by_name(rows, images, known) or _by_place(rows, images, known, self.numbers)
+            found = dict(pairs)
+            if twice := next(((image, label) for image, label in pairs if found[image] != label), None):
+                torn = (
+                    torn or f"{twice[0]} has two classes in {table}, {twice[1]} and {found[twice[0]]}; remove one row"
+                )
+                continue
             if len(found) == len(images):
                 return found, table
             if found and partial is None:
                 partial = found, table
+        if torn:
+            raise RefusedError(torn)
         if partial is None:
             return None
         without = next(image for image in images if image.name not in partial[0])
@@ -63,6 +74,12 @@ class Tables:
             if PurePosixPath(table).name in CLASS_LISTS:
                 lines = [line.partition(" ") for line in text.replace("\t", " ").splitlines() if line.strip()]
                 words = {escaped(name): escaped(words.strip()) for name, _, words in lines}
+                if len(words) < len(lines):
+                    names = Counter(escaped(name) for name, _, _ in lines)
+                    raise RefusedError(
+                        f"{table} names class {names.most_common(1)[0][0]} more than once: a line is the class, in one "
+                        "word, and what it is called"
+                    )
                 return list(words), {name: text for name, text in words.items() if text}, table
         return None
 
@@ -101,13 +118,15 @@ def _rows(text: str) -> list[list[str]]:
         rows = [line.split("\t") for line in text.splitlines()]
     elif "," in first:
         rows = list(csv.reader(io.StringIO(text)))
+    elif ";" in first:  # as spreadsheets write it where a comma stands before decimals
+        rows = list(csv.reader(io.StringIO(text), delimiter=";"))
     else:
         rows = [line.split() for line in text.splitlines()]
     return [[cell.strip() for cell in row[:_COLUMNS]] for row in rows if any(map(str.strip, row))]
 
 
-def _by_name(rows: list[list[str]], images: Sequence[Member], known: Collection[str]) -> dict[str, str]:
-    """Return the classes that rows give the images that they name, with or without folders and ending."""
+def _by_name(rows: list[list[str]], images: Sequence[Member], known: Collection[str]) -> list[tuple[str, str]]:
+    """Return each image that a row names, with or without folders and ending, and the class that the row gives it."""
     names: dict[str, str] = {}
     for image in images:
         path = PurePosixPath(image.name)
@@ -129,21 +148,21 @@ def _by_name(rows: list[list[str]], images: Sequence[Member], known: Collection[
 
     column = max(range(_COLUMNS), key=fitting)
     if not found or not fitting(column):
-        return {}
-    return {image_of(row[place]) or "": class_of(row[column]) for row in found if len(row) > column}
+        return []
+    return [(image_of(row[place]) or "", class_of(row[column])) for row in found if len(row) > column]
 
 
 def _by_place(
     rows: list[list[str]], images: Sequence[Member], known: Collection[str], numbers: Mapping[int, str]
-) -> dict[str, str]:
+) -> list[tuple[str, str]]:
     """Return the classes of a table with one class a line, or its number, for the images in the order of names."""
     if len(rows) != len(images) or any(len(row) != 1 for row in rows):
-        return {}
+        return []
     cells = [escaped(row[0]) for row in rows]
     if sorted(cells) == sorted(known):
-        return {}  # a list of the classes
+        return []  # a list of the classes
     if not all(cell in known for cell in cells):
         cells = [numbers.get(int(cell), "") if cell.isascii() and cell.isdecimal() else "" for cell in cells]
     if not all(cell in known for cell in cells):
-        return {}
-    return dict(zip(sorted(image.name for image in images), cells, strict=True))
+        return []
+    return list(zip(sorted(image.name for image in images), cells, strict=True))

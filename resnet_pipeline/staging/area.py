@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from resnet_pipeline.data.checksums import CHECKSUMS, table_of
 from resnet_pipeline.data.manifest import INDEX, MANIFEST, MEAN_IMAGE, SHARDS, SOURCE
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.names import escaped, original
+from resnet_pipeline.names import escaped, hidden, original
 from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored
 from resnet_pipeline.sources.members import Member, Zipped
 from resnet_pipeline.staging.shard_writer import RECORDS, temporary_prefix
@@ -33,8 +33,9 @@ _STAGING = "staging"
 LISTING = f"{_STAGING}/listing.parquet"
 IDENTITY = f"{_STAGING}/about.json"
 LEASE = "staging.lease"
+_OWN = (MANIFEST, INDEX, MEAN_IMAGE, CHECKSUMS, SOURCE)
 _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", f"{RECORDS}/")) + tuple(
-    f".{name}." for name in (MANIFEST, INDEX, MEAN_IMAGE, CHECKSUMS, SOURCE)
+    f".{name}." for name in _OWN
 )
 """What the names of temporary files begin with, which a process that was killed leaves."""
 
@@ -117,6 +118,29 @@ class LocalStagingArea(StagingArea):
                 f"the shards need about {needed / 2**20:,.0f} MiB, but {self._final.parent} has "
                 f"{free / 2**20:,.0f} MiB free; free some, or name another --root"
             )
+
+
+def check_free(destination: Storage, *, replace: bool) -> None:
+    """Raise UserError if a dataset is there that is not to be replaced, or a folder with other files than a dataset's.
+
+    A folder gives way to the dataset as a whole: if it held the source, say, that would be gone.
+    """
+    if destination.stat(MANIFEST) is not None and not replace:
+        raise UserError(f"{destination.url} exists; choose another name or replace it")
+    if not isinstance(destination, LocalStorage):
+        return
+    names = (stored.name for stored in destination.files())
+    others = [
+        name
+        for name in names
+        if name not in _OWN and not name.startswith(f"{SHARDS}/") and ("/" in name or not hidden(name))
+    ]
+    if others:
+        raise UserError(
+            f"{destination.url} holds files that are no part of a dataset ({escaped(others[0])}"
+            f"{f' and {len(others) - 1:,} more' if others[1:] else ''}) and would be lost; choose another name, or "
+            "move them"
+        )
 
 
 @contextmanager

@@ -24,12 +24,12 @@ from resnet_pipeline.data.dataset import Dataset, checked_manifest
 from resnet_pipeline.data.duplicates import duplicates_of
 from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
-from resnet_pipeline.data.manifest import FORMAT, MANIFEST, SHARDS, SOURCE, Manifest, Origin, Remark
+from resnet_pipeline.data.manifest import FORMAT, SHARDS, SOURCE, Manifest, Origin, Remark
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.progress import Bar, per_second, progress
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry, with_holdout
 from resnet_pipeline.sources.layouts import read_catalogue, source_files
-from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, listing_of, staging_area
+from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, check_free, listing_of, staging_area
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
 from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
 from resnet_pipeline.staging.shard_pool import GUARD, Processes, Workers, check_guard
@@ -110,17 +110,17 @@ def pack(
     is finished at an interruption (a kill, a full disk, a lost connection) is kept, and the next call with the same
     source and options resumes; what of it is damaged is made again. Raises RefusedError for anything wrong
     with the source, of which nothing is kept; UserError for what can be mended, for a destination that exists
-    (without ``replace``), and if another process is staging there.
+    (without ``replace``) or holds other files than a dataset's, and if another process is staging there.
 
     Example: ``pack(Source.at(Path("images.tar")), storage_at("s3://bucket/mine"), name="mine")``
     """
     check_guard()
-    _check_free(destination, replace=replace)
+    check_free(destination, replace=replace)
     # what an earlier staging must have been of, to be resumed
     fingerprint = source_fingerprint(source, options)
     identity = json.dumps({"source": fingerprint, "format": FORMAT, "md5": options.check_md5}).encode()
     with staging_area(destination) as area, progress(f"staging {name}") as bar:
-        _check_free(destination, replace=replace)  # again: another process may have made it until now
+        check_free(destination, replace=replace)  # again: another process may have made it until now
         catalogue = _catalogue(area, identity, source, options)
         shards = plan_shards(catalogue.entries, options.shard_bytes)
         try:
@@ -161,11 +161,6 @@ def pack(
         manifest = checked_manifest(destination)
     packed.log(name, catalogue, manifest)
     return manifest
-
-
-def _check_free(destination: Storage, *, replace: bool) -> None:
-    if destination.stat(MANIFEST) is not None and not replace:
-        raise UserError(f"{destination.url} exists; choose another name or replace it")
 
 
 def _origin(catalogue: Catalogue, fingerprint: str, options: Options) -> Origin:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.files import local_path
 from resnet_pipeline.storage.base import Storage, Stored
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.storage.s3 import S3Storage
@@ -20,7 +21,7 @@ def storage_at(url: str | Path) -> Storage:
     's3://bucket/prefix'
     """
     if not str(url).startswith("s3://"):
-        return LocalStorage(Path(url).expanduser().resolve())
+        return LocalStorage(local_path(url))
     bucket, _, prefix = str(url).removeprefix("s3://").partition("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
         raise UserError(f"{url} is no address of a bucket; write s3://BUCKET/PREFIX")

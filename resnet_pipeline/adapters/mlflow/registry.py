@@ -337,10 +337,18 @@ def _registered(tracking: Tracking, name: str, reference: str) -> Any:
 
 
 def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
-    """Return the version of the same weights from the same run."""
-    for found in guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'")):
+    """Return the version of the same weights from the same run.
+
+    UserError if the name is that of networks and this is an ensemble, or the reverse: the newest version stands for the
+    name, so one kind would hide the other.
+    """
+    versions = guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'"))
+    for found in versions:
         if found.tags.get("weights_sha256") == tags["weights_sha256"] and found.tags.get("run") == tags.get("run"):
             return _as_version(found)
+    if any(("members" in found.tags) != ("members" in tags) for found in versions):
+        kinds = ("networks", "an ensemble") if "members" in tags else ("ensembles", "a network")
+        raise UserError(f"{name!r} is the name of {kinds[0]}, and this is {kinds[1]}: give it another with --register")
     return None
 
 

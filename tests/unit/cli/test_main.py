@@ -158,6 +158,7 @@ def test_a_setting_that_is_not_valid_is_one_line(run, monkeypatch):
         (["train", "digits/resnet21", "--dataset", "digits"], "digits/resnet20"),
         (["train", "digits/resnet20", "--dataset", "missing"], "missing"),
         (["train", "digits/resnet20", "--dataset", "digits", "--set", "optim.lr=x"], "optim.lr"),
+        (["train", "digits/resnet20", "--dataset", "digits", "--set", "=3"], "'=3' is not of the form"),
         (["evaluate", "x", "--dataset", "missing"], "missing"),
         (["report", "--dataset", "missing"], "missing"),
         (["explore", "x", "--dataset", "missing"], "missing"),
@@ -173,6 +174,12 @@ def test_bad_input_is_one_line_and_status_2(run, arguments, named, tmp_path):
     assert err.startswith("resnet-pipeline: ") and len(err.strip().splitlines()) == 1
     assert named in err
     assert not (tmp_path / "work" / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--seed", "--epoch"])
+def test_a_number_beyond_64_bits_is_refused(run, option):
+    code, _, err = run("data", "show", "digits", option, str(2**64))
+    assert code == 2 and f"'{option}'" in err and "Traceback" not in err
 
 
 @pytest.mark.slow

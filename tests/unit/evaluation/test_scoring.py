@@ -28,6 +28,14 @@ def network(seed: int, classes: int = 10) -> Classifier:
     ).eval()
 
 
+@pytest.mark.parametrize(
+    ("scales", "said"), [([15], "less than"), ([16, 10**11], "more than 4096"), ([20, 20], "named twice")]
+)
+def test_a_scale_that_can_t_be_tested_at_is_refused(scales, said):
+    with pytest.raises(UserError, match=said):
+        protocol_of("multi-scale", VIEWS, scales=scales)
+
+
 def slow(model: Classifier, digits, name: str, index: int) -> np.ndarray:
     """One image after the other, with torchvision's transforms of tensors."""
     with Image.open(io.BytesIO(digits.splits["val"].encoded(index).tobytes())) as opened:

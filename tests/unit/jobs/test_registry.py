@@ -293,6 +293,8 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     ten = evaluations(workspace, *members, protocol="10-crop")
     again = register_ensemble_of(workspace, "digits-two", ten, TEST)
     assert version.new and (again.new, again.uri) == (False, version.uri)
+    with pytest.raises(UserError, match="'digits-two' is the name of ensembles, and this is a network"):
+        register_run(workspace, runs[2], name="digits-two")
     tags = resolve(Tracking(workspace), version.uri).tags
     assert tags["members"] == f"models:/{NAME}/2, models:/{NAME}/3"
     mean = average([e.scores for e in tested])
@@ -415,6 +417,7 @@ def test_an_ensemble_needs_registered_members_of_the_same_weights(registered, tm
     for name, member, said in (
         ("x", f"cifar-resnet20={tmp_path / 'w.safetensors'}", "is not registered, and an ensemble refers"),
         ("a/b", str(runs[0].run.path), "model name"),
+        (NAME, str(runs[0].run.path), f"'{NAME}' is the name of networks, and this is an ensemble"),
     ):
         with pytest.raises(UserError, match=said):
             register_ensemble_of(workspace, name, evaluations(workspace, member), TEST)

@@ -156,3 +156,17 @@ def test_a_dataset_is_not_replaced_unasked(make_folder, target):
         stage(folder, target, name="x", workers=1)
     assert stage(folder, target, name="x", workers=1, replace=True).fingerprint == first.fingerprint
     assert [p.name for p in target.parent.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_of_other_files_never_gives_way_to_a_dataset(make_folder, tmp_path, replace):
+    source = make_folder(files())
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"no part of a dataset \(train/a/0.JPEG and 11 more\)"):
+        stage(source, source, name="x", workers=1, replace=replace)
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+    dataset = stage(source, tmp_path / "datasets" / "x", name="x", workers=1).path
+    (dataset / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"\(notes.txt\) and would be lost"):
+        stage(source, dataset, name="x", workers=1, replace=True)
+    assert (dataset / "notes.txt").read_text() == "mine"

@@ -200,6 +200,20 @@ def test_a_table_that_lacks_an_image_is_refused_by_name(read):
         read(*TRAIN, *FLAT, files={"val.csv": b"file,label\nx1.JPEG,b\nx3.JPEG,a\n"})
 
 
+def test_a_table_with_two_classes_for_an_image_is_refused_by_name(read):
+    boxes = b"x1.JPEG a 1 2\nx2.JPEG b 1 2\nx3.JPEG a 1 2\nx1.JPEG b 3 4\n"
+    with pytest.raises(RefusedError, match=r"val/x1.JPEG has two classes in boxes.txt, a and b; remove one row"):
+        read(*TRAIN, *FLAT, files={"boxes.txt": boxes})
+    named_twice = b"x1.JPEG;b\nx2.JPEG;a\nx3.JPEG;a\nx1.JPEG;b\n"
+    catalogue = read(*TRAIN, *FLAT, files={"boxes.txt": boxes, "val.csv": named_twice})
+    assert labels(catalogue, "val") == {"x1.JPEG": "b", "x2.JPEG": "a", "x3.JPEG": "a"}
+
+
+def test_a_list_with_a_class_twice_is_refused(read):
+    with pytest.raises(RefusedError, match=r"classes.txt names class tabby more than once"):
+        read(*FLAT, files={"val.csv": b"x1,tabby cat\nx2,a\nx3,a\n", "classes.txt": b"tabby cat\na\ntabby dog\n"})
+
+
 def test_a_list_of_classes_is_no_table_of_labels(read):
     catalogue = read(*TRAIN, *FLAT[:2], files={"names.txt": b"a\nb\n"})
     assert labels(catalogue, "val") == {}

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.stage import stage_dataset
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.workspace import Workspace
 
 
 def test_a_folder_keeps_lists_and_reads_files(tmp_path):
@@ -42,3 +46,18 @@ def test_errors_name_the_file(tmp_path):
     (tmp_path / "folder").write_bytes(b"")
     with pytest.raises(UserError, match=r"folder/x can't be written"):
         storage.write("folder/x", b"")
+
+
+@pytest.mark.parametrize("address", ["https://me:SECRET@host/x", "S3://bucket/x", "gs:/bucket/x", "file:///tmp"])
+def test_an_address_of_something_else_becomes_no_folder(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    for take in (storage_at, Workspace.of, lambda it: stage_dataset(Workspace.of(tmp_path), str(it), "x")):
+        for given in (address, Path(address)):
+            with pytest.raises(UserError, match=r"an address that begins with \w+:// is no place") as error:
+                take(given)
+            assert "SECRET" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "odd:").mkdir()
+    assert storage_at("odd:/x").url == str(tmp_path / "odd:" / "x")
+    with pytest.raises(UserError, match="a path is empty"):
+        storage_at("")
