@@ -78,7 +78,7 @@ def local_path(address: Path | str) -> Path:
         raise UserError(f"an address that begins with {scheme[0]}// is no place on this machine; name a path")
     if not str(address):
         raise UserError("a path is empty; name a folder or a file")
-    return Path(address).expanduser().resolve()
+    return Path(os.path.realpath(Path(address).expanduser()))  # which takes a link to itself for a path, too
 
 
 def check_writable(path: Path) -> None:

@@ -14,7 +14,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text as RichText
 
 from resnet_pipeline.logs import Text, as_json, configured
+from resnet_pipeline.names import printable
 from resnet_pipeline.progress import Bar, displayed_on
+
+
+def say(text: object) -> None:
+    """Print a result on stdout, in which no name moves the cursor or changes colours."""
+    print(printable(str(text)))
+
 
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 

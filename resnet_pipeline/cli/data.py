@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from resnet_pipeline.cli.console import say
 from resnet_pipeline.cli.options import Json, Root, command, complete_dataset, complete_recipe, write_result
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.names import printable
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
 
@@ -60,17 +60,17 @@ def verify(
         },
     )
     for shard in found.bad_shards:
-        print(f"shard {shard.file} {shard.reason}")
+        say(f"shard {shard.file} {shard.reason}")
     for sample in found.bad_samples:
-        print(f"{sample.split} image {sample.file} in shard {sample.shard}: {sample.reason}")
+        say(f"{sample.split} image {sample.file} in shard {sample.shard}: {sample.reason}")
     if not found.good:
         raise UserError(
             f"dataset {name!r} is damaged: {len(found.bad_shards)} of {found.shards} shard(s) and "
             f"{len(found.bad_samples)} of {found.samples:,} images are bad; stage it again with --replace"
         )
-    print(f"dataset {name}: {found.samples:,} images in {found.shards} shard(s), all good")
+    say(f"dataset {name}: {found.samples:,} images in {found.shards} shard(s), all good")
     for line in (*found.duplicates.lines(), *(near.lines() if near else ())):
-        print(printable(line))
+        say(line)
 
 
 @app.command()
@@ -95,7 +95,7 @@ def show(
     """Draw an epoch's first training crops beside their images, with each crop outlined on its image."""
     from resnet_pipeline.jobs.data import show_dataset
 
-    print(show_dataset(Workspace.of(root), name, recipe=recipe, seed=seed, epoch=epoch, count=count, output=output))
+    say(show_dataset(Workspace.of(root), name, recipe=recipe, seed=seed, epoch=epoch, count=count, output=output))
 
 
 @app.command()
@@ -107,11 +107,12 @@ def stats(name: Name, root: Root = None, json_file: Json = None) -> None:
     found = dataset_stats(Workspace.of(root), name)
     print_table(_table(found))
     pixels = found.statistics
-    print(
-        f"of {pixels.images:,} training images: mean RGB {_numbers(pixels.mean_rgb, 2)} of 255; "
+    kind = "training" if "train" in found.splits else " and ".join(found.splits)
+    say(
+        f"of {pixels.images:,} {kind} images: mean RGB {_numbers(pixels.mean_rgb, 2)} of 255; "
         f"eigenvalues of the colours' covariance {_numbers(pixels.eigenvalues, 5)} (values in 0..1)"
     )
-    print(f"{found.converted} images were converted, {found.refused} refused; fingerprint {found.fingerprint}")
+    say(f"{found.converted} images were converted, {found.refused} refused; fingerprint {found.fingerprint}")
     write_result(json_file, found)
 
 

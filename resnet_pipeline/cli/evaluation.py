@@ -28,6 +28,7 @@ from flows.parameters import (
     ScoringWorkers,
     Split,
 )  # fmt: skip
+from resnet_pipeline.cli.console import say
 from resnet_pipeline.cli.options import Json, Root, write_result
 from resnet_pipeline.cli.terminal import (
     ErrorLine,
@@ -123,7 +124,7 @@ def ensemble(
         [*lines, ErrorLine(f"ensemble of {len(sources)}", result.ensemble)],
     )
     if result.paper:
-        print(f"The paper: top-5 error {result.paper.top5} % ({result.paper.source}, not these images)")
+        say(f"The paper: top-5 error {result.paper.top5} % ({result.paper.source}, not these images)")
     if result.fitted:
         print_fitted([source.name for source in sources], result.fitted)
     if result.greedy:
@@ -133,7 +134,7 @@ def ensemble(
     written = {"dataset": dataset, "protocol": protocol, **plain_record(result)}
     if registered_as and test:
         version = register_ensemble_of(Workspace.of(root), registered_as, evaluations_of(sources), test)
-        print(f"ensemble of {len(sources)}: {version.describe()}")
+        say(f"ensemble of {len(sources)}: {version.describe()}")
         written["version"] = version.uri
     write_result(json_file, written)
 
@@ -178,7 +179,7 @@ def analyse(
         from resnet_pipeline.report.evaluation_figures import reliability_figure, save_figure
 
         save_figure(reliability_figure(found.calibrations), figure)
-        print(figure)
+        say(figure)
     write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": found.models, "pairs": found.pairs})
 
 
@@ -207,7 +208,7 @@ def submission(
     )  # fmt: skip
     sources = score_sources(workspace, models, test)
     images = submit(workspace, sources, dataset, classes, output)
-    print(f"{output}: {images:,} images, five classes each")
+    say(f"{output}: {images:,} images, five classes each")
 
 
 def check_submission(
@@ -218,7 +219,7 @@ def check_submission(
     from resnet_pipeline.evaluation.submission import check_submission as check
 
     check(file, images=images)
-    print(f"{file}: good, {images:,} images")
+    say(f"{file}: good, {images:,} images")
 
 
 def responses(
@@ -239,7 +240,7 @@ def responses(
         from resnet_pipeline.report.evaluation_figures import responses_figure, save_figure
 
         save_figure(responses_figure(found), figure)
-        print(figure)
+        say(figure)
     write_result(
         json_file, {name: {"std": v.tolist(), "sorted": sorted(v.tolist(), reverse=True)} for name, v in found.items()}
     )

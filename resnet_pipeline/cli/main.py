@@ -44,6 +44,7 @@ from resnet_pipeline.cli import evaluation as cli_evaluation
 from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
 from resnet_pipeline.cli import services as cli_services
+from resnet_pipeline.cli.console import say
 from resnet_pipeline.cli.options import Json, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
@@ -157,11 +158,11 @@ def demo(
     result = run_demo(workspace, prefect, workers=workers)
     print_table(render_table(result.report))
     if result.reused:
-        print(f"{result.reused} of {result.networks} networks were finished before and reused.")
-    print(f"Took {result.seconds:.0f} s.\n")
-    print(f"MLflow's page on these runs and models:   {result.mlflow}")
-    print(f"Prefect's page on these flow runs:        {result.prefect}")
-    print(f"Report: {result.path}")
+        say(f"{result.reused} of {result.networks} networks were finished before and reused.")
+    say(f"Took {result.seconds:.0f} s.\n")
+    say(f"MLflow's page on these runs and models:   {result.mlflow}")
+    say(f"Prefect's page on these flow runs:        {result.prefect}")
+    say(f"Report: {result.path}")
 
 
 for function in cli_services.COMMANDS:
@@ -196,7 +197,7 @@ def stage(
         max_refused=max_refused,
         replace=replace,
     )
-    print(describe(staged))
+    say(describe(staged))
     _write(json_file, summary(staged))
 
 
@@ -240,9 +241,9 @@ def train(
         return  # rank 0 of torchrun's processes says the rest
     version = register_run(workspace, trained, name=registered_as) if registered else None
     if version:
-        print(f"{recipe}: {version.describe()}")
+        say(f"{recipe}: {version.describe()}")
     errors = trained.result.validation
-    print(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
+    say(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
     _write(
         json_file,
         {
@@ -282,7 +283,7 @@ def report(
         Workspace.of(root), dataset, runs=runs, protocols=protocols or ["center", "10-crop"], output=output
     )
     print_table(render_table(data))
-    print(path)
+    say(path)
 
 
 app.command()(command(cli_recipes.recipes))
@@ -305,7 +306,7 @@ def export(
     from resnet_pipeline.jobs.export import export_model
 
     export_model(Workspace.of(root), model, output)
-    print(output)
+    say(output)
 
 
 app.command()(command(cli_services.doctor))

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
@@ -68,6 +68,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*, quiet: bool, **typed: Any) -> None:
         with shown(quiet=quiet), _json_alone(typed.get("json_file"), typed.get("launcher")):
+            _check_outputs(typed)
             read = {name: _read(name, hint, typed[name]) for name, hint in shared.items()}
             function(**(typed | read))
 
@@ -125,6 +126,38 @@ def _read(name: str, hint: Any, typed: Any) -> Any:
     if parameter is None or parameter.read is None or typed is None:
         return typed
     return parameter.read(typed)
+
+
+_OUTPUTS = {"output": "the output", "figure": "--figure", "json_file": "--json"}
+_INPUTS = ("model", "models", "members", "weights", "folder", "file", "classes", "real_labels", "runs")
+
+
+def _check_outputs(typed: Mapping[str, Any]) -> None:
+    """Raise UserError, before any work, for a file to write that can't be, or is one that is read or written too."""
+    written: dict[str, Path] = {name: typed[name] for name in _OUTPUTS if typed.get(name) is not None}
+    read = [file for name in _INPUTS for file in _files_of(typed.get(name))]
+    for name, path in written.items():
+        if _is_stdout(path) or not (path.is_file() or not path.exists()):
+            continue
+        if name != "json_file":
+            check_writable(path)
+        others = [what for other, what in _OUTPUTS.items() if other != name and _same(path, written.get(other))]
+        others += [f"{file}, which is to be read" for file in read if _same(path, file)]
+        if others:
+            raise UserError(f"{_OUTPUTS[name]} {path} is also {others[0]}; name another file")
+
+
+def _files_of(typed: str | Path | Sequence[str] | None) -> Iterator[Path]:
+    """Yield the files that an argument may stand for: itself, what NETWORK=FILE#ema names, and those of a run."""
+    for text in [typed] if isinstance(typed, (str, Path)) else typed or []:
+        for path in {Path(text), Path(str(text).partition("=")[2].removesuffix("#ema") or text)}:
+            yield path
+            if (path / "config.json").is_file():
+                yield from path.iterdir()
+
+
+def _same(path: Path, other: Path | None) -> bool:
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
 _stdout: ContextVar[TextIO | None] = ContextVar("stdout_of_json", default=None)

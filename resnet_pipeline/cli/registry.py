@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.parameters import MODEL, DatasetName, Images, ProtocolName, Split
+from resnet_pipeline.cli.console import say
 from resnet_pipeline.cli.options import Json, Root, write_result
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
@@ -42,10 +43,10 @@ def promote(
     promotion = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
     version = f"{promotion.version.name} version {promotion.version.version}"
     if promotion.before and promotion.before.uri == promotion.version.uri:
-        print(f"{version} is the champion already")
+        say(f"{version} is the champion already")
     else:
-        print(f"{version} is the champion now: {promotion.reason}")
-        print(f"serve it:  {promotion.serve}")
+        say(f"{version} is the champion now: {promotion.reason}")
+        say(f"serve it:  {promotion.serve}")
     write_result(
         json_file,
         {
@@ -80,11 +81,11 @@ def predict(
 
     found = predict_folder(Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset)
     broken = f", {len(found.broken):,} files can't be used:" if found.broken else ""
-    print(f"{found.path}: {found.images:,} images{broken}")
+    say(f"{found.path}: {found.images:,} images{broken}")
     for name, reason in found.broken[:10]:
-        print(f"  {name}: {reason}")
+        say(f"  {name}: {reason}")
     if len(found.broken) > 10:
-        print(f"  and {len(found.broken) - 10:,} more, in the output's column `error`")
+        say(f"  and {len(found.broken) - 10:,} more, in the output's column `error`")
     files = [{"file": file, "reason": reason} for file, reason in found.broken]
     write_result(json_file, {"output": str(found.path), "images": found.images, "broken": files})
 
@@ -111,7 +112,7 @@ def explore(
     from resnet_pipeline.jobs.explore import explore as explore_job
 
     test = TestSpec(dataset=dataset, protocol=protocol, split=split, images=images)
-    print(explore_job(Workspace.of(root), models, test, mistakes=mistakes, output=output))
+    say(explore_job(Workspace.of(root), models, test, mistakes=mistakes, output=output))
 
 
 COMMANDS: Sequence[Callable[..., None]] = (promote, predict, explore)

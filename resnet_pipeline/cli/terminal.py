@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from resnet_pipeline.cli.console import say
 from resnet_pipeline.names import printable
 from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.terminal import output, print_table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from resnet_pipeline.jobs.analyse import FittedWeights, NamedErrors, NetworkStatistics, PairStatistics
 
 _WORDS = ("model", "member", "class", "taken for", "first", "second")
-_NAME = 24
+_NAME, _LEAST_NAME = 24, 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def print_member_errors(title: str, rows: Iterable[NamedErrors]) -> None:
 def print_network(network: NetworkStatistics, most: int) -> None:
     """Print a network's calibration, worst classes and confusions."""
     real = f", ReaL top-1 error {_number(network.real.top1)} %" if network.real else ""
-    print(f"{network.model}: calibration error {_number(network.calibration_error)} %{real}")
+    say(f"{network.model}: calibration error {_number(network.calibration_error)} %{real}")
     worst = sorted(network.classes, key=lambda row: (-row.top1, -row.images))[:most]
     cells = ((row.name, f"{row.images:,}", _number(row.top1), _number(row.top5)) for row in worst)
     _print_table("Worst classes", ("class", "images", "top-1 error %", "top-5 error %"), cells)
@@ -112,15 +113,18 @@ def _interval(value: tuple[float, float]) -> str:
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table, cells = Table(title=printable(title)), [tuple(map(printable, row)) for row in rows]
     texts = [[column, *(row[place] for row in cells)] for place, column in enumerate(columns)]
-    # names are folded first, down to this width
-    least = [min(max(map(len, text)), _NAME) if text[0] in _WORDS else max(map(len, text)) for text in texts]
-    narrow = sum(least) + 3 * len(least) >= output().width
-    for name, *values in texts:
+    # names are folded first, then headings break, and numbers never do
+    folded = [min(max(map(len, text)), _NAME) if text[0] in _WORDS else max(map(len, text)) for text in texts]
+    broken = [
+        min(width, _LEAST_NAME) if text[0] in _WORDS else max(map(len, [*text[0].split(), *text[1:]]))
+        for text, width in zip(texts, folded, strict=True)
+    ]
+    narrow = sum(folded) + 3 * len(folded) >= output().width
+    for (name, *_), width in zip(texts, broken, strict=True):
         if name in _WORDS:
             table.add_column(name, overflow="fold")
-        else:  # if there is no room, headings break and numbers don't
-            width = max(map(len, [*name.split(), *values])) if narrow else None
-            table.add_column(name, justify="right", width=width)
+        else:
+            table.add_column(name, justify="right", width=width if narrow else None)
     for row in cells:
         table.add_row(*row)
-    print_table(table)
+    print_table(table, least=sum(broken) + 3 * len(broken) + 1)

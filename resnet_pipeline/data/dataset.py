@@ -306,5 +306,8 @@ def dataset_names(workspace: Workspace) -> list[str]:
 
     Example: ``dataset_names(Workspace.of())``
     """
-    paths = [stored.name.split("/") for stored in storage_at(workspace.data).files()]
+    storage = storage_at(workspace.data)
+    if isinstance(storage, LocalStorage):  # a folder may hold much else, which need not be walked
+        return sorted(p.parent.name for p in storage.root.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
+    paths = [stored.name.split("/") for stored in storage.files()]
     return [path[0] for path in paths if len(path) == 2 and path[1] == MANIFEST and not path[0].startswith(".")]

@@ -214,9 +214,13 @@ def leave_one_out(members: Sequence[Scores], *, combine: Combine = "probabilitie
 def halves(samples: int, *, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split the sample numbers at random into a half to fit on and a half to report on, each ascending.
 
+    UserError for less than two.
+
     >>> [half.tolist() for half in halves(6)]
     [[2, 3, 5], [0, 1, 4]]
     """
+    if samples < 2:
+        raise UserError(f"weights are fitted on one half of the images and tested on the other: {samples} is too few")
     order = np.random.default_rng(seed).permutation(samples)
     return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +126,8 @@ def _files(folder: Path, output: Path) -> list[_File]:
     listing = LocalStorage(folder).listing()
     names = sorted([stored.name for stored in listing.files] + [name for name, _ in listing.others])
     files = [(escaped(name), folder / name) for name in names if not hidden(name)]
-    files = [(name, file) for name, file in files if file.resolve() != output.resolve()]
+    written = os.path.realpath(output)
+    files = [(name, file) for name, file in files if os.path.realpath(file) != written]
     if not files:
         raise UserError(f"{folder} holds no files")
     return files

@@ -57,8 +57,10 @@ def _outlined(example: Example, fill: tuple[int, ...]) -> Image.Image:
     scale = _SIDE / max(canvas.size)
     size = (max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale)))
     shown = canvas.resize(size, _filter(max(canvas.size)))
-    corners = [(x - left) * scale, (y - top) * scale, (x - left + width) * scale - 1, (y - top + height) * scale - 1]
-    ImageDraw.Draw(shown).rectangle(corners, outline=_OUTLINE, width=2)
+    first = (x - left) * scale, (y - top) * scale
+    last = (x - left + width) * scale - 1, (y - top + height) * scale - 1
+    # of a line of pixels, made smaller, a window may be thinner than one
+    ImageDraw.Draw(shown).rectangle([first, tuple(map(max, first, last))], outline=_OUTLINE, width=2)
     return shown
 
 

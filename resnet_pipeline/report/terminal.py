@@ -6,11 +6,14 @@ import os
 import sys
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
+from resnet_pipeline.names import printable
 from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.content import ReportData
 
+_WIDEST = 10_000
 _NAME = 30  # characters of a network's name on one line
 
 
@@ -21,12 +24,20 @@ def output() -> Console:
     return Console(width=None if known else 120, markup=False, emoji=False)
 
 
-def print_table(table: Table) -> None:
+def print_table(table: Table, *, least: int | None = None) -> None:
     """Print a table on stdout.
+
+    On a terminal that has no room for the ``least`` columns (None: as many as the longest words take) lines go on in
+    the next one: rich would cut the numbers.
 
     Example: ``print_table(render_table(data))``
     """
-    output().print(table)
+    console = output()
+    if least is None:
+        least = Measurement.get(console, console.options.update(width=_WIDEST), table).minimum
+    if console.width < least:
+        console.width = least
+    console.print(table)
 
 
 def render_table(data: ReportData) -> Table:
@@ -43,7 +54,7 @@ def render_table(data: ReportData) -> Table:
         table.add_column(column, justify="right")
     for member in data.members:
         table.add_row(
-            member.name,
+            printable(member.name),
             str(member.depth),
             human(member.parameters),
             *_errors(data.protocols, member.errors),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.stage import stage_dataset
 from resnet_pipeline.workspace import Workspace
 from tests.s3_server import settings
 
@@ -21,6 +22,12 @@ def test_datasets_and_cache_lie_under_the_root_or_where_settings_say(tmp_path):
 def test_a_limit_that_is_no_number_of_gigabytes(tmp_path, limit):
     with settings(RESNET_PIPELINE_CACHE_GB=limit), pytest.raises(UserError, match=f"_GB={limit} must be a positive"):
         _ = Workspace.of(tmp_path).cache_limit
+
+
+def test_a_root_that_is_a_link_to_itself_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"loop/sources/\.digits\.lock can.t be written: Too many levels"):
+        stage_dataset(Workspace.of(tmp_path / "loop"), "builtin:digits", "x")
 
 
 @pytest.mark.parametrize("name", ["a?b", "50%"])

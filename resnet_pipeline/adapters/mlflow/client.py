@@ -89,6 +89,8 @@ def guarded(call: Callable[[], Any]) -> Any:
 
     try:
         return call()
+    except ImportError as error:  # a database's driver
+        raise TrackingError(f"MLflow: {error}, which MLFLOW_TRACKING_URI needs; install it with pip") from error
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         if away := re.search(r"request to (\w+://[^/]+)\S* failed with exception .*(?:retries|onnect)", text):

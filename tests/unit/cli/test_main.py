@@ -182,6 +182,26 @@ def test_a_number_beyond_64_bits_is_refused(run, option):
     assert code == 2 and f"'{option}'" in err and "Traceback" not in err
 
 
+def test_what_is_read_or_written_too_is_not_replaced(run, tmp_path):
+    table, weights = tmp_path / "p.csv", tmp_path / "w.safetensors"
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    for path in (table, weights, run_folder / "config.json", run_folder / "weights.safetensors"):
+        path.write_text("mine")
+    (tmp_path / "link.csv").symlink_to(table)
+    for arguments, said in (
+        (["predict", "x", str(tmp_path), "--output", str(table), "--json", str(tmp_path / "link.csv")], "also --json"),
+        (["predict", "x", str(table), "--output", str(tmp_path / "link.csv")], "p.csv, which is to be read"),
+        (["export", f"resnet50={weights}#ema", str(weights)], "w.safetensors, which is to be read"),
+        (["export", str(run_folder), str(run_folder / "weights.safetensors")], "weights.safetensors, which is to be"),
+        (["ensemble", str(table), "--json", str(table)], "p.csv, which is to be read"),
+        (["report", "--output", "/dev/null/r.html"], "/dev/null/r.html can't be written"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2 and said in err and err.count("\n") == 1, err
+    assert {path.read_text() for path in (table, weights, run_folder / "weights.safetensors")} == {"mine"}
+
+
 @pytest.mark.slow
 def test_staging_evaluation_and_ensemble_write_json(run, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # however long the path of a temporary folder is

@@ -111,6 +111,11 @@ def test_fitted_weights_minimise_the_log_likelihood(members, combine):
     assert found[2] == found.min(), "the member without skill weighs least"
 
 
+def test_one_image_has_no_halves():
+    with pytest.raises(UserError, match="1 is too few"):
+        halves(1)
+
+
 def test_halves_share_no_sample_and_are_random():
     fit, report = halves(101)
     assert sorted([*fit, *report]) == list(range(101)) and not set(fit) & set(report)

@@ -110,5 +110,8 @@ def test_predict_follows_links_as_stage_does(tmp_path, predicted):
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
     os.link(tmp_path / "elsewhere" / "1.jpg", tmp_path / "in" / "2.jpg")
     (tmp_path / "in" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "in" / "loop").symlink_to("loop")
     rows = json.loads(predicted(tmp_path / "in", "json").read_text())
-    assert [row["file"] for row in rows] == ["2.jpg", "linked/1.jpg"]
+    assert [(row["file"], row["error"]) for row in rows] == [
+        ("2.jpg", None), ("linked/1.jpg", None), ("loop", "not a regular file"),
+    ]  # fmt: skip

@@ -30,6 +30,12 @@ def test_a_window_over_the_edge_gets_the_background_there():
     assert (shown[int(20 * scale), int(20 * scale)] == BLUE).all()
 
 
+@pytest.mark.parametrize("size", [(1, 500), (5000, 1), (1, 1)])
+def test_a_window_in_a_line_of_pixels_is_outlined_too(size):
+    shown = np.asarray(_outlined(example((0, 0, 1, 1), image_size=size), FILL))
+    assert max(shown.shape[:2]) == _SIDE and (shown == RED).all(2).any()
+
+
 @pytest.mark.slow
 def test_every_example_is_on_the_sheet_with_its_crop_beside_it():
     colours = [(10 * i, 5, 250 - 10 * i) for i in range(7)]
