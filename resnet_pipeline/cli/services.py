@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from resnet_pipeline.cli.options import Json, Root, write_result
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
 
@@ -44,15 +46,20 @@ def deploy(pool: Annotated[str, typer.Option(help="The Prefect work pool that ru
 
 
 def doctor(root: Root = None, json_file: Json = None) -> None:
-    """Say what this machine has and what would be used: cores, GPUs, decoder, disk, servers."""
+    """Say what this machine has and what would be used, and try it: decoders, disk, servers, buckets.
+
+    Ends with status 2 if something that is configured can't be used.
+    """
     from resnet_pipeline.services.doctor import examine
 
     findings = examine(Workspace.of(root))
     table = Table(show_header=False, box=None)
     for finding in findings:
-        table.add_row(finding.what, finding.state, finding.use)
+        table.add_row(Text("" if finding.ok else "✗", style="bold red"), finding.what, finding.state, finding.use)
     print_table(table)
     write_result(json_file, [vars(f) for f in findings])
+    if bad := [finding.what for finding in findings if not finding.ok]:
+        raise UserError(f"what is configured can't all be used; see above: {', '.join(bad)}")
 
 
 COMMANDS: Sequence[Callable[..., None]] = (up, down, deploy)

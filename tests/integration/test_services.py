@@ -90,6 +90,15 @@ def test_everything_listens_on_this_machine_alone(services):
                     assert connection.laddr.ip in ("127.0.0.1", "::1"), connection
 
 
+def test_doctor_asks_the_servers(services, run_program):
+    folder, environment, _ = services
+    looked = run_program("resnet-pipeline", "doctor", "--json", "d.json", cwd=folder, env=environment)
+    found = {f["what"]: f["state"] for f in json.loads((folder / "d.json").read_text())}
+    assert looked.returncode == 0, looked.stdout
+    for name in ("MLflow", "Prefect"):
+        assert re.search(r"^http://127.0.0.1:\d+\S* answers \(version [\d.]+, as here\)$", found[name])
+
+
 def test_a_second_up_and_a_port_in_use_are_refused(services, run_program, tmp_path):
     folder, environment, _ = services
     again = run_program("resnet-pipeline", "up", "--detach", cwd=folder)

@@ -1,0 +1,86 @@
+"""Which versions each node of a Ray cluster runs, beside those of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from resnet_pipeline.adapters.ray.cluster import ray_cluster
+from resnet_pipeline.errors import UserError
+
+PACKAGES = ("resnet-pipeline", "ray", "torch", "torchvision", "nvidia-dali-cuda130", "mlflow")
+"""What a worker computes with, and what is pickled between driver and workers."""
+
+_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node: its address, CPUs and GPUs, and its versions by package, with that of Python; "none" if not installed."""
+
+    address: str
+    cpus: int
+    gpus: int
+    versions: dict[str, str]
+
+
+def nodes_and_versions() -> tuple[dict[str, str], list[Node]]:
+    """Return the versions of this process, and the nodes of the cluster that RAY_ADDRESS names.
+
+    Raises UserError if the cluster can't be joined, or a node does not answer within a minute.
+
+    Example: ``here, nodes = nodes_and_versions()``
+    """
+    versions = _reader(PACKAGES)
+    with ray_cluster():
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ask = ray.remote(num_cpus=0)(versions)
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        answers = [
+            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+            for node in alive
+        ]
+        found = []
+        for node, answer in zip(alive, answers, strict=True):
+            address, resources = str(node["NodeManagerAddress"]), node["Resources"]
+            try:
+                of_node = ray.get(answer, timeout=_SECONDS)
+            except ray.exceptions.RayError as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"Ray's node {address} runs no task: {reason}") from None
+            cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+            found.append(Node(address=address, cpus=cpus, gpus=gpus, versions=of_node))
+    return versions(), found
+
+
+def differences(here: Mapping[str, str], nodes: Iterable[Node]) -> list[str]:
+    """Return a line for each version of a node that is not the one here.
+
+    Example: ``differences(*nodes_and_versions())``
+    """
+    return [
+        f"{node.address} has {name} {found}, here is {here[name]}"
+        for node in nodes
+        for name, found in node.versions.items()
+        if found != here[name]
+    ]
+
+
+def _reader(packages: Sequence[str]) -> Callable[[], dict[str, str]]:
+    """Return a function that a node runs although it may lack this package: a nested one travels as code."""
+
+    def versions() -> dict[str, str]:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {"Python": platform.python_version()}
+        for name in packages:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "none"
+        return found
+
+    return versions

@@ -1,0 +1,87 @@
+"""What `doctor` says of devices, servers and buckets that work, and of those that do not."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from resnet_pipeline.adapters.ray.versions import Node, differences
+from resnet_pipeline.services import connections
+from resnet_pipeline.services.decoder_check import check_decoders, decode
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.workspace import Workspace
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """Return the address of a server that takes no one's login."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_a_device_that_is_not_there_is_found_by_its_process():
+    verdict = check_decoders(["cuda:99"])["cuda:99"]
+    assert "ended with status 1: " in verdict and "\n" not in verdict
+
+
+def test_pixels_are_those_of_pillow():
+    assert decode("cpu") < 1
+
+
+@pytest.mark.slow
+def test_servers_that_refuse_the_login_can_t_be_used(monkeypatch, tmp_path, refusing):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", refusing)
+    monkeypatch.setenv("PREFECT_API_URL", f"{refusing}/api")
+    for check in (connections.mlflow, connections.prefect):
+        found = check(Workspace.of(tmp_path))
+        assert not found.ok and "401" in found.state and "\n" not in found.state
+
+
+def test_a_bucket_is_written_and_read_and_left_as_it_was(monkeypatch, tmp_path, bucket):
+    monkeypatch.setenv("RESNET_PIPELINE_MIRROR", f"s3://{bucket}/runs")
+    monkeypatch.setenv("RESNET_PIPELINE_DATA", str(tmp_path))
+    assert [f.state for f in connections.places(Workspace.of(tmp_path))] == [
+        f"{tmp_path} is written and read",
+        f"s3://{bucket}/runs is written and read",
+    ]
+    assert storage_at(f"s3://{bucket}/runs").files() == [] and not list(tmp_path.iterdir())
+
+
+def test_a_bucket_that_is_not_there_can_t_be_used(monkeypatch, tmp_path, bucket):
+    monkeypatch.setenv("RESNET_PIPELINE_MIRROR", f"s3://{bucket}-gone/runs")
+    (found,) = connections.places(Workspace.of(tmp_path))
+    assert not found.ok and f"s3://{bucket}-gone" in found.use
+
+
+def test_a_database_of_mlflow_that_is_damaged_can_t_be_used(tmp_path):
+    workspace = Workspace.of(tmp_path)
+    assert connections.mlflow(workspace).ok, "none yet: it is made on first use"
+    workspace.mlflow.mkdir(parents=True)
+    (workspace.mlflow / "mlflow.db").write_bytes(b"no database" * 100)
+    assert not connections.mlflow(workspace).ok
+
+
+def test_other_versions_on_a_node_are_named():
+    here = {"Python": "3.11.2", "torch": "2.14.1"}
+    nodes = [
+        Node(address="10.0.0.1", cpus=2, gpus=0, versions=here),
+        Node(address="10.0.0.2", cpus=2, gpus=0, versions={"Python": "3.11.2", "torch": "none"}),
+    ]
+    assert differences(here, nodes) == ["10.0.0.2 has torch none, here is 2.14.1"]
