@@ -50,8 +50,15 @@ class ModelConfig:
     checkpointing: int = 0
     """Blocks per stored activation: only every k-th block's input is kept for the backward pass, which saves memory
     and costs time (Chen et al., 2016); 0 keeps all."""
+    last_gamma: float | None = field(default=None, metadata=OMIT_NONE)
+    """Scale at the start of each residual block's last batch norm: 0 makes every block an identity at first (Goyal et
+    al., 2017, section 5.1). Unset: 1, as the paper's networks have it."""
 
     def __post_init__(self) -> None:
+        _check(
+            self.last_gamma is None or "resnet" in self.name,
+            f"model.last_gamma is for residual networks: without shortcuts {self.name} would learn nothing from 0",
+        )
         _check(self.checkpointing >= 0, f"model.checkpointing must be at least 0, not {self.checkpointing}")
 
 

@@ -30,6 +30,9 @@ def recipes(
             autocompletion=complete_recipe,
         ),
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="List those alone that keep so many GPUs busy.", show_default=False)
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """List every recipe with its depth, parameters, multiply-adds and the paper's error; or print one, field by field.
@@ -39,7 +42,7 @@ def recipes(
     from resnet_pipeline.jobs.recipes import depth_against_vgg, recipe_row, recipe_rows
 
     if recipe is None:
-        rows = recipe_rows()
+        rows = recipe_rows(gpus)
         print_table(_table(rows))
         print(textwrap.fill(depth_against_vgg(), WIDTH))
         write_result(json_file, [asdict(row) for row in rows])

@@ -12,8 +12,9 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from resnet_pipeline.config import RunConfig
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.paper import PUBLISHED
-from resnet_pipeline.recipes import get_recipe, recipe_names
+from resnet_pipeline.recipes import get_recipe, recipe_names, recipes_for
 
 if TYPE_CHECKING:
     from resnet_pipeline.models.complexity import Complexity
@@ -41,12 +42,17 @@ class RecipeRow:
     source: str | None = None
 
 
-def recipe_rows() -> list[RecipeRow]:
-    """Return a row per recipe.
+def recipe_rows(gpus: int | None = None) -> list[RecipeRow]:
+    """Return a row per recipe; with ``gpus`` of those alone that keep so many GPUs busy.
 
-    Example: ``[row.recipe for row in recipe_rows()]``
+    Raises UserError if there is none.
+
+    Example: ``[row.recipe for row in recipe_rows(gpus=64)]``
     """
-    return [recipe_row(name) for name in recipe_names()]
+    names = recipe_names() if gpus is None else recipes_for(gpus)
+    if not names:
+        raise UserError(f"no recipe keeps {gpus} GPUs busy: see the micro-batches of each with `recipes RECIPE`")
+    return [recipe_row(name) for name in names]
 
 
 def recipe_row(name: str) -> RecipeRow:
@@ -70,6 +76,25 @@ def recipe_row(name: str) -> RecipeRow:
         top5=published.top5 if published else None,
         source=published.source if published else None,
     )
+
+
+def idle_gpus(config: RunConfig, workers: int, gpus: int) -> str:
+    """Return a sentence on the GPUs that a run leaves idle, and what would use them; an empty one if there are none.
+
+    >>> idle_gpus(get_recipe("imagenet/resnet50"), workers=8, gpus=8)
+    ''
+    """
+    if workers >= gpus:
+        return ""
+    idle = (
+        f"{workers} of {gpus} GPUs will train: {config.recipe} has {config.micro_batches} micro-batches of "
+        f"{config.micro_batch} images, and each worker takes one at least, all the same number"
+    )
+    family, _, network = config.recipe.partition("/")
+    larger = [name for name in recipes_for(gpus) if name.startswith("imagenet") and name.endswith(f"/{network}")]
+    if not (family.startswith("imagenet") and larger):
+        return idle
+    return f"{idle}. All would in {larger[0]}, which is not the paper's (`resnet-pipeline recipes --gpus {gpus}`)"
 
 
 def depth_against_vgg() -> str:

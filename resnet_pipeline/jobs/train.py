@@ -19,6 +19,7 @@ from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
 from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.jobs.provenance import environment, git_commit
+from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import progress
 from resnet_pipeline.recipes import changes_of, get_recipe
@@ -215,6 +216,8 @@ def _train_on_ray(attempt: _Attempt) -> None:
     with ray_cluster() as resources:
         counts = counts or Workers(1, max(1, resources.gpus)).counts(config)[-1:]
         check_workers(counts[0], resources)
+        if idle := idle_gpus(config, counts[-1], resources.gpus):
+            _log.warning("%s", idle)
         run = _prepared(attempt)
         with (
             _attended(attempt, run, counts) as follower,

@@ -76,6 +76,11 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = make_shortcut(shortcut, inputs, width, stride)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm that ends F."""
+        return self.bn2
+
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         """Return F(x), before the addition and the last nonlinearity."""
         out: torch.Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=self.training)))
@@ -102,6 +107,11 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(width, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.downsample = make_shortcut(shortcut, inputs, width * self.expansion, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm that ends F."""
+        return self.bn3
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         """Return F(x), before the addition and the last nonlinearity."""

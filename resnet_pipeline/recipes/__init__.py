@@ -1,9 +1,13 @@
 """Recipes: complete typed configs by name, ``imagenet/resnet152``, ``cifar10/resnet20``, ``digits/resnet20``.
 
-``imagenet`` and ``cifar10`` are the paper's; ``imagenet-fast``, ``imagenet-short`` and ``cifar10-fast`` are not.
+``imagenet`` and ``cifar10`` are the paper's, the others are not: ``imagenet-fast``, ``imagenet-short`` and
+``cifar10-fast`` are of today, ``imagenet-512``, ``-2k`` and ``-8k`` for 16 to 256 GPUs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flat, with_overrides
@@ -11,11 +15,15 @@ from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.recipes import cifar10, digits, imagenet
 from resnet_pipeline.records import JsonObject
 
-_FAMILIES = {
+_FAMILIES: dict[str, tuple[tuple[str, ...], Callable[[str], RunConfig]]] = {
     "imagenet": (imagenet.NETWORKS, imagenet.faithful),
     "cifar10": (cifar10.NETWORKS, cifar10.faithful),
     "imagenet-fast": (imagenet.FAST_NETWORKS, imagenet.fast),
     "imagenet-short": (imagenet.FAST_NETWORKS, imagenet.short),
+    **{
+        f"imagenet-{size}": (imagenet.LARGE_NETWORKS, partial(imagenet.large, batch=batch))
+        for batch, size in imagenet.LARGE_BATCHES.items()
+    },
     "cifar10-fast": (cifar10.FAST_NETWORKS, cifar10.fast),
     "digits": (digits.NETWORKS, digits.small),
 }
@@ -43,6 +51,20 @@ def get_recipe(name: str) -> RunConfig:
         near = did_you_mean(name, names)
         raise UserError(f"unknown recipe {name!r}{near or '; the recipes are ' + ', '.join(names)}")
     return build(network)
+
+
+def recipes_for(gpus: int) -> list[str]:
+    """Return the names of the recipes that keep this many GPUs busy: their micro-batches can be shared by so many.
+
+    Those with the smallest batch come first. Raises UserError for a number below 1.
+
+    >>> recipes_for(64)[0]
+    'imagenet-2k/resnet50'
+    """
+    if gpus < 1:
+        raise UserError(f"a number of GPUs must be at least 1, not {gpus}")
+    good = [name for name in recipe_names() if get_recipe(name).micro_batches % gpus == 0]
+    return sorted(good, key=lambda name: get_recipe(name).batch)
 
 
 def changes_of(config: RunConfig) -> JsonObject:

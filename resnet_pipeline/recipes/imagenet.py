@@ -1,4 +1,4 @@
-"""The paper's ImageNet recipe (section 3.4) for its plain and residual networks; beside it, two of today."""
+"""The paper's ImageNet recipe (section 3.4) for its plain and residual networks; beside it, those of today."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ _NETWORKS: dict[str, tuple[str, _Shortcut]] = {
 }
 NETWORKS = tuple(_NETWORKS)
 FAST_NETWORKS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
+LARGE_NETWORKS = ("resnet50", "resnet101", "resnet152")
+LARGE_BATCHES = {512: "512", 2048: "2k", 8192: "8k"}
+"""Images of a step, and how the families `imagenet-512`, `-2k` and `-8k` write it: 32 for each of 16, 64, 256 GPUs."""
 IMAGES = 1_281_167
 
 
@@ -87,6 +90,44 @@ def short(network: str) -> RunConfig:
     96
     """
     return _today("imagenet-short", network, epochs=18, warmup=2, lr=0.2, crop=192, first=96)
+
+
+def large(network: str, batch: int) -> RunConfig:
+    """Return Goyal et al.'s recipe (2017) for a large batch, one of LARGE_BATCHES, and one of LARGE_NETWORKS.
+
+    Command: ``resnet-pipeline train imagenet-8k/resnet50 --dataset ilsvrc2012 --workers 256``. Not yet run on ImageNet.
+    90 epochs; the rate is 0.1 for each 256 images of a batch, with five epochs of warm-up, and a tenth from epochs 30,
+    60 and 80 on; 32 images for each GPU, over which batch norm takes its statistics; no decay of batch norm, each
+    block's last scale 0 at first, stride v1.5, RandomResizedCrop. They report 23.60 % top-1 error for 256 images, and
+    23.74 % for 8,192 (their Table 1). Unlike theirs the momentum is not Nesterov's, and the warm-up begins at 0.
+
+    >>> large("resnet50", 8192).optim.lr
+    3.2
+    """
+    name, _ = _NETWORKS[network]
+    epoch = IMAGES / batch
+    return RunConfig(
+        recipe=f"imagenet-{LARGE_BATCHES[batch]}/{network}",
+        model=ModelConfig(name=name, shortcut="B", stride="v1.5", mean="channel", last_gamma=0.0),
+        augment=AugmentConfig(kind="random-resized-crop", crop=224, area=(0.08, 1.0), flip=True),
+        views=ViewConfig(crop=224, resize=256, scales=(224, 256, 384, 480, 640)),
+        optim=OptimConfig(lr=0.1 * batch / 256, momentum=0.9, weight_decay=1e-4, decay_norm=False),
+        schedule=ScheduleConfig(
+            kind="step",
+            boundaries=(round(30 * epoch), round(60 * epoch), round(80 * epoch)),
+            factor=0.1,
+            warmup=round(5 * epoch),
+        ),
+        precision="auto",
+        compile=True,
+        batch=batch,
+        micro_batch=32,
+        steps=round(90 * epoch),
+        eval_every=round(5 * epoch),
+        checkpoint_every=min(1_000, round(2 * epoch)),
+        log_every=10,
+        bn_images=32_768,
+    )
 
 
 def _today(family: str, network: str, *, epochs: int, warmup: int, lr: float, crop: int, first: int) -> RunConfig:

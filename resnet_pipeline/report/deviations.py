@@ -39,6 +39,8 @@ def _of_the_config(config: RunConfig) -> Iterator[str]:
         yield "Bottlenecks have their stride on the 3×3 convolution (v1.5), the authors' on the first 1×1."
     if config.model.mean == "channel":
         yield "The mean colour is subtracted, not the mean image."
+    if config.model.last_gamma is not None:
+        yield f"Each block's last batch norm starts with the scale {config.model.last_gamma:g}, not 1."
     if config.augment.kind == "random-resized-crop":
         yield "Crops are torchvision's RandomResizedCrop, not the paper's scale augmentation."
     decayed = "all parameters" if config.optim.decay_norm else "the weights of convolutions and classifier alone"

@@ -18,6 +18,7 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, view_batches
 from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models import Classifier, Normalize, build_model
+from resnet_pipeline.models.blocks import BasicBlock, Bottleneck
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import all_reduce_sum
 from resnet_pipeline.training.phases import PhasedBatches
@@ -200,6 +201,10 @@ def build_classifier(config: ModelConfig, dataset: Dataset, *, seed: int) -> Cla
         stride=config.stride,
         checkpointing=config.checkpointing,
     )
+    if config.last_gamma is not None:
+        for module in network.modules():
+            if isinstance(module, (BasicBlock, Bottleneck)):
+                nn.init.constant_(module.last_norm.weight, config.last_gamma)
     statistics = dataset.statistics
     mean = statistics.mean_image if config.mean == "image" else statistics.mean_rgb
     return Classifier(Normalize(torch.as_tensor(mean, dtype=torch.float32)), network)

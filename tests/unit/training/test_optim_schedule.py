@@ -116,6 +116,17 @@ def test_the_rates_of_imagenet_fast():
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize(("family", "gpus"), [("imagenet-512", 16), ("imagenet-2k", 64), ("imagenet-8k", 256)])
+def test_the_rates_of_a_large_batch(family, gpus):
+    config = get_recipe(f"{family}/resnet50")
+    assert config.micro_batches == gpus and config.micro_batch == 32
+    schedule, epoch = Schedule(config.schedule, lr=config.optim.lr, steps=config.steps), config.steps / 90
+    peak = 0.1 * config.batch / 256
+    # Goyal et al., 2017, section 5.1
+    for at, rate in ((2.5, peak / 2), (6, peak), (29, peak), (31, peak / 10), (61, peak / 100), (81, peak / 1000)):
+        assert schedule.lr(round(at * epoch)) == pytest.approx(rate, rel=0.02)
+
+
 def test_state_survives_json():
     schedule = Schedule(ScheduleConfig(kind="plateau", patience=1), lr=1.0, steps=10)
     for error in (50, 60, 45):

@@ -5,18 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
+from resnet_pipeline.config import ConfigError
 from resnet_pipeline.data.loaders import train_batches, view_batches
+from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import NonFiniteError, train
 from resnet_pipeline.training.metrics_log import TrainEntry, ValidationEntry
-from resnet_pipeline.training.tasks import Figures
+from resnet_pipeline.training.tasks import Figures, build_classifier
 from tests.metrics import entries
+
+
+def test_a_last_gamma_of_zero_makes_each_block_an_identity(digits):
+    config = replace(get_recipe("digits/resnet8").model, last_gamma=0.0)
+    network = build_classifier(config, digits, seed=0).network
+    for stage, identity in ((network.layer1, True), (network.layer2, False)):
+        block, x = stage[0], torch.rand(2, 16, 8, 8)
+        assert torch.count_nonzero(block.residual(x)) == 0
+        assert torch.equal(block(x), x) is identity, "option A's shortcut halves the map of the second stage"
+    usual = build_classifier(get_recipe("digits/resnet8").model, digits, seed=0).network
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), usual.parameters(), strict=True) if p.dim() > 1)
+
+
+def test_a_last_gamma_is_refused_for_a_network_without_shortcuts():
+    with pytest.raises(ConfigError, match=r"model.last_gamma is for residual networks"):
+        replace(get_recipe("imagenet/plain18").model, last_gamma=0.0)
 
 
 @dataclass(frozen=True)
