@@ -7,6 +7,7 @@ import os
 
 # Before PyTorch is imported: processes with two threads each on two cores would wait for one another.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime tells Microsoft of every network that it loads
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def export_onnx(classifier: Classifier, path: Path, *, size: int, metadata: Mapp
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{path} needs {', '.join(missing)}: pip install 'resnet-pipeline[export]'")
+    # since 1.29 it tells Microsoft the file's name and the graph's hashes, and keeps an id of this machine in ~/.cache
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     model = _for_export(classifier)

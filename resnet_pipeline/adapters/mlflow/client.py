@@ -77,6 +77,8 @@ def _set_up() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # of what a database refuses it would print the stack and the statement; `guarded` says it in a line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # that MLflow is away is said once by the sender; urllib3 would say it at every try
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
@@ -92,7 +94,11 @@ def guarded(call: Callable[[], Any]) -> Any:
     except ImportError as error:  # a database's driver
         raise TrackingError(f"MLflow: {error}, which MLFLOW_TRACKING_URI needs; install it with pip") from error
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
+        lines = str(error).splitlines() or [type(error).__name__]
+        # SQLAlchemy says what it was doing before it says what a database's driver said
+        text = next((line for line in lines if re.match(r"\(\w+\.\w+\) ", line)), lines[0])
+        if re.search("readonly database|disk I/O error|disk is full", text):
+            raise TrackingError(f"MLflow's database can't be written: {text.partition(') ')[2]}") from error
         if away := re.search(r"request to (\w+://[^/]+)\S* failed with exception .*(?:retries|onnect)", text):
             raise TrackingError(
                 f"MLflow at {without_secrets(away[1])} does not answer; start its server, or mend MLFLOW_TRACKING_URI"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sqlite3
 from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine, text
 
 from resnet_pipeline.adapters.mlflow.client import TrackingError, guarded
 from resnet_pipeline.adapters.mlflow.runs import Tracking
@@ -28,3 +31,17 @@ def test_what_was_deleted_is_said_with_the_command_that_restores_it(kind):
 
     with pytest.raises(TrackingError, match=f"mlflow {kind}s restore --{kind}-id 12ab$"):
         guarded(fail)
+
+
+def test_a_database_that_can_t_be_written_is_one_line(tmp_path):
+    file = tmp_path / "mlflow.db"
+    sqlite3.connect(file).close()
+    engine = create_engine(f"sqlite:///file:{file}?mode=ro&uri=true")
+    with engine.connect() as connection, pytest.raises(TrackingError) as error:
+        guarded(lambda: connection.execute(text("create table t (x)")))
+    assert str(error.value) == "MLflow's database can't be written: attempt to write a readonly database"
+
+
+def test_a_database_whose_driver_is_not_installed_is_one_line():
+    with pytest.raises(TrackingError, match="No module named 'nodriver', which MLFLOW_TRACKING_URI needs; install it"):
+        guarded(lambda: importlib.import_module("nodriver"))

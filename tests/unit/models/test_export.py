@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import onnx
 import onnxruntime
@@ -35,6 +38,27 @@ CASES = [
     ("cifar-highway8", 32, torch.rand(3) * 255, torch.rand(3) * 50 + 20, {}),
     pytest.param("resnet18", 70, torch.rand(3) * 255, None, {"pooling": "caffe"}, marks=pytest.mark.slow),
 ]
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+import torch
+from resnet_pipeline.models import Classifier, Normalize, build_model
+from resnet_pipeline.models.export import export_onnx
+
+classifier = Classifier(Normalize(torch.zeros(3)), build_model("cifar-resnet8"))
+export_onnx(classifier, Path(sys.argv[1]), size=8, metadata={})
+"""
+
+
+@pytest.mark.slow
+def test_an_export_leaves_no_id_of_the_machine_for_anyone_s_statistics(tmp_path):
+    own = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "-c", EXPORT, str(tmp_path / "net.onnx")]
+    subprocess.run(command, env={**own, "HOME": str(tmp_path / "home")}, check=True)
+    assert (tmp_path / "net.onnx").exists() and not list((tmp_path / "home").rglob("*deviceid*"))
 
 
 @pytest.mark.slow
