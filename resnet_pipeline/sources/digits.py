@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -45,4 +46,5 @@ def _write_digits(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         grey = Image.fromarray((pixels * 255 / 16).round().astype(np.uint8))
         grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB").save(target, quality=95)
+        os.utime(target, (0, 0))  # written again, they are the same source
     temporary.rename(folder)

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import multiprocessing
+import shutil
 import sys
 import tarfile
 
@@ -17,6 +18,7 @@ from resnet_pipeline.data.image_files import Limits
 from resnet_pipeline.data.manifest import Resized
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.progress import displayed_on
+from resnet_pipeline.sources.digits import write_digits
 from resnet_pipeline.staging import shard_writer
 from resnet_pipeline.staging.stage import Options, Source, source_fingerprint, stage
 from tests.images import jpeg
@@ -131,6 +133,15 @@ def test_a_source_that_changed_looks_different(photos):
     assert source_fingerprint(Source.at(photos)) == before
     (photos / "train/cat/new.JPEG").write_bytes(b"x")
     assert source_fingerprint(Source.at(photos)) != before
+
+
+def test_the_digits_are_the_same_source_when_they_are_written_again(tmp_path):
+    fingerprints = []
+    for _ in range(2):
+        write_digits(tmp_path / "digits")
+        fingerprints.append(source_fingerprint(Source.at(tmp_path / "digits")))
+        shutil.rmtree(tmp_path / "digits")
+    assert fingerprints[0] == fingerprints[1]
 
 
 def test_training_samples_are_dealt_out_to_the_shards(photos, tmp_path):
