@@ -197,6 +197,7 @@ class ImageDataset:
         if not 1 <= crop <= resize or batch < 1:
             raise UserError(f"batch={batch}, crop={crop}, resize={resize}: needed are batch >= 1, 1 <= crop <= resize")
         place = torch.device(device) if device is not None else None
+        batch = max(1, min(batch, len(self.splits[split])))  # a decoder makes room for a whole one
         return _centre_crops(self.staged, split, batch=batch, crop=crop, resize=resize, device=place)
 
     def _sizes(self, split: str, crop: int | None, resize: int | None) -> tuple[int, int]:
@@ -245,7 +246,13 @@ def _encoded(image: Any, row: int) -> bytes:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise UserError(f"image {row} must be uint8 [H, W, 3], RGB, not {pixels.dtype} {list(pixels.shape)}")
         image = Pillow.fromarray(pixels)
-    elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):  # what a PNG can hold
+    elif not image.width * image.height:
+        raise UserError(f"image {row} has no pixels")
+    elif image.mode.startswith("I;16"):
+        image = Pillow.fromarray(np.asarray(image).astype(np.uint16))
+    elif image.mode.startswith(("I", "F")):
+        raise UserError(f"image {row} is of mode {image.mode}, which does not say what white is: convert it to 8 bits")
+    elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):  # what a PNG can hold
         image = image.convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)

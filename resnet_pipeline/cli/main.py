@@ -85,6 +85,10 @@ def _program(
 
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit status 2, never a traceback."""
+    _open_what_is_closed()
+    if sys.stdout is None:
+        _tell(UserError("standard output is closed, so no result can be shown; direct it to a file, or to /dev/null"))
+        sys.exit(2)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal has no character for
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -116,6 +120,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nresnet-pipeline: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _open_what_is_closed() -> None:
+    """Let standard input and error be /dev/null if they are closed.
+
+    Else the next files that are opened would take their numbers, and what libraries write to them.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _flush() -> None:

@@ -111,6 +111,28 @@ def test_batches_are_cropped_and_resized_on_request(dataset, model):
     assert next(dataset.batches("val", batch=2, crop=8)).images.shape == (2, 8, 8, 3)
 
 
+def test_a_batch_is_no_larger_than_its_split(dataset):
+    (batch,) = dataset.batches("val", batch=10**9)
+    assert len(batch.labels) == len(dataset.splits["val"])
+
+
+def test_pixels_of_more_than_8_bits_are_scaled_or_refused_and_never_cut_off(model):
+    grey = np.linspace(0, 255, 20 * 20).reshape(20, 20).astype(np.uint8)
+    deep = grey.astype(np.uint16) * 257
+    big_endian = Image.frombytes("I;16B", (20, 20), deep.astype(">u2").tobytes())
+    of = [
+        model.predict([image], top=10).probabilities
+        for image in (Image.fromarray(grey), Image.fromarray(deep), big_endian)
+    ]
+    np.testing.assert_array_equal(of[1], of[0])
+    np.testing.assert_array_equal(of[2], of[0])
+    for unknown in (Image.fromarray(grey.astype(np.int32)), Image.fromarray((grey / 255).astype(np.float32))):
+        with pytest.raises(UserError, match=f"image 0 is of mode {unknown.mode}, which does not say what white is"):
+            model.predict([unknown])
+    with pytest.raises(UserError, match="image 0 has no pixels"):
+        model.predict([Image.new("RGB", (0, 5))])
+
+
 def test_our_own_weights_file_keeps_its_preprocessing(workspace, model):
     reference = f"cifar-resnet8={workspace.runs / 'short' / 'weights.safetensors'}"
     other = resnet_pipeline.load_model(reference, dataset="digits", root=workspace.root)

@@ -199,6 +199,18 @@ def test_what_is_read_or_written_too_is_not_replaced(run, tmp_path):
     assert {path.read_text() for path in (table, weights, run_folder / "weights.safetensors")} == {"mine"}
 
 
+def test_without_standard_output_nothing_is_begun_and_other_files_are_not_taken_for_it(tmp_path):
+    def call(closed: str) -> subprocess.CompletedProcess[str]:
+        command = f"{sys.executable} -m resnet_pipeline.cli recipes digits/resnet8 --json {tmp_path}/r.json {closed}"
+        return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+
+    found = call(">&-")
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1) and "standard output is closed" in found.stderr
+    assert not (tmp_path / "r.json").exists()
+    found = call("<&- 2>&-")
+    assert found.returncode == 0 and "optim.lr" in found.stdout and (tmp_path / "r.json").exists()
+
+
 @pytest.mark.slow
 def test_staging_evaluation_and_ensemble_write_json(run, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # however long the path of a temporary folder is
