@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import urllib.error
-import urllib.request
 import uuid
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,11 +9,10 @@ from pathlib import Path
 
 from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_uri
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.services.prefect_api import SECONDS_TO_ANSWER, prefect_client, reach
 from resnet_pipeline.settings import cleaned, settings, surroundings, variable, without_secrets
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.workspace import Workspace
-
-_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,46 +127,18 @@ def _ask_mlflow(uri: str) -> str:
     if not uri.startswith("http"):
         guarded(lambda: client.search_experiments(max_results=1))
         return ""
-    _reach(f"{uri.rstrip('/')}/health")
+    reach(f"{uri.rstrip('/')}/health")
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request_safe
 
     guarded(lambda: client.search_experiments(max_results=1))
     login = get_default_host_creds(uri)
-    answer = guarded(lambda: http_request_safe(login, "/version", "GET", timeout=_SECONDS))
+    answer = guarded(lambda: http_request_safe(login, "/version", "GET", timeout=SECONDS_TO_ANSWER))
     return str(answer.text).strip()
 
 
 def _ask_prefect(url: str) -> str:
     """Return the version of a Prefect server; UserError if it refuses this client."""
-    _reach(f"{url.rstrip('/')}/health")
-    import httpx
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.exceptions import PrefectException
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
-
-    key, login = PREFECT_API_KEY.value(), PREFECT_API_AUTH_STRING.value()
-    try:
-        with SyncPrefectClient(
-            url,
-            api_key=key.get_secret_value() if key else None,
-            auth_string=login.get_secret_value() if login else None,
-            httpx_settings={"timeout": _SECONDS},
-        ) as client:
-            client.read_flows(limit=1)
-            return str(client.api_version())
-    except (httpx.HTTPError, PrefectException, RuntimeError) as error:
-        raise UserError((str(error).splitlines() or [type(error).__name__])[0]) from None
-
-
-def _reach(url: str) -> None:
-    """Raise UserError if no HTTP server answers within seconds: the clients themselves would try for minutes."""
-    if not url.startswith(("http://", "https://")):
-        raise UserError("no http address")
-    try:
-        with urllib.request.urlopen(without_secrets(url), timeout=_SECONDS):
-            pass
-    except urllib.error.HTTPError:
-        pass  # one that wants a login, or has no such page, is there
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise UserError(str(getattr(error, "reason", error))) from None
+    with prefect_client(url) as client:
+        client.read_flows(limit=1)
+        return str(client.api_version())

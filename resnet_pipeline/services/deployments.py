@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib import resources
+import contextlib
+from importlib import import_module, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.services.prefect_api import prefect_client
 from resnet_pipeline.settings import surroundings
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.orchestration import SyncPrefectClient
 
 POOL = "local"
 """The work pool of this machine's own worker."""
@@ -17,24 +24,57 @@ POOL = "local"
 def deploy(pool: str) -> int:
     """Register every deployment of prefect.yaml with the server of PREFECT_API_URL; return how many there are.
 
+    Done again, it changes what this version of the program has changed, and nothing else: a pool that is there stays
+    as it is, and so do a deployment's schedules, pause and limit (``prefect deploy`` resets them). Raises UserError if
+    the server does not answer or refuses.
+
     Example: ``deploy("local")``
     """
-    if not surroundings().prefect_api_url:
+    url = surroundings().prefect_api_url
+    if not url:
         raise UserError("PREFECT_API_URL is not set: name the Prefect server's API, or use `resnet-pipeline up`")
-    import yaml
-
-    with resources.as_file(resources.files("flows") / "prefect.yaml") as file:
-        count = len(yaml.safe_load(file.read_text())["deployments"])
-        environment = {**os.environ, "RESNET_PIPELINE_POOL": pool}
-        _prefect(environment, "work-pool", "create", pool, "--type", "process", "--overwrite")
-        _prefect(environment, "--no-prompt", "deploy", "--all", "--pool", pool, "--prefect-file", str(file))
-    return count
+    entries = yaml.safe_load((resources.files("flows") / "prefect.yaml").read_text())["deployments"]
+    with prefect_client(url) as client:
+        _make_pool(client, pool)
+        for entry in entries:
+            _register(client, pool, entry)
+    return len(entries)
 
 
-def _prefect(environment: dict[str, str], *arguments: str) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if process.returncode:
-        lines = [line for line in (process.stdout + process.stderr).splitlines() if line.strip()]
-        raise UserError(f"`prefect {' '.join(arguments)}` failed: {' '.join(lines[-3:])}")
+def _make_pool(client: SyncPrefectClient, pool: str) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    with contextlib.suppress(ObjectAlreadyExists):  # its limit, its pause and its template may be someone's
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+
+
+def _register(client: SyncPrefectClient, pool: str, entry: dict[str, Any]) -> None:
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    module, _, function = entry["entrypoint"].rpartition(".")
+    flow = cast("Flow[..., Any]", getattr(import_module(module), function))
+    wanted: dict[str, Any] = {
+        "entrypoint": entry["entrypoint"],
+        "version": flow.version,
+        "description": entry.get("description") or flow.description,
+        "parameters": entry.get("parameters", {}),
+        "tags": entry.get("tags", []),
+        "job_variables": entry["work_pool"].get("job_variables", {}),
+        "parameter_openapi_schema": flow.parameters.model_dump(exclude_unset=True),
+        # relative paths among the parameters are those of whoever deploys
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
+        "work_pool_name": pool,
+        "enforce_parameter_schema": True,
+    }
+    try:
+        known = client.read_deployment_by_name(f"{flow.name}/{entry['name']}")
+    except ObjectNotFound:
+        client.create_deployment(client.create_flow(flow), entry["name"], **wanted)
+    else:
+        changed = {key: value for key, value in wanted.items() if getattr(known, key) != value}
+        if changed:
+            client.update_deployment(known.id, DeploymentUpdate(**changed))

@@ -13,9 +13,11 @@ import sys
 import tarfile
 from pathlib import PurePath
 
+import httpx
 import psutil
 import pytest
 
+from resnet_pipeline.services.deployments import deploy
 from tests.images import jpeg
 from tests.workspaces import with_digits
 
@@ -97,6 +99,32 @@ def test_doctor_asks_the_servers(services, run_program):
     assert looked.returncode == 0, looked.stdout
     for name in ("MLflow", "Prefect"):
         assert re.search(r"^http://127.0.0.1:\d+\S* answers \(version [\d.]+, as here\)$", found[name])
+
+
+def test_deploying_again_keeps_what_the_user_has_set(services, monkeypatch):
+    folder, environment, _ = services
+    api = environment["PREFECT_API_URL"]
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    monkeypatch.chdir(folder)
+    with httpx.Client(base_url=api) as server:
+
+        def known() -> dict[str, dict[str, object]]:
+            found = server.post("/deployments/filter", json={}).json()
+            return {entry["id"]: entry for entry in found}
+
+        before = known()
+        one = next(i for i, entry in before.items() if entry["name"] == "resnet1202")
+        server.patch(f"/deployments/{one}", json={"paused": True, "concurrency_limit": 1, "tags": ["x"]})
+        schedule = {"schedule": {"cron": "0 0 1 1 *"}, "active": False}
+        server.post(f"/deployments/{one}/schedules", json=[schedule])
+        server.patch("/work_pools/local", json={"concurrency_limit": 5})
+        assert deploy("local") == len(before)
+        after, pool = known(), server.get("/work_pools/local").json()
+        server.patch("/work_pools/local", json={"concurrency_limit": None})
+    changed = after.pop(one)
+    assert {i: e["updated"] for i, e in before.items() if i != one} == {i: e["updated"] for i, e in after.items()}
+    assert (changed["paused"], changed["global_concurrency_limit"]["limit"], len(changed["schedules"])) == (True, 1, 1)
+    assert changed["tags"] == before[one]["tags"] and pool["concurrency_limit"] == 5
 
 
 def test_a_second_up_and_a_port_in_use_are_refused(services, run_program, tmp_path):
