@@ -144,7 +144,12 @@ def config_hash(config: Any) -> str:
 
     Example: ``config_hash(get_recipe("digits/resnet8"))``
     """
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+    return hash_of(to_dict(config))
+
+
+def hash_of(values: Any) -> str:
+    """Return the same of a config's plain JSON values, as some version wrote them: later ones have other fields."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_pipeline.config import ConfigError, RunConfig
-from resnet_pipeline.config_io import from_dict
+from resnet_pipeline.config_io import from_dict, hash_of
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import read_json
 from resnet_pipeline.records import OMIT_NONE, RecordError, plain_record, read_record
@@ -179,14 +180,25 @@ def read_origin(storage: Storage) -> Origin | None:
 def read_run_config(path: Path) -> tuple[RunConfig, DatasetFacts]:
     """Return config and dataset from a run's or a model's ``config.json``; UserError names file and field.
 
+    The name of a run's directory has both hashes: UserError, too, for a file that is not of these.
+
     Example: ``read_run_config(run.config_file)[0].recipe``
     """
     stored = read_json(path)
     try:
         facts = read_record(DatasetFacts, stored.get("dataset"), where="dataset.")
-        return from_dict(RunConfig, stored.get("config") or {}, where="config."), facts
+        config = from_dict(RunConfig, stored.get("config") or {}, where="config.")
     except (ConfigError, RecordError) as error:
         raise UserError(f"{path} can't be read: {error}") from None
+    if named := re.fullmatch(r".+-([0-9a-f]{8})-s\d+-([0-9a-f]{8})", path.parent.name):
+        # of the values as they were written: later versions have other fields
+        found = facts.fingerprint[:8], hash_of(stored["config"])
+        if found != named.groups():
+            raise UserError(
+                f"{path} was changed: the hashes of dataset and config are {' and '.join(found)}, its folder's name "
+                f"says {' and '.join(named.groups())}; put it back, or train the same run again"
+            )
+    return config, facts
 
 
 def read_manifest(storage: Storage) -> Manifest:

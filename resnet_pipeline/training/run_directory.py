@@ -45,14 +45,15 @@ class RunDirectory:
     def create(cls, parent: Path, config: RunConfig, dataset: DatasetFacts) -> RunDirectory:
         """Return the run's directory, new or as an earlier start left it; ``dataset`` is kept with the config.
 
-        A config that a crash has torn is written again: the directory's name says that it is this one.
+        A config that a crash has torn, or that was changed, is written again: the directory's name says that it is
+        this one.
         """
         run = cls(parent / run_name(config, dataset.fingerprint))
         run.remove_leftovers()
         torn = False
         if run.config_file.exists():
             try:
-                read_run_config(run.config_file)
+                run.config()
             except UserError as error:
                 _log.warning("%s; it is written again", error)
                 torn = True

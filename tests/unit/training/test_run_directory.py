@@ -5,7 +5,9 @@ import threading
 
 import pytest
 
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.training.metrics_log import MetricsLog, NoteEntry, ResumeEntry, read_metrics
+from resnet_pipeline.training.run_directory import RunDirectory
 from tests.metrics import training
 
 
@@ -68,3 +70,17 @@ def test_a_config_that_a_crash_has_torn_is_written_again(make_run, content):
     whole = run.config_file.read_bytes()
     run.config_file.write_bytes(content)
     assert make_run().config_file.read_bytes() == whole
+
+
+def test_a_config_that_was_changed_is_refused_by_the_run_s_name_and_written_again(make_run):
+    run = make_run()
+    whole = run.config_file.read_bytes()
+    for old, new in ((b'"lr": 0.1', b'"lr": 0.3'), (b'"fingerprint": "', b'"fingerprint": "0')):
+        assert old in whole
+        run.config_file.write_bytes(whole.replace(old, new))
+        for read in (run.config, run.dataset, run.identity):
+            with pytest.raises(UserError, match=r"config\.json was changed: the hashes of dataset and config are"):
+                read()
+        assert make_run().config_file.read_bytes() == whole
+    renamed = run.path.rename(run.path.with_name("mine"))
+    assert RunDirectory.open(renamed).identity() == run.name
