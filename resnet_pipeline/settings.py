@@ -235,15 +235,18 @@ def effective() -> Iterator[Shown]:
         yield Shown(name, "not set" if value is None else without_secrets(str(value)), origin)
 
 
+_SCHEME = r"(?:[\w.+-]+://|(?:https?|ftp|s3):/)"  # with one slash, as a path writes an address
+
+
 def without_secrets(address: str) -> str:
     """Return an address fit to show: without ``user:password@``, and with the values of secret parameters masked.
 
     >>> without_secrets("http://me:secret@host/api?token=abc")
     'http://host/api?token=***'
     """
-    address = re.sub(r"^((?:[\w.+-]+://)?)[^/?#\s]*@", r"\1", address)
+    address = re.sub(rf"^((?:{_SCHEME})?)[^/?#\s]*@", r"\1", address)
     # a password may hold what should have been quoted: all up to the last @ goes, unless a port comes first
-    address = re.sub(r"^([\w.+-]+://)[^/@\s:]*:(?!\d+(?:[/?#]|$))\S*@", r"\1", address)
+    address = re.sub(rf"^({_SCHEME})[^/@\s:]*:(?!\d+(?:[/?#]|$))\S*@", r"\1", address)
     return re.sub(r"(?i)([?&][^=&#]*(?:passw|pwd|secret|token|key|signature)[^=&#]*=)[^&#]*", r"\1***", address)
 
 
@@ -253,7 +256,7 @@ def cleaned(text: str) -> str:
     >>> cleaned("no answer from http://me:secret@host/api")
     'no answer from http://host/api'
     """
-    return re.sub(r"[\w.+-]+://[^\s'\"<>]+", lambda found: without_secrets(found[0]), text)
+    return re.sub(rf"{_SCHEME}[^\s'\"<>]+", lambda found: without_secrets(found[0]), text)
 
 
 def basic_authorization(address: str) -> dict[str, str]:

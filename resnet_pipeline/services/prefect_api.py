@@ -53,11 +53,11 @@ def reach(url: str) -> None:
     Example: ``reach("http://127.0.0.1:4200/api/health")``
     """
     if not url.startswith(("http://", "https://")):
-        raise UserError("no http address")
+        raise UserError(f"{without_secrets(url)} is no http address")
     try:
         with urllib.request.urlopen(without_secrets(url), timeout=SECONDS_TO_ANSWER):
             pass
     except urllib.error.HTTPError:
         pass  # one that wants a login, or has no such page, is there
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise UserError(f"{cleaned(url)} does not answer: {getattr(error, 'reason', error)}") from None
+        raise UserError(f"{without_secrets(url)} does not answer: {getattr(error, 'reason', error)}") from None

@@ -32,12 +32,12 @@ TOUCH_THE_ENVIRONMENT = {
     "resnet_pipeline/settings.py": "reads it",
     "resnet_pipeline/cli/main.py": "sets the root for the flows of `demo`",
     "resnet_pipeline/services/local.py": "gives it, with additions, to servers and the worker; sets Prefect up",
-    "resnet_pipeline/services/deployments.py": "gives it, with the pool's name, to `prefect deploy`",
     "resnet_pipeline/adapters/mlflow/client.py": "sets MLflow up, and takes away what MLflow adds",
     "resnet_pipeline/adapters/ray/cluster.py": "sets Ray up",
     "resnet_pipeline/adapters/ray/train.py": "hands the driver's timeout on to a worker",
     "resnet_pipeline/adapters/mlflow_model.py": "MLflow's sign that its server runs the model",
     "resnet_pipeline/staging/shard_pool.py": "hands it on to worker processes",
+    "resnet_pipeline/models/export.py": "sets ONNX Runtime up",
     "resnet_pipeline/storage/s3.py": "a client serves as long as all of AWS_... stay, whatever boto3 reads of them",
     "resnet_pipeline/report/terminal.py": "COLUMNS, the terminal's",
 }
@@ -167,6 +167,7 @@ def test_an_address_is_shown_without_its_secrets(address, shown):
 def test_addresses_in_a_text_are_shown_without_their_secrets():
     text = "('http://user:pw@host/api' failed: s3://bucket/a@b, see http://host/?token=abc)"
     assert cleaned(text) == "('http://host/api' failed: s3://bucket/a@b, see http://host/?token=***"
+    assert cleaned("/here/https:/user:pw@host/x is missing") == "/here/https:/host/x is missing"
     assert cleaned("no address: a@b, models:/name@candidate") == "no address: a@b, models:/name@candidate"
 
 

@@ -7,9 +7,23 @@ import signal
 import subprocess
 
 import psutil
+import pytest
 
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.services.deployments import deploy
 from resnet_pipeline.services.local import down
+from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.workspace import Workspace
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["http://me:SECRET@127.0.0.1:9/api", "me:SECRET@nonsense"])
+def test_a_server_that_is_away_is_one_line_without_its_password(monkeypatch, address):
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    with pytest.raises(UserError) as error:
+        deploy("local")
+    assert without_secrets(address) in str(error.value)
+    assert not any(word in str(error.value) for word in ("SECRET", "File", "\n"))
 
 
 def test_down_takes_a_zombie_for_what_has_ended(tmp_path, monkeypatch):
