@@ -6,11 +6,9 @@ import dataclasses
 import hashlib
 import json
 import logging
-import pickle
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +22,13 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.models.blocks import Bottleneck
 from resnet_pipeline.models.caffe import read_caffe_weights
+from resnet_pipeline.models.checkpoint_files import CHECKPOINT_SUFFIXES, read_checkpoint, unreadable
 from resnet_pipeline.models.normalize import Classifier, Normalize
 from resnet_pipeline.models.registry import architecture_of, build_model
 from resnet_pipeline.models.resnet import Architecture, ResNet
 from resnet_pipeline.models.state_dicts import StateDict, check_fit, plain_names
 
-_PYTORCH = (".pth", ".pt", ".th", ".ckpt", ".tar")  # .tar: model_best.pth.tar
-_SUFFIXES = (".safetensors", *_PYTORCH, ".caffemodel")
+_SUFFIXES = (".safetensors", *CHECKPOINT_SUFFIXES, ".caffemodel")
 _log = logging.getLogger(__name__)
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _ARCHITECTURE = "architecture"  # the key of the metadata
@@ -109,7 +107,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except Exception as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def load_weights(model: nn.Module, path: Path | str, *, ema: bool = False) -> None:
@@ -234,15 +232,15 @@ def _read_hashed(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[s
         raise UserError(f"{path} {other}")
     metadata: Mapping[str, str] = {}
     digest: str | None = None
-    if path.suffix in _PYTORCH:
-        state = _read_pickle(path, ema=ema)
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        state = read_checkpoint(path, ema=ema)
     elif ema:
         raise UserError(f"{path} holds no averaged weights (EMA) beside its own; leave --ema out")
     elif path.suffix == ".caffemodel":
         try:
             state = read_caffe_weights(path)
         except RuntimeError as error:  # blobs of shapes that don't go together
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
     else:
         state, metadata, digest = _read_safetensors(path)
     try:
@@ -299,7 +297,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str], str | N
     try:
         state = load_file(path)
     except Exception as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     metadata = read_metadata(path)
     expected = _noted_digest(metadata)
     if expected and weights_sha256(state) != expected:
@@ -312,85 +310,6 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str], str | N
 def _noted_digest(metadata: Mapping[str, str]) -> str | None:
     # earlier versions noted it in a run's weights alone; in an export that key is the hash of what was exported
     return metadata.get(_DIGEST) or (metadata.get("weights_sha256") if "run" in metadata else None)
-
-
-class _Unread:
-    """Stands for an object of a checkpoint that is no tensor: nothing of it is made, whatever it is."""
-
-    def __init__(self, *arguments: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-# What training scripts keep beside the weights: their arguments, paths, NumPy's numbers (a best accuracy), and the
-# hyperparameters of Lightning, which are a dictionary.
-_BESIDE: list[Any] = [
-    *(
-        (_Unread, name)
-        for name in (
-            "argparse.Namespace",
-            "types.SimpleNamespace",
-            "pathlib.PosixPath",
-            "pathlib.WindowsPath",
-            "pathlib._local.PosixPath",
-            "pathlib._local.WindowsPath",
-            "numpy.core.multiarray.scalar",
-            "numpy._core.multiarray.scalar",
-            "numpy.dtype",
-        )
-    ),
-    *((_Unread, f"numpy.dtypes.{kind}DType") for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
-    *(
-        (OrderedDict, f"{module}.AttributeDict")
-        for module in (
-            "lightning.fabric.utilities.data",
-            "lightning_fabric.utilities.data",
-            "lightning.pytorch.utilities.parsing",
-            "pytorch_lightning.utilities.parsing",
-        )
-    ),
-]
-_PLAIN = ("state_dict", "model", "model_state_dict", "net", "network")
-_AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema")
-
-
-def _read_pickle(path: Path, *, ema: bool) -> StateDict:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_BESIDE):
-            warnings.simplefilter("ignore")  # on the pickle's protocol
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file from anywhere can fail anywhere in the reader
-        raise _unreadable(path, error) from None
-    loaded = _chosen(path, loaded, ema)
-    if not isinstance(loaded, dict) or not loaded:
-        raise UserError(f"{path} holds no state dict of tensors")
-    for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise UserError(f"{path} holds no state dict of tensors: {name!r} is a {type(value).__name__.strip('_')}")
-    return dict(loaded)
-
-
-def _chosen(path: Path, loaded: Any, ema: bool) -> Any:
-    """Return the state dict of a checkpoint: the plain weights, or the averaged ones if they are asked for or alone."""
-    averaged = None
-    while isinstance(loaded, dict):
-        plain = next((key for key in _PLAIN if isinstance(loaded.get(key), dict)), None)
-        other = next((key for key in _AVERAGED if isinstance(loaded.get(key), dict)), None)
-        if other is not None and (plain is None or ema):
-            loaded, averaged = loaded[other], other
-        elif plain is not None:
-            if other is not None and averaged is None:
-                _log.info("%s: taken are the weights under %r; it has averaged ones (EMA) too, see --ema", path, plain)
-            loaded = loaded[plain]
-        else:
-            break
-    if averaged is not None:
-        _log.info("%s: taken are the averaged weights (EMA) under %r", path, averaged)
-    elif ema:
-        raise UserError(f"{path} holds no averaged weights (EMA) beside its own; leave --ema out")
-    return loaded
 
 
 def _saved_architecture(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
@@ -406,14 +325,3 @@ def _saved_architecture(path: Path, metadata: Mapping[str, str]) -> Mapping[str,
 
 def _describe(architecture: Architecture) -> str:
     return json.dumps({**dataclasses.asdict(architecture), "block": architecture.block.__name__})
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    if found := re.search(r"GLOBAL ([\w.]+)", text):
-        reason = f"it holds an object of {found[1]}, and no object is made of a file; save model.state_dict() alone"
-    elif isinstance(error, pickle.UnpicklingError):  # PyTorch's text goes on with how to switch off its care
-        reason = "it is damaged, or was not written by torch.save"
-    else:
-        reason = (text.splitlines() or [""])[0].strip() or type(error).__name__
-    return UserError(f"{path} is not loaded: {reason[:200]}")
