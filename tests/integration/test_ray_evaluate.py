@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -54,6 +55,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
         return found.scores
 
     with ray_cluster():
+        assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0", "nobody takes this machine away"
         one, two = run("one", "10-crop", None), run("two", "10-crop", 2)
         assert two.keys == one.keys == digits.splits["val"].keys
         np.testing.assert_array_equal(two.probabilities, one.probabilities)
@@ -65,6 +67,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
         with pytest.raises(UserError, match=r"shard .* does not match its checksum") as error:
             run("two", "center", 1)
         assert "\n" not in str(error.value)
+    assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ, "the next cluster may be another one"
     # nothing that Ray or this program has kept or said has the password
     assert list(ray_folder.rglob("logs/raylet.out"))
     assert files_with_marker(ray_folder) == files_with_marker(tmp_path) == []

@@ -22,6 +22,8 @@ _SECONDS_IN_ALL = 16  # with the search for the name
 _SETTINGS = bytes(3) + b"\x04" + bytes(5)  # a frame of HTTP/2: no bytes, of type 4 (RFC 9113)
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 _LONGEST_SOCKET_PATH = 107
+_ON_THIS_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Ray's settings of a cluster that is this machine alone, which nobody takes away: the watcher is one more process."""
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
@@ -65,6 +67,7 @@ def ray_cluster() -> Iterator[Resources]:
 
     # join or start, unless an outer one has
     own = not ray.is_initialized()
+    set_here: dict[str, str] = {}  # and unset at the end: the next cluster may be another one
     if own:
         address = surroundings().ray_address
         # "local" explicitly: without it Ray attaches to whatever an old cluster left as the current address
@@ -78,6 +81,7 @@ def ray_cluster() -> Iterator[Resources]:
         else:
             _check_socket_paths()
             options |= {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
+            set_here = {name: value for name, value in _ON_THIS_MACHINE.items() if name not in os.environ}
         try:
             ray.init(**options)
         except (OSError, ValueError, RuntimeError) as error:
@@ -85,12 +89,15 @@ def ray_cluster() -> Iterator[Resources]:
             if not address:
                 raise UserError(f"Ray can't be started on this machine: {reason}") from None
             raise UserError(f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}") from None
+    os.environ.update(set_here)
     try:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
     finally:
         if own:
             ray.shutdown()
+        for name in set_here:
+            os.environ.pop(name, None)
 
 
 def _check_answers(address: str) -> None:
