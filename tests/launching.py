@@ -35,7 +35,7 @@ with torchrun_context() as context:
     train(RunDirectory.open(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2])), context)
 """
 
-PROGRAM = "from resnet_pipeline.cli import main; main()"
+PROGRAM = "import os, sys; os.chdir(sys.argv.pop(1)); from resnet_pipeline.cli import main; main()"
 
 _processes = multiprocessing.get_context("forkserver")
 
@@ -127,7 +127,17 @@ def launch(
     return [Started(script, given, environment) for environment in meeting(world)]
 
 
-def launch_program(arguments: Sequence[str], world: int | None = None) -> list[Started]:
-    """Start ``resnet-pipeline ARGUMENTS`` in ``world`` processes that know of one another, or in one that is alone."""
-    environments = [dict(os.environ)] if world is None else meeting(world)
-    return [Started(PROGRAM, arguments, environment, output=True) for environment in environments]
+def launch_program(
+    arguments: Sequence[str],
+    world: int | None = None,
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> list[Started]:
+    """Start ``resnet-pipeline ARGUMENTS`` in ``world`` processes that know of one another, or in one that is alone.
+
+    That one may have another folder and environment than this process.
+    """
+    environments = [environment or os.environ] if world is None else meeting(world)
+    given = [str(cwd or Path.cwd()), *arguments]
+    return [Started(PROGRAM, given, each, output=True) for each in environments]

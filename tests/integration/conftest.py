@@ -7,16 +7,19 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.workspace import Workspace
+from tests.integration.nodes import SETTINGS, Nodes, nodes
+from tests.launching import launch_program
 from tests.workspaces import with_digits
 
 BINARIES = Path(sys.executable).parent
+OF_THE_TESTS = ("RESNET_PIPELINE_ROOT", "PREFECT_HOME")  # a user has none of them set
 
 
 def free_port() -> int:
@@ -24,6 +27,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Return a Ray cluster of two nodes with a CPU each."""
+    with nodes(tmp_path_factory.mktemp("nodes"), 1) as found:
+        yield found
+
+
+@pytest.fixture
+def cluster(ray_nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    """Return that cluster, and let this process join it."""
+    own = {"RAY_ADDRESS": ray_nodes.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8"}
+    for name, value in {**SETTINGS, **own}.items():
+        monkeypatch.setenv(name, value)
+    return ray_nodes
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +81,7 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 500
     ) -> subprocess.CompletedProcess[str]:
-        own = ("RESNET_PIPELINE_ROOT", "PREFECT_HOME")
-        base = {k: v for k, v in os.environ.items() if k not in own}
+        base = {k: v for k, v in os.environ.items() if k not in OF_THE_TESTS}
         return subprocess.run(
             [str(BINARIES / command[0]), *command[1:]],
             cwd=cwd,
@@ -75,5 +93,21 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
             timeout=timeout,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_forked() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs ``resnet-pipeline ARGUMENTS`` as `run_program` does, but for its start.
+
+    Its process is forked from one that has made the imports, which are most of what these commands take.
+    """
+
+    def run(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        base = {k: v for k, v in os.environ.items() if k not in OF_THE_TESTS}
+        (process,) = launch_program(arguments, cwd=cwd, environment={**base, **(env or {})})
+        output = process.errors(500)
+        return subprocess.CompletedProcess(["resnet-pipeline", *arguments], process.returncode or 0, output)
 
     return run

@@ -155,7 +155,7 @@ def test_again_it_takes_no_step_scores_no_image_adds_no_version(demo, run_progra
 
 
 @pytest.fixture(scope="module")
-def server(demo, run_program):
+def server(demo, run_forked):
     """Register the demo's ensemble again, promote it, serve it as MLflow's users do; yield what asks it."""
     root, _ = demo
     runs = sorted(str(p) for p in (root / "runs").iterdir())
@@ -166,7 +166,7 @@ def server(demo, run_program):
         ),
         (("promote", "ensemble-digits", "--protocol", "center"), "version 1 is the champion now"),
     ):
-        done = run_program("resnet-pipeline", *command, cwd=root.parent)
+        done = run_forked(*command, cwd=root.parent)
         assert done.returncode == 0 and said in done.stdout, done.stdout
     assert "mlflow models serve -m models:/ensemble-digits@champion" in done.stdout
     port, log = free_port(), root.parent / "serve.log"

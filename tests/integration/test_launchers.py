@@ -21,7 +21,8 @@ from tests.launching import Started, launch_program
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]
 
-SMALL = {"steps": 60, "batch": 64, "eval_every": 30, "checkpoint_every": 4, "log_every": 10, "bn_images": 128}
+SMALL = {"steps": 60, "batch": 32, "micro_batch": 16, "eval_every": 60, "checkpoint_every": 4, "log_every": 10}
+SMALL["bn_images"] = 64
 
 
 def arguments(workspace: Workspace, way: str, workers: int, *more: str) -> list[str]:

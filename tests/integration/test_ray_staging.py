@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -18,30 +15,12 @@ from tests.images import jpeg
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Return the address of a cluster of two nodes."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
-
-
-@pytest.fixture
-def two_nodes(cluster, monkeypatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
-
-
-def test_doctor_joins_the_cluster_and_compares_versions(two_nodes, tmp_path):
+def test_doctor_joins_the_cluster_and_compares_versions(cluster, tmp_path):
     found = connections.ray(Workspace(tmp_path))
     assert found.ok and "answers: 2 node(s), 2 CPUs, 0 GPUs" in found.state, found
 
 
-def test_a_cluster_makes_the_same_dataset_and_says_what_is_wrong(tmp_path, two_nodes, monkeypatch):
+def test_a_cluster_makes_the_same_dataset_and_says_what_is_wrong(tmp_path, cluster, monkeypatch):
     rng = np.random.default_rng(3)
     source = tmp_path / "photos"
     for split, count in (("train", 12), ("val", 4)):

@@ -19,22 +19,12 @@ from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.metrics_log import ResumeEntry, TrainEntry, complete_lines, entries_of
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
-from tests.integration.nodes import SETTINGS, nodes
 from tests.launching import launch
 from tests.metrics import entries
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]
 
 SMALL = ["eval_every=1000", "checkpoint_every=5", "log_every=5", "bn_images=128"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Return a Ray cluster of two nodes with a CPU each, and let this process's training join it."""
-    with nodes(tmp_path_factory.mktemp("nodes"), 1) as found:
-        os.environ |= {**SETTINGS, "RAY_ADDRESS": found.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8"}
-        yield found
-        os.environ.pop("RAY_ADDRESS")
 
 
 def config(*changes: str):

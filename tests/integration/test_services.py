@@ -58,7 +58,7 @@ def services(tmp_path_factory, run_program):
     assert down.returncode == 0 and down.stdout.count("stopped") in (0, 3), down.stdout
 
 
-def sample_folder(tmp_path, archive, images=8):
+def sample_folder(tmp_path, archive, images=4):
     """Write a few files of the ImageNet sample as train/<wnid>/* and val/<wnid>/*."""
     with tarfile.open(archive) as tar:
         for number, member in enumerate(m for m in tar if m.isfile()):
@@ -138,7 +138,7 @@ def test_a_second_up_and_a_port_in_use_are_refused(services, run_program, tmp_pa
 
 
 def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
-    services, run_program, imagenet_sample, tmp_path, monkeypatch
+    services, run_program, run_forked, imagenet_sample, tmp_path
 ):
     folder, environment, _ = services
     images = sample_folder(tmp_path, imagenet_sample)
@@ -149,8 +149,8 @@ def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
     assert staged.returncode == 0, staged.stdout
     trained = run_program(
         "prefect", "deployment", "run", "imagenet-train/resnet152", "--watch",
-        "--param", "dataset=sample", "--param", "steps=2", "--param", "evaluation_images=2",
-        "--param", 'overrides={"batch": 4, "micro_batch": 2, "bn_images": 4}', cwd=folder, env=environment,
+        "--param", "dataset=sample", "--param", "steps=1", "--param", "evaluation_images=1",
+        "--param", 'overrides={"batch": 2, "micro_batch": 1, "bn_images": 2}', cwd=folder, env=environment,
     )  # fmt: skip
     worker = (folder / "work" / "services" / "prefect-worker.log").read_text()
     assert trained.returncode == 0, trained.stdout + worker
@@ -166,13 +166,13 @@ def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
     (weights,) = (folder / "work" / "runs").glob("imagenet-resnet152-*/weights.safetensors")
     assert weights.stat().st_size > 4 * 58.1e6  # float32, 60.2 million less the classifier of 1,000 classes
     # the registered version is a MODEL for the command line
-    evaluated = run_program(
-        "resnet-pipeline", "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
-        "--protocol", "10-crop", "--images", "2", "--json", str(tmp_path / "e.json"), cwd=folder, env=environment,
+    evaluated = run_forked(
+        "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
+        "--protocol", "10-crop", "--images", "1", "--json", str(tmp_path / "e.json"), cwd=folder, env=environment,
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stdout
     result = json.loads((tmp_path / "e.json").read_text())["models"][0]
-    assert result["reused"] and result["images"] == 2
+    assert result["reused"] and result["images"] == 1
 
 
 def test_a_bad_parameter_is_refused_with_its_name(services, run_program):
@@ -223,16 +223,16 @@ def test_down_stops_exactly_what_up_started(services, run_program):
     assert again.returncode == 0 and "nothing is up" in again.stdout
 
 
-def test_what_the_servers_kept_is_usable_without_them(services, run_program, digits):
+def test_what_the_servers_kept_is_usable_without_them(services, run_forked, digits):
     # after `down`: the same root, SQLite opened directly, a run added to the same MLflow experiment
     folder, _, _ = services
     with_digits(folder / "work", digits)
     small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2", "--launcher", "local"]
-    done = run_program("resnet-pipeline", "train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
+    done = run_forked("train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
     assert done.returncode == 0 and "registered as digits-resnet8 version 1" in done.stdout, done.stdout
-    listed = run_program(
-        "resnet-pipeline", "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
-        "--protocol", "10-crop", "--images", "2", cwd=folder,
+    listed = run_forked(
+        "evaluate", "models:/imagenet-resnet152@candidate", "--dataset", "sample",
+        "--protocol", "10-crop", "--images", "1", cwd=folder,
     )  # fmt: skip
     # without the ImageNet sample no ResNet-152 was registered above
     assert listed.returncode == (0 if "RESNET_PIPELINE_IMAGENET_SAMPLE" in os.environ else 2), listed.stdout
