@@ -14,26 +14,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from xdist.remote import Producer
 
-from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import parse_assignments, with_overrides
-from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.settings import Settings, variable
-from resnet_pipeline.sources.digits import write_digits
-from resnet_pipeline.staging.stage import Options, stage
-from resnet_pipeline.storage import storage_at
-from resnet_pipeline.storage.base import Storage
-from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.workspace import Workspace
-from tests.images import photo_files
-from tests.s3_server import KEYS, settings
 from tests.scheduling import OneLaneOfServers
-from tests.workspaces import with_digits
+
+# What takes seconds is imported by the fixtures: the process that shares out the tests runs none of them.
+if TYPE_CHECKING:
+    from resnet_pipeline.data.dataset import Dataset
+    from resnet_pipeline.storage.base import Storage
+    from resnet_pipeline.training.run_directory import RunDirectory
+    from resnet_pipeline.workspace import Workspace
 
 OWN = [variable(field) for field in Settings.model_fields]
 
@@ -64,6 +58,8 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture(autouse=True)
 def _restore_torch() -> Iterator[None]:
     """Each test finds PyTorch's global switches as they are at the start."""
+    import torch
+
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
@@ -73,6 +69,9 @@ def _restore_torch() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return the built-in digits, staged."""
+    from resnet_pipeline.sources.digits import write_digits
+    from resnet_pipeline.staging.stage import stage
+
     folder = tmp_path_factory.mktemp("digits")
     write_digits(folder / "source")
     return stage(folder / "source", folder / "datasets" / "digits", name="digits", workers=2)
@@ -81,6 +80,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return the built-in digits in many small shards."""
+    from resnet_pipeline.sources.digits import write_digits
+    from resnet_pipeline.staging.stage import Options, stage
+
     folder = tmp_path_factory.mktemp("sharded")
     write_digits(folder / "source")
     options = Options(shard_bytes=300_000)
@@ -90,6 +92,9 @@ def sharded_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return those images, staged; a test that changes it takes a copy."""
+    from resnet_pipeline.staging.stage import stage
+    from tests.images import photo_files
+
     folder = tmp_path_factory.mktemp("photos")
     for name, data in photo_files().items():
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -100,12 +105,16 @@ def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture
 def workspace(tmp_path: Path, digits: Dataset) -> Workspace:
     """Return a new workspace that has the digits."""
+    from tests.workspaces import with_digits
+
     return with_digits(tmp_path / "work", digits)
 
 
 @pytest.fixture
 def digits_in_s3(sharded_digits: Dataset, bucket: str) -> Storage:
     """Return where the digits lie in a bucket."""
+    from resnet_pipeline.storage import storage_at
+
     storage = storage_at(f"s3://{bucket}/datasets/digits")
     for stored in sharded_digits.storage.files():
         storage.write(stored.name, sharded_digits.path / stored.name)
@@ -129,6 +138,8 @@ def bucket(s3_server: tuple[str, int]) -> Iterator[str]:
     """Return the name of a new bucket; the environment says where it is and has the keys."""
     import boto3
 
+    from tests.s3_server import KEYS, settings
+
     aws = {name: None for name in os.environ if name.startswith("AWS_")}
     with settings(**aws, **KEYS, AWS_ENDPOINT_URL="http://{}:{}".format(*s3_server)):
         name = f"bucket-{uuid.uuid4().hex}"
@@ -139,10 +150,13 @@ def bucket(s3_server: tuple[str, int]) -> Iterator[str]:
 @pytest.fixture
 def make_run(tmp_path: Path, digits: Dataset) -> Callable[..., RunDirectory]:
     """Return a function that makes a small run on the digits: changed fields, and the folder it stands in."""
+    from resnet_pipeline.config_io import parse_assignments, with_overrides
+    from resnet_pipeline.recipes import get_recipe
+    from resnet_pipeline.training.run_directory import RunDirectory
 
     def make(*assignments: str, folder: str = "runs") -> RunDirectory:
         small = ["steps=12", "eval_every=6", "checkpoint_every=4", "log_every=2", "bn_images=128", *assignments]
-        config: RunConfig = with_overrides(get_recipe("digits/resnet8"), parse_assignments(small))
+        config = with_overrides(get_recipe("digits/resnet8"), parse_assignments(small))
         return RunDirectory.create(tmp_path / folder, config, digits.facts)
 
     return make
