@@ -5,8 +5,6 @@ import dataclasses
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 import weakref
 
@@ -28,6 +26,7 @@ from resnet_pipeline.progress import displayed_on
 from resnet_pipeline.records import plain
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
+from tests.launching import Started
 from tests.recording import Recording
 from tests.workspaces import with_digits
 
@@ -115,18 +114,18 @@ def test_a_killed_test_goes_on(workspace, models):
         "with configured():\n"
         "    evaluate_models(Workspace(Path(sys.argv[1])), sys.argv[2:], test)\n"
     )
-    command = [sys.executable, "-c", code, str(workspace.root), models[0]]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    given = [str(workspace.root), models[0]]
+    process = Started(code, given, os.environ)
     deadline = time.monotonic() + 120
     while not list(workspace.scores.glob("*/*/*/*.parts/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait(100) == -signal.SIGKILL
     assert not list(workspace.scores.glob("*/*/*/*.parquet"))
     kept = len(list(workspace.scores.glob("*/*/*/*.parts/0*.parquet")))
     assert 0 < kept < 19
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    assert f"resuming with {19 - kept} of 19 chunks" in done.stderr
+    again = Started(code, given, os.environ)
+    assert f"resuming with {19 - kept} of 19 chunks" in again.errors(300) and again.returncode == 0
     (file,) = workspace.scores.glob("*/*/*/*.parquet")
     assert len(read_scores(file).keys) == 364
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import resnet_pipeline.recipes
-from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config import ModelConfig
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.recipes import depth_against_vgg, idle_gpus, kept_costs, network_cost, recipe_row, recipe_rows
 from resnet_pipeline.models import build_model, depth_of
@@ -25,18 +26,19 @@ def counted() -> dict[str, dict[str, int]]:
     costs = {"vgg19": (vgg.depth, vgg.cost)}
     for name in recipe_names():
         config = get_recipe(name)
-        costs[name] = depth_of(config.model.name), _shapes_only(config, CLASSES[name.split("/")[0].split("-")[0]])
+        classes = CLASSES[name.split("/")[0].split("-")[0]]
+        costs[name] = depth_of(config.model.name), _shapes_only(config.model, config.augment.crop, classes)
     return {
         name: {"depth": depth, "parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
         for name, (depth, cost) in costs.items()
     }
 
 
-def _shapes_only(config: RunConfig, classes: int) -> Complexity:
-    model = config.model
+@functools.cache  # many recipes have the same network
+def _shapes_only(model: ModelConfig, size: int, classes: int) -> Complexity:
     with torch.device("meta"):  # many of these are large: nothing is computed
         network = build_model(model.name, num_classes=classes, shortcut=model.shortcut, stride=model.stride)
-    return complexity(network, config.augment.crop)
+    return complexity(network, size)
 
 
 @pytest.mark.parametrize("name", ["cifar10/resnet20", "imagenet/resnet18"])

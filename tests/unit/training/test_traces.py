@@ -6,6 +6,7 @@ A change that is meant to: ``python tests/golden/make_traces.py --reason "..."``
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.golden.make_traces import (
     this_machine,
     trace,
 )
+from tests.launching import Started
 
 
 def compare(name, found):
@@ -81,5 +83,10 @@ def test_resnet50_bit_for_bit(imagenet_sample):
 
 
 @pytest.mark.slow
-def test_resnet50_in_float64(imagenet_sample):
-    compare_float64("imagenet_resnet50", in_a_process("imagenet_resnet50", {}, FLOAT64))
+def test_resnet50_in_float64(imagenet_sample, tmp_path):
+    # in a process of its own, which keeps the memory; forked, since it needs no other settings
+    code = "import json, sys; from pathlib import Path; from tests.golden.make_traces import trace; "
+    code += "Path(sys.argv[3]).write_text(json.dumps(trace(sys.argv[1], Path(sys.argv[2]), 'float64')))"
+    found = tmp_path / "trace.json"
+    assert Started(code, ["imagenet_resnet50", str(tmp_path / "run"), str(found)], os.environ).wait(300) == 0
+    compare_float64("imagenet_resnet50", json.loads(found.read_text()))
