@@ -37,7 +37,7 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", flow_run_name="{dataset} · {protocol}")
 @logged
 @form
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
     return rows
 
 
-@flow(name="ensemble-evaluate")
+@flow(name="ensemble-evaluate", flow_run_name="{dataset} · {protocol}")
 @logged
 @form
 def ensemble_evaluate(

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import operator
+import shlex
 from collections.abc import Callable
 from types import NoneType, UnionType
-from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Failed, get_state_exception
 from pydantic import Field
 
 from flows.parameters import Parameter
+from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.logs import handled
 from resnet_pipeline.records import JsonObject
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,18 +37,64 @@ _to_the_run.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext
 
 
 def logged(function: Callable[P, R]) -> Callable[P, R]:
-    """Let the program's log go to the log of the flow run while the function runs.
+    """Let the program's log go to the log of the flow run while the function runs, and its end be the run's state.
 
     What Prefect's console shows of it is Prefect's to decide; the command line, if it has started the flow, shows
-    its own.
+    its own. A run that was stopped is Cancelled. What the user can mend is the message of a Failed state, and no
+    traceback; whoever has called the flow gets the exception itself.
     """
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
         with handled(_to_the_run, level=logging.INFO):
-            return function(*arguments, **named)
+            try:
+                return function(*arguments, **named)
+            except (StoppedError, KeyboardInterrupt, TerminationSignal) as stop:
+                _log.warning("stopped; to go on: %s", _again())
+                text = str(stop) if isinstance(stop, StoppedError) else "interrupted"
+                return cast(R, Cancelled(message=text, data=stop))
+            except UserError as error:
+                return cast(R, Failed(message=str(error), data=error))
 
     return run
+
+
+def briefly(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a task's error be one line in the log: `outcome` raises it in the flow."""
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return function(*arguments, **named)
+        except (StoppedError, KeyboardInterrupt, TerminationSignal) as stop:
+            return cast(R, Cancelled(message="stopped", data=stop))
+        except UserError as error:
+            return cast(R, Failed(message=str(error), data=error))
+
+    return run
+
+
+def outcome(returned: R) -> R:
+    """Return what a task has returned; raise the error that `briefly` has made a state of."""
+    if isinstance(returned, State):
+        raise cast(BaseException, get_state_exception(returned))
+    return returned
+
+
+def _has_no_trace(record: logging.LogRecord) -> bool:
+    """Drop Prefect's own account of an error that is the message of a state already: a traceback of its engine."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError | KeyboardInterrupt | TerminationSignal))
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_has_no_trace)
+
+
+def _again() -> str:
+    """Return how to start this flow run again."""
+    if not deployment.id:
+        return "start the same again"
+    given = shlex.quote(json.dumps(flow_run.parameters, default=str))
+    return f"prefect deployment run {flow_run.flow_name}/{deployment.name} --params {given}"
 
 
 def form(function: Callable[P, R]) -> Callable[P, R]:

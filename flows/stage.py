@@ -27,7 +27,7 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 
-@flow(name="stage-dataset")
+@flow(name="stage-dataset", flow_run_name="{name}")
 @logged
 @form
 def stage_dataset(

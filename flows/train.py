@@ -6,6 +6,7 @@ import logging
 from typing import Annotated, Literal
 
 from prefect import flow, task
+from prefect.runtime import flow_run
 
 from flows.parameters import (
     DatasetName,
@@ -23,8 +24,9 @@ from flows.parameters import (
     Steps,
     Workers,
 )
-from flows.shell import form, logged, table
+from flows.shell import briefly, form, logged, outcome, table
 from resnet_pipeline.config import RunConfig
+from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import check_network_name, register_run
@@ -55,7 +57,16 @@ Cifar10Family = Annotated[
 ]
 
 
-@flow(name="imagenet-train")
+def _named() -> str:
+    """Return a flow run's name: network, dataset, seed; the family too if it is not the paper's."""
+    given = flow_run.parameters
+    family = given.get("family", "")
+    network = f"{family}/{given['network']}" if "-" in family else given["network"]
+    seeds = (given.get("seed"), (given.get("overrides") or {}).get("seed"), 0)
+    return f"{network} · {given['dataset']} · seed {next(seed for seed in seeds if seed is not None)}"
+
+
+@flow(name="imagenet-train", flow_run_name=_named)
 @logged
 @form
 def imagenet_train(
@@ -85,7 +96,7 @@ def imagenet_train(
     return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
-@flow(name="cifar10-train")
+@flow(name="cifar10-train", flow_run_name=_named)
 @logged
 @form
 def cifar10_train(
@@ -115,7 +126,7 @@ def cifar10_train(
     return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
-@flow(name="digits-train")
+@flow(name="digits-train", flow_run_name=_named)
 @logged
 @form
 def digits_train(
@@ -141,19 +152,22 @@ def digits_train(
     return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
-@task(name="train")
+@task(name="train", task_run_name="train · {config.recipe} · {dataset} · seed {config.seed}")
+@briefly
 def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun | None:
     """Train, from the newest checkpoint if there is one."""
     return train_run(Workspace.of(), config, dataset, launch)
 
 
-@task(name="evaluate")
+@task(name="evaluate", task_run_name="evaluate · {test.dataset} · {test.protocol}")
+@briefly
 def evaluate(reference: str, test: TestSpec) -> Evaluation:
     """Test one network; kept scores are reused."""
     return evaluate_models(Workspace.of(), [reference], test)[0]
 
 
 @task(name="register")
+@briefly
 def register(trained: TrainedRun, evaluations: list[Evaluation], name: str | None) -> str:
     """Register the network with its errors."""
     version = register_run(Workspace.of(), trained, evaluations, name=name)
@@ -166,11 +180,12 @@ def _train_test_register(
 ) -> JsonObject:
     """Return what the finished run came to; nothing in the processes that torchrun started to help rank 0."""
     check_network_name(name, registered=registered)
-    trained = train(config, dataset, launch)
+    open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
+    trained = outcome(train(config, dataset, launch))
     if trained is None:
         return {}
-    evaluations = [evaluate(str(trained.run.path), test) for test in tests]
-    version = register(trained, evaluations, name) if registered else None
+    evaluations = [outcome(evaluate(str(trained.run.path), test)) for test in tests]
+    version = outcome(register(trained, evaluations, name)) if registered else None
     errors = {
         test.protocol: {"top1": e.errors.top1, "top5": e.errors.top5, "images": e.errors.images}
         for test, e in zip(tests, evaluations, strict=True)

@@ -45,6 +45,18 @@ def commands(
     ]
 
 
+def resuming(workspace: Workspace, config: RunConfig, dataset: str) -> str | None:
+    """Return the command that resumes a run of this config; None if there is none, since its recipe is not known.
+
+    Example: ``resuming(Workspace.of(), run_config("digits/resnet8"), "digits")``
+    """
+    root = [] if workspace.root == Workspace.of().root else ["--root", str(workspace.root)]
+    try:
+        return _typed("train", config.recipe, "--dataset", dataset, *_options(config), *root)
+    except UserError:
+        return None
+
+
 def told_apart(configs: Sequence[RunConfig]) -> list[str]:
     """Return a name for each run: its recipe, and what differs from the other runs of the same recipe.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,20 +13,20 @@ from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.train import WorkerGroup, mirror_of, worker_group
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import assignment, flattened, to_dict, with_overrides
+from resnet_pipeline.config_io import flattened, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
 from resnet_pipeline.jobs.follower import Follower
-from resnet_pipeline.jobs.provenance import environment, git_commit
+from resnet_pipeline.jobs.provenance import result_tags, start_tags
 from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import progress
-from resnet_pipeline.recipes import changes_of, get_recipe
+from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.settings import settings
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import HeldError
-from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.training.attempt import Owner
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.mirror import fetch_newer
 from resnet_pipeline.training.profile import LEAST_STEPS
@@ -114,7 +114,7 @@ def train_run(
                     _train_with(crew, attempt)
     result = run.result()
     if result is None:
-        raise StoppedError(f"{config.recipe}: stopped and saved in {run.path}; the same command resumes it")
+        raise _stopped(run)
     _record(tracking, run, config, dataset, result)
     return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
 
@@ -159,6 +159,10 @@ def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> b
     return RunDirectory(workspace.runs / run_name(config, dataset.fingerprint)).result() is not None
 
 
+def _stopped(run: RunDirectory) -> StoppedError:
+    return StoppedError(f"{run.config().recipe}: stopped and saved in {run.path}; the same command resumes it")
+
+
 @contextmanager
 def delivering(tracking: Tracking, run: RunDirectory, tags: Mapping[str, str] | None = None) -> Iterator[None]:
     """Deliver the run's metrics while inside, and what is left at the end.
@@ -171,6 +175,8 @@ def delivering(tracking: Tracking, run: RunDirectory, tags: Mapping[str, str] | 
     try:
         yield
         status = None if run.result() else "KILLED"
+    except StoppedError:
+        raise
     except Exception:
         status = "FAILED"
         raise
@@ -204,7 +210,7 @@ def _alone(run: RunDirectory) -> Iterator[None]:
     """Keep other starts of the run out while inside: they would take it from one another; UserError if one is there."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(LocalStorage(run.path.parent).lease(f".{run.name}.lock"))
+            stack.enter_context(run.lease())
         except HeldError as error:
             raise UserError(f"{run.path} is being trained; wait for that, or stop it ({error})") from None
         yield
@@ -221,13 +227,13 @@ def _train_on_ray(attempt: _Attempt) -> None:
         run = _prepared(attempt)
         with (
             _attended(attempt, run, counts) as follower,
-            stop_on_signals(run.stop_file.touch, leave_at_once=True),
+            stop_on_signals(run.stop_file.touch, leave_at_once=True) as stop,
             worker_group(
                 attempt.workspace, run, counts=counts, resources=resources, max_failures=launch.max_failures
             ) as group,
         ):
             group.begin(run, attempt.dataset.storage.url, launch.mirror)
-            _wait_for(group, run, follower)
+            _wait_for(group, run, follower, stop)
 
 
 def _train_with(crew: Crew, attempt: _Attempt) -> None:
@@ -273,9 +279,13 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
             follower.poll()
 
 
-def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower) -> None:
-    """Show the training's progress until it has returned; UserError if the workers have ended instead."""
-    recipe = run.config().recipe
+def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower, stop: Callable[[], bool]) -> None:
+    """Show the training's progress until it has returned; UserError if the workers have ended instead.
+
+    StoppedError at once if there was a signal before they have begun: they take up to half a minute to start, and have
+    nothing to save.
+    """
+    recipe, before = run.config().recipe, Owner.of(run)
     try:
         while True:
             # first, since it says more than the end of the workers does, and there is no use in waiting for the retries
@@ -283,6 +293,8 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower) -> None
                 raise UserError(f"{recipe}: {run.error_file.read_text()}")
             if group.finished():
                 return
+            if stop() and Owner.of(run) == before:
+                raise _stopped(run)
             follower.poll()
             time.sleep(_SECONDS_BETWEEN_POLLS)
     except UserError:
@@ -296,7 +308,7 @@ def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: D
     marker = run.path / "recorded"
     if marker.exists() and marker.read_text() == tracking.run_id(run):
         return
-    tracking.describe(run, flattened(to_dict(config)), {**start_tags(run, dataset), **_result_tags(result)})
+    tracking.describe(run, flattened(to_dict(config)), {**start_tags(run, dataset), **result_tags(result)})
     tracking.log_values(
         run,
         {"training_seconds": result.seconds, "training_images_per_second": result.images_per_second},
@@ -309,37 +321,6 @@ def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: D
         tracking.log_file(run, file, "checkpoints")
     tracking.finish(run)
     marker.write_text(tracking.run_id(run))
-
-
-def start_tags(run: RunDirectory, dataset: Dataset, counts: Sequence[int] = ()) -> dict[str, str]:
-    """Return what is known of a run before its first step: recipe, data, code, environment, hardware, workers."""
-    return {
-        "run": run.name,
-        "recipe": run.config().recipe,
-        "changes": _changes(run.config()),
-        "dataset": dataset.name,
-        "dataset_fingerprint": dataset.fingerprint,
-        "git_commit": git_commit() or "not a git checkout",
-        **({"workers": " or ".join(map(str, counts))} if counts else {}),
-        **environment(),
-    }
-
-
-def _changes(config: RunConfig) -> str:
-    """Return what a config changes of its recipe, as ``--set`` takes it; it may be of no recipe at all."""
-    try:
-        return " ".join(assignment(*change) for change in changes_of(config).items()) or "none"
-    except UserError:
-        return "of no known recipe"
-
-
-def _result_tags(result: RunResult) -> dict[str, str]:
-    return {
-        "weights_sha256": result.weights_sha256,
-        "device": result.device,
-        **({"precision": result.precision} if result.precision else {}),  # older results have none
-        "workers": str(result.workers),
-    }
 
 
 def _last_line(error: BaseException) -> str:

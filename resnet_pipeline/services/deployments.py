@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.services.lost_runs import mark_lost_runs
 from resnet_pipeline.services.prefect_api import prefect_client
 from resnet_pipeline.settings import surroundings
 
@@ -28,6 +29,8 @@ def deploy(pool: str) -> int:
     as it is, and so do a deployment's schedules, pause and limit (``prefect deploy`` resets them). Raises UserError if
     the server does not answer or refuses.
 
+    The server is told what to do with flow runs whose process is lost, too (``services.lost_runs``).
+
     Example: ``deploy("local")``
     """
     url = surroundings().prefect_api_url
@@ -38,6 +41,7 @@ def deploy(pool: str) -> int:
         _make_pool(client, pool)
         for entry in entries:
             _register(client, pool, entry)
+        mark_lost_runs(client)
     return len(entries)
 
 

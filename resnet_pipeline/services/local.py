@@ -32,6 +32,7 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 _START_SECONDS = 120
+_SECONDS_TO_SAVE = 600  # gigabytes to a network drive; who can't wait has another Ctrl-C
 _PROCESSES = ("prefect-server", "mlflow-server", "prefect-worker")  # in the order of their start
 
 
@@ -168,7 +169,7 @@ def down(workspace: Workspace) -> None:
             _log.info("%d flow run(s) saving and stopping", len(flows))
             for flow in flows:
                 _signal(flow, signal.SIGINT)
-            _left_after(60, flows)
+            _left_after(_SECONDS_TO_SAVE, flows)
         tree = [process, *_children(process)]
         _signal(process, signal.SIGINT if name == "prefect-worker" else signal.SIGTERM)
         left = _left_after(15, tree)
@@ -185,6 +186,8 @@ def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:
         **os.environ,
         **for_children(),
         ROOT_VARIABLE: str(workspace.root),
+        # the deployments' command is `python`
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PREFECT_HOME": str(workspace.prefect),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -121,6 +121,20 @@ class LocalStorage:
             path.unlink(missing_ok=True)
             os.close(held)
 
+    def is_leased(self, name: str) -> bool:
+        """Return whether a process holds this lease now; False where there are no locks.
+
+        Example: ``LocalStorage(workspace.runs).is_leased(".digits.lock")``
+        """
+        try:
+            with (self.root / name).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def _found(self, name: str) -> Stored | None:
         try:
             found = (self.root / name).stat()

@@ -49,6 +49,14 @@ class Owner:
             file.flush()
         return name
 
+    @classmethod
+    def of(cls, run: RunDirectory) -> str:
+        """Return the name of the run's last claim, an empty text if there was none."""
+        try:
+            return run.owner_file.read_text()
+        except FileNotFoundError:
+            return ""
+
     def check(self) -> None:
         """Raise TakenOverError if a later attempt trains this run."""
         with self.staying():

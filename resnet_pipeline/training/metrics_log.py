@@ -20,6 +20,8 @@ from typing import ClassVar, TypeVar
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.records import INLINE, plain_record, read_record
 
+_END = 65536  # bytes at a file's end, hundreds of lines
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -221,6 +223,18 @@ class NewLines:
         complete = data[: data.rfind(b"\n") + 1]
         self._read += len(complete)
         yield from _undamaged(complete.splitlines())
+
+
+def last_step(path: Path) -> int:
+    """Return the step of the last line that tells one, 0 if there is none; only the file's end is read.
+
+    Example: ``last_step(run.metrics_file)``
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _END))
+        return max((line.step for line in _undamaged(file.readlines())), default=0)
 
 
 def complete_lines(path: Path) -> Iterator[Line]:

@@ -9,7 +9,10 @@ Starting the same run again finds the same directory and resumes; a different co
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import config_hash, to_dict
@@ -18,9 +21,14 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.models.weights import check_weights
 from resnet_pipeline.records import plain_record
+from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.result import RunResult
 
 _log = logging.getLogger(__name__)
+
+
+RunState = Literal["running", "interrupted", "finished", "failed", "damaged"]
+"""An interrupted run, and one that has failed, resumes when it is started again; a damaged one has lost a file."""
 
 
 def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
@@ -156,6 +164,36 @@ class RunDirectory:
     def result(self) -> RunResult | None:
         """Return the result of a finished run, else None; UserError if it is damaged."""
         return RunResult.read(self.result_file)
+
+    def lease(self) -> AbstractContextManager[Callable[[], None]]:
+        """Keep other starts of the run out while inside: they would take it from one another; HeldError if one is on.
+
+        Example: ``with run.lease(): train_here(run)``
+        """
+        return LocalStorage(self.path.parent).lease(self._lock)
+
+    @property
+    def _lock(self) -> str:
+        return f".{self.name}.lock"
+
+    def state(self) -> tuple[RunState, str | None]:
+        """Return the run's state, and what ended or damaged it if that is known.
+
+        Example: ``RunDirectory.open(Path("work/runs/digits-resnet8-…")).state()[0]``
+        """
+        if LocalStorage(self.path.parent).is_leased(self._lock):
+            return "running", None
+        try:
+            self.config()
+            finished = self.result() is not None
+        except UserError as error:
+            return "damaged", str(error)
+        if finished:
+            lost = not self.weights_file.is_file()
+            return ("damaged", f"{self.weights_file} is lost") if lost else ("finished", None)
+        if self.error_file.is_file():
+            return "failed", self.error_file.read_text(errors="replace").strip()
+        return "interrupted", None
 
     def check_weights(self, sha256: str) -> None:
         """Raise UserError, saying how to make them again, unless the weights are those of this hash, the result's."""

@@ -22,17 +22,21 @@ def stop_on_signals(
 ) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGTERM or SIGINT came since; outside the main thread none can be caught.
 
-    The first one calls ``on_stop``, and ``loud`` logs it; with ``leave_at_once`` a second one raises KeyboardInterrupt.
+    The first one calls ``on_stop``, and ``loud`` logs it. With ``leave_at_once`` a second Ctrl-C raises
+    KeyboardInterrupt; SIGTERM may come as often as its sender likes.
 
     Example: ``with stop_on_signals() as stop: train(run, dataset, LocalContext(stop=stop))``
     """
     signalled = threading.Event()
+    interrupts = 0
     if threading.current_thread() is not threading.main_thread():
         yield signalled.is_set
         return
 
     def tell(number: int, frame: FrameType | None) -> None:
-        if leave_at_once and signalled.is_set():
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if leave_at_once and interrupts > 1:
             raise KeyboardInterrupt
         if on_stop and not signalled.is_set():
             on_stop()

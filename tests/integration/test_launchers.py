@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from resnet_pipeline.cli import main
 from resnet_pipeline.training.checkpoint import checkpoint_steps
+from resnet_pipeline.training.metrics_log import last_step
 from resnet_pipeline.workspace import Workspace
 from tests.integration.conftest import free_port
 from tests.launching import Started, launch_program
@@ -174,6 +176,23 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert tracked(workspace).info.status == "FINISHED"
     uninterrupted = two_workers if workers == 2 else one_worker
     assert weights(workspace) == uninterrupted.weights
+
+
+@pytest.mark.soak
+def test_sigterm_to_the_whole_group_leaves_ray_to_its_driver(workspace, one_worker):
+    given = arguments(workspace, "ray", 1, "--no-register", "--set=checkpoint_every=1000")
+    command = [sys.executable, "-m", "resnet_pipeline.cli", *given]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as driver:
+        deadline = time.monotonic() + 120
+        while not any(last_step(path) >= 10 for path in workspace.runs.glob("*/metrics.jsonl")):
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(driver.pid, signal.SIGTERM)
+        output = driver.communicate(timeout=120)[0]
+    assert driver.returncode == 130 and output.count("stopped and saved in") == 1, output
+    (folder,) = workspace.runs.glob("*/checkpoints")
+    assert len(checkpoint_steps(folder)) == 1
 
 
 def test_rank_0_of_torchrun_s_processes_alone_speaks_tracks_and_registers(two_workers):

@@ -6,18 +6,27 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
+from datetime import timedelta
 from pathlib import PurePath
 
 import httpx
 import psutil
 import pytest
 
+from resnet_pipeline.adapters.mlflow.runs import Delivery
 from resnet_pipeline.services.deployments import deploy
+from resnet_pipeline.services.lost_runs import mark_lost_runs
+from resnet_pipeline.services.prefect_api import prefect_client
+from resnet_pipeline.training.checkpoint import checkpoint_steps, newest_checkpoint
+from resnet_pipeline.training.metrics_log import last_step
+from resnet_pipeline.training.run_directory import RunDirectory
+from tests.flow_runs import Api
 from tests.images import jpeg
 from tests.workspaces import with_digits
 
@@ -190,7 +199,107 @@ def test_a_failing_flow_run_ends_with_one_clear_message(services, run_program):
         cwd=folder, env=environment,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "no dataset 'missing'" in (folder / "work" / "services" / "prefect-worker.log").read_text()
+    flow_run = Api(environment["PREFECT_API_URL"]).last("cifar10-train")
+    kind, message = flow_run.state()
+    assert flow_run.name() == "resnet20 · missing · seed 0"
+    assert kind == "FAILED" and message.startswith("no dataset 'missing'")
+    flow_run.until(lambda: any(line.startswith("Finished in state") for line in flow_run.log()))
+    assert [line.splitlines()[1:] for line in flow_run.log() if "no dataset" in line] == [[]], flow_run.log()
+    assert not any("Traceback" in line for line in flow_run.log())
+
+
+BIG = {"model.name": "resnet152", "batch": 8, "micro_batch": 8}
+"""A checkpoint of 467 MB."""
+NEVER = {"checkpoint_every": 100_000, "eval_every": 100_000, "log_every": 1}
+"""No checkpoint but the one that is written when the training is stopped."""
+
+
+def start_training(services, digits, launcher, steps, **changes):
+    """Start a flow run that trains; return it, the run's directory, its processes, and the one that was started."""
+    folder, environment, _ = services
+    if not (folder / "work" / "datasets" / "digits").exists():
+        with_digits(folder / "work", digits)
+    runs = folder / "work" / "runs"
+    before = set(runs.glob("*/config.json"))
+    flow_run = Api(environment["PREFECT_API_URL"]).start(
+        "digits-train/resnet8", steps=steps, launcher=launcher, workers=1, registered=False, protocols=["center"],
+        overrides={**NEVER, "bn_images": 64, **changes},
+    )  # fmt: skip
+    flow_run.until(lambda: any(last_step(one.with_name("metrics.jsonl")) >= 3 for one in runs.glob("*/config.json")
+                               if one not in before))  # fmt: skip
+    (config,) = set(runs.glob("*/config.json")) - before
+    worker = json.loads((folder / "work" / "services" / "processes.json").read_text())["prefect-worker"]["pid"]
+    (around,) = psutil.Process(worker).children()
+    tree = [around.pid, *(child.pid for child in around.children(recursive=True))]
+    return flow_run, RunDirectory(config.parent), tree, around
+
+
+def tracked(environment, run):
+    """Return the status that MLflow has of a run."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(environment["MLFLOW_TRACKING_URI"]).get_run(Delivery.of(run).run_id).info.status
+
+
+@pytest.mark.parametrize(
+    ("launcher", "how", "changes"),
+    [
+        ("local", "cancel", {}),
+        pytest.param("ray", "cancel", BIG, marks=pytest.mark.soak),
+        pytest.param("ray", "kill", {"seed": 1}, marks=pytest.mark.soak),
+    ],
+)
+def test_a_training_flow_that_is_stopped_saves_and_says_how_to_go_on(
+    services, run_program, digits, launcher, how, changes
+):
+    folder, environment, _ = services
+    flow_run, run, tree, around = start_training(services, digits, launcher, 3000, **changes)
+    if how == "cancel":
+        done = run_program("prefect", "flow-run", "cancel", flow_run.id, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stdout
+    else:
+        around.kill()
+    kind, message = flow_run.ended()
+    assert kind == "CANCELLED", (message, flow_run.log())
+    flow_run.until(lambda: all(ended(pid) for pid in tree))
+    (step,) = checkpoint_steps(run.checkpoints)
+    path, problems = newest_checkpoint(run.checkpoints, run=run.identity())
+    assert step == last_step(run.metrics_file) and path is not None and not problems
+    assert path.stat().st_size > (450e6 if changes is BIG else 0)
+    assert run.state() == ("interrupted", None)
+    assert tracked(environment, run) == "KILLED"
+    said = [line for line in flow_run.log() if "to go on: prefect deployment run digits-train/resnet8" in line]
+    assert len(said) == 1 and not any("Traceback" in line for line in flow_run.log()), flow_run.log()
+
+
+@pytest.mark.soak
+def test_a_flow_run_whose_process_is_lost_is_crashed_and_the_same_start_puts_all_right(services, run_program, digits):
+    folder, environment, _ = services
+    api = Api(environment["PREFECT_API_URL"])
+    for _ in range(2):
+        with prefect_client(api.address) as client:
+            mark_lost_runs(client, within=timedelta(seconds=40))
+    (automation,) = api.ask("/automations/filter", {})
+    assert automation["enabled"] and automation["trigger"]["within"] == 40
+    flow_run, run, tree, around = start_training(services, digits, "local", 300, seed=7)
+    worker = around.parent()
+    worker.suspend()  # as if its machine were gone: it says nothing of the end
+    try:
+        for pid in reversed(tree):
+            psutil.Process(pid).kill()
+        kind, message = flow_run.ended()
+        assert kind == "CRASHED" and "No heartbeat for 40 s" in message
+        assert tracked(environment, run) == "RUNNING", "nobody could tell MLflow"
+    finally:
+        worker.resume()
+    run_program("resnet-pipeline", "runs", "--json", "runs.json", cwd=folder, env=environment)
+    (row,) = [row for row in json.loads((folder / "runs.json").read_text()) if row["run"] == run.name]
+    assert row["state"] == "interrupted"
+    resumed = run_program(
+        *shlex.split(row["resume"]), "--launcher", "local", "--no-register", cwd=folder, env=environment
+    )
+    assert resumed.returncode == 0, resumed.stdout
+    assert run.state() == ("finished", None) and tracked(environment, run) == "FINISHED"
 
 
 def test_an_archive_can_be_staged_by_its_deployment(services, run_program, tmp_path):
@@ -226,7 +335,7 @@ def test_down_stops_exactly_what_up_started(services, run_program):
 def test_what_the_servers_kept_is_usable_without_them(services, run_forked, digits):
     # after `down`: the same root, SQLite opened directly, a run added to the same MLflow experiment
     folder, _, _ = services
-    with_digits(folder / "work", digits)
+    assert (folder / "work" / "datasets" / "digits").exists()
     small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2", "--launcher", "local"]
     done = run_forked("train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
     assert done.returncode == 0 and "registered as digits-resnet8 version 1" in done.stdout, done.stdout

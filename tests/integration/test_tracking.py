@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from resnet_pipeline.adapters.mlflow.runs import Tracking
-from resnet_pipeline.jobs.train import delivering, start_tags
+from resnet_pipeline.jobs.provenance import start_tags
+from resnet_pipeline.jobs.train import delivering
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.metrics_log import CheckpointEntry, SystemEntry, TrainEntry, ValidationEntry

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +85,8 @@ def ray_cluster() -> Iterator[Resources]:
             options |= {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
             set_here = {name: value for name, value in _ON_THIS_MACHINE.items() if name not in os.environ}
         try:
-            ray.init(**options)
+            with _apart(), _handlers_kept():
+                ray.init(**options)
         except (OSError, ValueError, RuntimeError) as error:
             reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
             if not address:
@@ -98,6 +101,56 @@ def ray_cluster() -> Iterator[Resources]:
             ray.shutdown()
         for name in set_here:
             os.environ.pop(name, None)
+
+
+_starting = threading.local()
+"""Whether this thread starts Ray's processes now."""
+
+
+def _leave_group() -> None:
+    if getattr(_starting, "apart", False):
+        os.setsid()
+
+
+# Ray offers no way to start its processes in a session of their own. It starts them with a function to call before
+# exec, and then Python calls in the child what is registered here.
+os.register_at_fork(after_in_child=_leave_group)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Inside, this thread's subprocesses get sessions of their own.
+
+    Whoever stops a job often signals its whole process group (`timeout`, Slurm, Prefect's worker). A Ray that got that
+    would be gone at once, and with it the workers that are to save. It ends when this process does.
+    """
+    _starting.apart = True
+    try:
+        yield
+    finally:
+        _starting.apart = False
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Keep a handler of SIGTERM that this process has, as Prefect's engine does: Ray takes the signal for itself.
+
+    If it comes inside, Ray ends what it has started, and raises SystemExit: then the handler is called.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if not callable(before):  # a mere SIG_DFL, than which Ray's own is better
+        yield
+        return
+    try:
+        yield
+    except SystemExit:
+        before(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_answers(address: str) -> None:

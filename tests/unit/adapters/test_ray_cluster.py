@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -120,3 +125,30 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch, address):
     ):
         pass
     assert "pw" not in str(error.value)
+
+
+def test_what_starts_as_ray_s_processes_do_is_in_a_session_of_its_own():
+    command = [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]
+
+    def started() -> bytes:
+        return subprocess.check_output(command, preexec_fn=lambda: None)
+
+    with cluster._apart():
+        assert started() == b"True\n"
+    assert started() == b"False\n"
+
+
+@pytest.mark.parametrize("comes", [False, True])
+def test_ray_takes_sigterm_from_nobody(comes):
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        kept = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) if comes else nullcontext(), cluster._handlers_kept():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # as ray.init does
+            if comes:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.sigtimedwait([], 1)
+        assert signal.getsignal(signal.SIGTERM) is kept and came == [signal.SIGTERM] * comes
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -11,12 +11,13 @@ import pytest
 from resnet_pipeline.adapters.ray.train import WorkerGroup
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.memory_dataset import EncodedDataset
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.jobs.train import Launch, _wait_for, check_splits, run_config, train_run
 from resnet_pipeline.progress import Bar, displayed_on, progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.training.attempt import Owner
 from resnet_pipeline.training.metrics_log import MetricsLog, NoteEntry, ResumeEntry, ValidationEntry
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from tests.metrics import training
@@ -40,7 +41,31 @@ def test_a_worker_s_own_message_comes_before_the_end_of_the_workers(digits, tmp_
     if said:
         run.error_file.write_text("shard x is damaged")
     with pytest.raises(UserError, match="shard x is damaged" if said else "training failed: Ray's words"):
-        _wait_for(Ended(), run, Follower(run, config, Bar(), notes=True))
+        _wait_for(Ended(), run, Follower(run, config, Bar(), notes=True), lambda: True)
+
+
+class Starting(WorkerGroup):
+    """Workers that start; one claims the run after some looks at it, and ends with its order after some more."""
+
+    def __init__(self, run: RunDirectory, claims: int | None) -> None:
+        self._run, self._claims, self.looks = run, claims, 0
+
+    def finished(self) -> bool:
+        self.looks += 1
+        if self.looks == self._claims:
+            Owner.claim(self._run)
+        return self.looks == 9
+
+
+@pytest.mark.parametrize(("claims", "looks"), [(None, 5), (7, 5), (3, 9)])
+def test_who_stops_before_the_workers_have_begun_waits_for_none(digits, tmp_path, claims, looks):
+    run = RunDirectory.create(tmp_path, with_overrides(get_recipe("digits/resnet8"), {"steps": 2}), digits.facts)
+    Owner.claim(run)  # of an earlier attempt
+    group = Starting(run, claims)
+    stopped = pytest.raises(StoppedError, match="the same command resumes it") if looks == 5 else nullcontext()
+    with stopped:
+        _wait_for(group, run, Follower(run, run.config(), Bar(), notes=True), lambda: group.looks >= 5)
+    assert group.looks == looks
 
 
 def test_a_run_that_another_start_trains_is_left_alone(workspace, digits):
