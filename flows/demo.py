@@ -26,7 +26,7 @@ from resnet_pipeline.jobs.train import is_finished
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.records import JsonObject
 from resnet_pipeline.report.content import ReportData
-from resnet_pipeline.services.local import TemporaryPrefect
+from resnet_pipeline.services.temporary_prefect import TemporaryPrefect
 from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.workspace import Workspace
 

@@ -163,7 +163,7 @@ def demo(
     the last lines name the report and the commands that open MLflow's and Prefect's pages. Run again, it reuses what
     is finished.
     """
-    from resnet_pipeline.services.local import TemporaryPrefect
+    from resnet_pipeline.services.temporary_prefect import TemporaryPrefect
     from resnet_pipeline.settings import ROOT_VARIABLE
 
     workspace = Workspace.of(root)

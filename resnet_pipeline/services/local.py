@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import logging
@@ -26,75 +25,14 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import read_json, write_json
 from resnet_pipeline.records import RecordError, plain, read_record
 from resnet_pipeline.services.deployments import POOL, deploy
-from resnet_pipeline.settings import ROOT_VARIABLE, for_children, surroundings, without_secrets
+from resnet_pipeline.services.prefect_api import SECONDS_TO_START, answers
+from resnet_pipeline.settings import ROOT_VARIABLE, for_children
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-_START_SECONDS = 120
 _SECONDS_TO_SAVE = 600  # gigabytes to a network drive; who can't wait has another Ctrl-C
 _PROCESSES = ("prefect-server", "mlflow-server", "prefect-worker")  # in the order of their start
-
-
-class TemporaryPrefect:
-    """Prefect's API for this process alone, its database in the workspace; a server that is set is used instead.
-
-    It is Prefect's ephemeral API, started by hand: so it starts (12 s the first time, since it makes its database)
-    while this process imports and prepares, and this process need not import Prefect's server to start it. Make it
-    before Prefect is imported; it is stopped when the process ends.
-    """
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = workspace.prefect / "server.log"
-        os.environ.setdefault("PREFECT_HOME", str(workspace.prefect))
-        os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-        self.page = without_secrets(surroundings().prefect_api_url or "").removesuffix("/api")
-        """Where its pages are, or the command that shows them."""
-        if self.page:
-            return
-        self.page = f"PREFECT_HOME={workspace.prefect} {Path(sys.executable).with_name('prefect')} server start"
-        workspace.prefect.mkdir(parents=True, exist_ok=True)
-        port = _free_port()
-        os.environ["PREFECT_API_URL"] = self._api = f"http://127.0.0.1:{port}/api"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--no-services", "--host", "127.0.0.1",
-                 "--port", str(port)],
-                env={**os.environ, "PREFECT_UI_ENABLED": "false"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process, whose flows then still have an API to tell
-            )  # fmt: skip
-        # Registered before Prefect's own handlers, so called after them: they deliver what is left of logs and events.
-        atexit.register(self.stop)
-
-    @property
-    def own(self) -> bool:
-        """Whether the server was started here."""
-        return self._process is not None
-
-    def wait(self) -> None:
-        """Return when the API answers; UserError if it does not."""
-        if self._process is None:
-            return
-        deadline = time.monotonic() + _START_SECONDS
-        while not _answers(f"{self._api}/health"):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"Prefect's temporary server does not answer; its log: {self._log}")
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        """Stop what was started here."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
 
 
 @contextlib.contextmanager
@@ -308,34 +246,22 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
-        return True
-    return False
-
-
 def _wait(workspace: Workspace, name: str, url: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
         if name not in dict(_alive(workspace)):
             raise UserError(f"{name} ended at start; its log: {workspace.services / name}.log")
-        if _answers(url):
+        if answers(url):
             return
         time.sleep(0.3)
     raise UserError(
-        f"{name} does not answer at {url} after {_START_SECONDS} s; its log: {workspace.services / name}.log"
+        f"{name} does not answer at {url} after {SECONDS_TO_START} s; its log: {workspace.services / name}.log"
     )
 
 
 def _wait_for_worker(workspace: Workspace, api: str) -> None:
     url = f"{api}/work_pools/{POOL}/workers/filter"
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
         if "prefect-worker" not in dict(_alive(workspace)):
             raise UserError(f"the worker ended at start; its log: {workspace.services / 'prefect-worker.log'}")
@@ -345,7 +271,7 @@ def _wait_for_worker(workspace: Workspace, api: str) -> None:
                 return
         time.sleep(0.3)
     raise UserError(
-        f"the worker is not online after {_START_SECONDS} s; its log: {workspace.services / 'prefect-worker.log'}"
+        f"the worker is not online after {SECONDS_TO_START} s; its log: {workspace.services / 'prefect-worker.log'}"
     )
 
 

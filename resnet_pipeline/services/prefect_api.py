@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 SECONDS_TO_ANSWER = 5
+SECONDS_TO_START = 120
 _SECONDS = 30
 
 
@@ -61,3 +62,13 @@ def reach(url: str) -> None:
         pass  # one that wants a login, or has no such page, is there
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(f"{without_secrets(url)} does not answer: {getattr(error, 'reason', error)}") from None
+
+
+def answers(url: str) -> bool:
+    """Return whether a server answers, and well.
+
+    Example: ``answers("http://127.0.0.1:4200/api/health")``
+    """
+    with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=SECONDS_TO_ANSWER):
+        return True
+    return False

@@ -17,7 +17,7 @@ from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.logs import configured
 from resnet_pipeline.services.doctor import examine
-from resnet_pipeline.services.local import TemporaryPrefect
+from resnet_pipeline.services.temporary_prefect import TemporaryPrefect
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.storage.s3_errors import explained
 from resnet_pipeline.training.metrics_log import MetricsLog
