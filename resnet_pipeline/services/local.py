@@ -125,7 +125,7 @@ def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:
         **for_children(),
         ROOT_VARIABLE: str(workspace.root),
         # the deployments' command is `python`
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
         "PREFECT_HOME": str(workspace.prefect),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
