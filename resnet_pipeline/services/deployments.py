@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 POOL = "local"
 """The work pool of this machine's own worker."""
+_DEFAULT_QUEUE = "default"  # the one that every pool has
 
 
-def deploy(pool: str) -> int:
+def deploy(pool: str, *, trainings_at_once: int | None = None) -> int:
     """Register every deployment of prefect.yaml with the server of PREFECT_API_URL; return how many there are.
 
-    Done again, it changes what this version of the program has changed, and nothing else: a pool that is there stays
-    as it is, and so do a deployment's schedules, pause and limit (``prefect deploy`` resets them). Raises UserError if
-    the server does not answer or refuses.
+    Trainings have a queue of their own in the pool, which runs ``trainings_at_once`` of them (None: no limit) and lets
+    the others wait. Done again, it changes what this version of the program has changed, and nothing else: pool and
+    queue stay as they are, and so do a deployment's schedules, pause and limit (``prefect deploy`` resets them). Raises
+    UserError if the server does not answer or refuses.
 
     The server is told what to do with flow runs whose process is lost, too (``services.lost_runs``).
 
@@ -39,6 +41,9 @@ def deploy(pool: str) -> int:
     entries = yaml.safe_load((resources.files("flows") / "prefect.yaml").read_text())["deployments"]
     with prefect_client(url) as client:
         _make_pool(client, pool)
+        queues = {entry["work_pool"].get("work_queue_name", _DEFAULT_QUEUE) for entry in entries} - {_DEFAULT_QUEUE}
+        for queue in queues:
+            _make_queue(client, pool, queue, trainings_at_once)
         for entry in entries:
             _register(client, pool, entry)
         mark_lost_runs(client)
@@ -53,6 +58,13 @@ def _make_pool(client: SyncPrefectClient, pool: str) -> None:
     template = ProcessWorker.get_default_base_job_template()
     with contextlib.suppress(ObjectAlreadyExists):  # its limit, its pause and its template may be someone's
         client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+
+
+def _make_queue(client: SyncPrefectClient, pool: str, queue: str, limit: int | None) -> None:
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_queue(queue, work_pool_name=pool, concurrency_limit=limit)
 
 
 def _register(client: SyncPrefectClient, pool: str, entry: dict[str, Any]) -> None:
@@ -72,6 +84,7 @@ def _register(client: SyncPrefectClient, pool: str, entry: dict[str, Any]) -> No
         # relative paths among the parameters are those of whoever deploys
         "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
         "work_pool_name": pool,
+        "work_queue_name": entry["work_pool"].get("work_queue_name", _DEFAULT_QUEUE),
         "enforce_parameter_schema": True,
     }
     try:

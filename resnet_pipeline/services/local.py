@@ -76,7 +76,7 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
         _wait(workspace, "prefect-server", f"{api}/health")
         _log.info("Prefect answers at %s; registering deployments", api.removesuffix("/api"))
         with _environ(environment):
-            count = deploy(POOL)
+            count = deploy(POOL, trainings_at_once=1)  # two would share the GPUs and the memory
         _start(workspace, "prefect-worker", environment, "-m", "prefect", "worker", "start", "--pool", POOL,
                "--type", "process", "--name", "this-machine")  # fmt: skip
         _wait_for_worker(workspace, api)

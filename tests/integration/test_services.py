@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from datetime import timedelta
 from pathlib import PurePath
 
@@ -129,10 +130,13 @@ def test_deploying_again_keeps_what_the_user_has_set(services, monkeypatch):
         server.patch("/work_pools/local", json={"concurrency_limit": 5})
         assert deploy("local") == len(before)
         after, pool = known(), server.get("/work_pools/local").json()
+        queue = server.get("/work_pools/local/queues/training").json()
         server.patch("/work_pools/local", json={"concurrency_limit": None})
     changed = after.pop(one)
     assert {i: e["updated"] for i, e in before.items() if i != one} == {i: e["updated"] for i, e in after.items()}
     assert (changed["paused"], changed["global_concurrency_limit"]["limit"], len(changed["schedules"])) == (True, 1, 1)
+    assert {e["work_queue_name"] for e in before.values() if "training" in e["tags"]} == {"training"}
+    assert queue["concurrency_limit"] == 1, "`up` lets one training run at a time"
     assert changed["tags"] == before[one]["tags"] and pool["concurrency_limit"] == 5
 
 
@@ -270,6 +274,20 @@ def test_a_training_flow_that_is_stopped_saves_and_says_how_to_go_on(
     assert tracked(environment, run) == "KILLED"
     said = [line for line in flow_run.log() if "to go on: prefect deployment run digits-train/resnet8" in line]
     assert len(said) == 1 and not any("Traceback" in line for line in flow_run.log()), flow_run.log()
+
+
+@pytest.mark.soak
+def test_a_second_training_waits_for_the_first(services, run_program, digits):
+    folder, environment, _ = services
+    with_digits(folder / "work", digits)
+    api = Api(environment["PREFECT_API_URL"])
+    short = {"launcher": "local", "workers": 1, "registered": False, "protocols": ["center"]}
+    first = api.start("digits-train/resnet8", steps=400, seed=11, **short)
+    second = api.start("digits-train/resnet8", steps=4, seed=12, **short)
+    first.until(lambda: first.state()[0] == "RUNNING")
+    time.sleep(10)  # five times that the worker asks for more
+    assert (first.state()[0], second.state()[0]) == ("RUNNING", "SCHEDULED")
+    assert first.ended()[0] == "COMPLETED" and second.ended()[0] == "COMPLETED"
 
 
 @pytest.mark.soak
