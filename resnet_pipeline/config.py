@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -274,6 +275,8 @@ class RunConfig:
     """Of block: shards in a block."""
 
     def __post_init__(self) -> None:
+        # it is in names of folders and of registered models
+        _check(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", self.recipe) is not None, f"recipe is no name: {self.recipe!r}")
         for name in ("batch", "micro_batch", "steps", "eval_every", "checkpoint_every", "log_every", "block_shards"):
             value = getattr(self, name)
             _check(value >= 1, f"{name} must be at least 1, not {value}")

@@ -129,6 +129,8 @@ def run_config(
     >>> run_config("digits/resnet8", {"optim.lr": 0.05}, steps=60).steps
     60
     """
+    if "recipe" in (overrides or {}):
+        raise UserError("the field recipe says which recipe the run is of, so it can't be changed; name another recipe")
     short = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
     twice = next((name for name in short if name in (overrides or {})), None)
     if twice is not None:

@@ -96,6 +96,8 @@ def test_a_value_that_looks_like_json_stays_the_text_that_it_is():
         ("views.resize=100", "views.resize"),
         ("model.shortcut=D", "model.shortcut"),
         ("seed=true", "seed"),
+        ("recipe=../../x", "recipe is no name"),
+        ('recipe="a\\u001b[31m"', "recipe is no name"),
         ("optim.lr=Infinity", "optim.lr"),
         ("optim.label_smoothing=1", "optim.label_smoothing"),
         ("optim.ema=1", "optim.ema"),

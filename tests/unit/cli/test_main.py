@@ -156,6 +156,10 @@ def test_a_setting_that_is_not_valid_is_one_line(run, monkeypatch):
         (["train", "digits/resnet20", "--dataset", "missing"], "missing"),
         (["train", "digits/resnet20", "--dataset", "digits", "--set", "optim.lr=x"], "optim.lr"),
         (["train", "digits/resnet20", "--dataset", "digits", "--set", "=3"], "'=3' is not of the form"),
+        (
+            ["train", "digits/resnet20", "--dataset", "digits", "--set", "recipe=imagenet/resnet152"],
+            "field recipe says",
+        ),
         (["evaluate", "x", "--dataset", "missing"], "missing"),
         (["report", "--dataset", "missing"], "missing"),
         (["explore", "x", "--dataset", "missing"], "missing"),
