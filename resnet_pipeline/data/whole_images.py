@@ -11,7 +11,7 @@ import torch
 
 from resnet_pipeline.data.crops import WholePlan, resized_sizes
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.loaders import Backend, Executor, Loader, executor_of, slices
+from resnet_pipeline.data.loaders import Backend, Executor, Loader, decoded_pixels, executor_of, slices
 from resnet_pipeline.data.order import Int64, stretches_along
 from resnet_pipeline.data.shard_reader import Reached
 
@@ -65,7 +65,7 @@ def whole_batches(
     ahead = stretches_along(samples.shard[indices], samples.files.room_for(2 * len(samples.shards)) // 2 or 1)
 
     def plans(reached: Reached) -> Iterator[WholePlan]:
-        for rows in slices(len(indices), batch_size):
+        for rows in slices(len(indices), batch_size, decoded_pixels(samples, indices)):
             reached(int(rows[0]))
             yield WholePlan(indices[rows], resized[rows])
 

@@ -51,10 +51,12 @@ def _figure(
     axes.patch.set_alpha(0)
     for number, member in enumerate(members):
         draw(axes, member, COLORS[number % len(COLORS)])
-    if logarithmic:
+    errors = [v for m in members for v in (*m.train_error.values, *m.val_error.values)]
+    # of one class alone losses and errors are 0
+    if logarithmic and any(v > 0 for m in members for v in m.train_loss.values):
         axes.set_yscale("log")
-    elif highest := [v for m in members for v in (*m.train_error.values, *m.val_error.values)]:
-        axes.set_ylim(0, min(100.0, 1.05 * max(highest)))
+    elif not logarithmic and errors:
+        axes.set_ylim(0, min(100.0, 1.05 * max(errors)) or 1.0)
     axes.set_xlabel("iteration", color=_INK)
     axes.set_ylabel(what, color=_INK)
     axes.grid(color=_INK, alpha=0.25, linewidth=0.6)

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from resnet_pipeline.config import AugmentConfig
+from resnet_pipeline.data import loaders
 from resnet_pipeline.data.crops import plan_crops
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import train_batches, view_batches
@@ -131,6 +132,22 @@ def test_evaluation_neither_pads_nor_drops(photo_set, backend, world, views):
                 assert torch.equal(batch.labels, torch.from_numpy(photo_set.splits["val"].labels)[batch.index])
                 seen += batch.index.tolist()
     assert sorted(seen) == list(range(len(photo_set.splits["val"])))
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_of_large_images_fewer_are_decoded_at_once_and_they_are_the_same(photo_set, monkeypatch, backend):
+    split = photo_set.splits["val"]
+    options = {"split": "val", "views": "center", "resize": 110, "crop": 96, "batch_size": 64, "backend": backend}
+    with view_batches(photo_set, **options) as found:
+        (whole,) = found
+    pixels = split.width.astype(int) * split.height
+    most = int(pixels.max()) * 3 // 2
+    monkeypatch.setattr(loaders, "_DECODED_PIXELS", most)
+    with view_batches(photo_set, **options) as found:
+        cut = list(found)
+    assert all(len(batch.index) == 1 or pixels[batch.index].sum() <= most for batch in cut) and len(cut) > 1
+    assert torch.equal(torch.cat([batch.images for batch in cut]), whole.images)
+    assert torch.equal(torch.cat([batch.index for batch in cut]), whole.index)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
+from resnet_pipeline.report.content import Curve
+from resnet_pipeline.report.figures import error_figure, loss_figure
 from resnet_pipeline.report.page import write_report
 from resnet_pipeline.report.terminal import duration, human, render_table
 from tests.sample_report import sample_report
@@ -83,6 +86,14 @@ def test_names_are_escaped_everywhere(tmp_path):
 @pytest.mark.slow
 def test_a_single_network_without_validation_needs_no_ensemble(tmp_path):
     assert "ensemble of" not in write_report(sample_report(members=1), tmp_path / "r.html").read_text()
+
+
+@pytest.mark.filterwarnings("error")
+def test_curves_of_a_single_class_are_drawn_without_a_warning():
+    zero = Curve(steps=[1, 2], values=[0.0, 0.0])
+    (member,) = sample_report(members=1).members
+    flat = [replace(member, train_loss=zero, train_error=zero, val_error=zero)]
+    assert all(figure(flat).startswith("<svg") for figure in (error_figure, loss_figure))
 
 
 def test_the_table_has_a_row_per_member_and_the_ensemble():
