@@ -221,7 +221,7 @@ def _short(scores: Scores) -> str:
 def _columns(file: pq.ParquetFile) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.floating]]:
     """Read keys, labels and probabilities group by group, so that no second copy of the whole is made.
 
-    Raises ValueError for values that are missing and for labels beyond the classes.
+    Raises ValueError for values that are missing or not finite, and for labels beyond the classes.
     """
     rows, kind = file.metadata.num_rows, file.schema_arrow.field("scores").type
     keys: list[str] = []
@@ -236,6 +236,8 @@ def _columns(file: pq.ParquetFile) -> tuple[list[str], npt.NDArray[np.int64], np
         scores = group.column("scores").combine_chunks()
         probabilities[part] = scores.flatten().to_numpy().reshape(-1, kind.list_size)
         keys += group.column("key").to_pylist()
+    if not np.isfinite(probabilities).all():
+        raise ValueError("some scores are no finite numbers")
     if rows and not -1 <= labels.min() <= labels.max() < kind.list_size:
         raise ValueError(f"labels lie between {labels.min()} and {labels.max()}, of {kind.list_size} classes")
     return keys, labels, probabilities

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from resnet_pipeline.data.crops import resized_sizes
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, Split
 from resnet_pipeline.data.loaders import Backend, view_batches
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.whole_images import by_shape, whole_batches
@@ -222,7 +223,7 @@ def score_chunks(
                     seconds=seconds[name] + shared / len(nets),
                     keys=[samples.keys[i] for i in chunk],
                     labels=samples.labels[chunk],
-                    probabilities=_averaged(sums[name], protocol).float().numpy(),
+                    probabilities=_finite(name, _averaged(sums[name], protocol).float().numpy(), samples, chunk),
                 )
                 for name in nets
             }
@@ -283,6 +284,17 @@ class _Scorer(nn.Module):
 def _scorer(model: Classifier, protocol: Protocol) -> nn.Module:
     fast = fold_batch_norm(model)
     return _Scorer(fully_convolutional(fast, crop=protocol.crop) if protocol.kind == "whole" else fast, protocol)
+
+
+def _finite(name: str, scores: npt.NDArray[np.float32], samples: Split, chunk: Int64) -> npt.NDArray[np.float32]:
+    """Return the scores float32 [N, C]; UserError, naming the first sample whose are no numbers."""
+    wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(wrong):
+        raise UserError(
+            f"{name}: what it computes for {len(wrong):,} of {len(scores):,} images is not finite (the first: "
+            f"{samples.keys[int(chunk[wrong[0]])]}); its weights are of no use"
+        )
+    return scores
 
 
 def _averaged(sums: torch.Tensor, protocol: Protocol) -> torch.Tensor:

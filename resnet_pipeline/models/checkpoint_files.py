@@ -95,6 +95,10 @@ def _chosen(path: Path, loaded: Any, ema: bool) -> Any:
         elif plain is not None:
             if other is not None and averaged is None:
                 _log.info("%s: taken are the weights under %r; it has averaged ones (EMA) too, see --ema", path, plain)
+            if more := [key for key in _PLAIN if key != plain and _is_state_dict(loaded.get(key))]:
+                _log.info(
+                    "%s: taken are the weights under %r; it has others, too, under %s", path, plain, ", ".join(more)
+                )
             loaded = loaded[plain]
         else:
             break
@@ -105,6 +109,10 @@ def _chosen(path: Path, loaded: Any, ema: bool) -> Any:
     return loaded
 
 
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in value.values())
+
+
 def unreadable(path: Path, error: Exception) -> UserError:
     """Return what a reader's error says as one line, without PyTorch's colours and its advice to trust the file.
 
@@ -113,7 +121,10 @@ def unreadable(path: Path, error: Exception) -> UserError:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         reason = f"it holds an object of {found[1]}, and no object is made of a file; save model.state_dict() alone"
-    elif isinstance(error, pickle.UnpicklingError):  # PyTorch's text goes on with how to switch off its care
+    elif "TorchScript" in text:
+        reason = "it is a TorchScript program; save model.state_dict() alone"
+    elif isinstance(error, pickle.UnpicklingError) or re.search("weights_only|report an enhancement", text):
+        # PyTorch's text goes on with how to switch off its care, or asks for a better text
         reason = "it is damaged, or was not written by torch.save"
     else:
         reason = (text.splitlines() or [""])[0].strip() or type(error).__name__

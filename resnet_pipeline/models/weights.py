@@ -248,6 +248,12 @@ def _read_hashed(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[s
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise UserError(
+                f"{path}: {name} is no dense tensor with values; save model.state_dict() of a plain network"
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise UserError(f"{path}: {name} holds a negative variance: these weights are damaged")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: {name} holds NaN or infinity: these weights are of a training that failed")
     return state, _saved_architecture(path, metadata), digest

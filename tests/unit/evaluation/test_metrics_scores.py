@@ -99,6 +99,15 @@ def test_the_content_is_hashed_too(tmp_path, changed):
         read_scores(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused(tmp_path, value):
+    scores = make_scores()
+    scores.probabilities[3, 2] = value
+    write_scores(scores, tmp_path / "s.parquet")
+    with pytest.raises(UserError, match=r"s\.parquet can't be read: some scores are no finite numbers"):
+        read_scores(tmp_path / "s.parquet")
+
+
 def test_score_files_without_checksums_still_open(tmp_path):
     table = pq.read_table(_written(tmp_path))
     about = json.loads(table.schema.metadata[b"resnet_pipeline"])

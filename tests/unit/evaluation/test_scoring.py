@@ -36,6 +36,17 @@ def test_a_scale_that_can_t_be_tested_at_is_refused(scales, said):
         protocol_of("multi-scale", VIEWS, scales=scales)
 
 
+def test_a_network_whose_output_is_not_finite_has_no_scores(digits):
+    broken = network(0)
+    with torch.no_grad():
+        broken.network.fc.weight.fill_(3e38)
+    key = digits.splits["val"].keys[0]
+    with pytest.raises(
+        UserError, match=rf"^a: what it computes for 20 of 20 images is not finite \(the first: {key}\)"
+    ):
+        evaluate({"a": broken}, digits, protocol_of("center", VIEWS), images=20)
+
+
 def slow(model: Classifier, digits, name: str, index: int) -> np.ndarray:
     """One image after the other, with torchvision's transforms of tensors."""
     with Image.open(io.BytesIO(digits.splits["val"].encoded(index).tobytes())) as opened:

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -277,6 +278,42 @@ def test_two_networks_in_one_state_dict_are_refused(tmp_path):
     torch.save({**state, **{f"model.{name}": t for name, t in state.items()}}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth: it holds two networks: both conv1.weight and model.conv1.weight"):
         load_weights(build_model("cifar-resnet8"), tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: tensor.to("meta"), "conv1.weight is no dense tensor"),
+        (lambda tensor: tensor.to_sparse() if tensor.ndim else tensor, "conv1.weight is no dense tensor"),
+        (lambda tensor: -1 - tensor.abs() if tensor.is_floating_point() else tensor, "running_var holds a negative"),
+    ],
+    ids=["meta", "sparse", "negative"],
+)
+def test_tensors_that_no_network_can_compute_with_are_refused(tmp_path, change, said):
+    state = build_model("cifar-resnet8").state_dict()
+    torch.save({name: change(tensor) for name, tensor in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=said):
+        build_for_weights("cifar-resnet8", tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_programs_and_other_archives_are_named_without_pytorch_s_advice(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "program.pth")
+    with zipfile.ZipFile(tmp_path / "other.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    for file, said in (("program.pth", "it is a TorchScript program"), ("other.pth", "it is damaged, or was not")):
+        with pytest.raises(UserError, match=said) as error:
+            build_for_weights("cifar-resnet8", tmp_path / file)
+        assert "weights_only" not in str(error.value) and "PyTorch" not in str(error.value)
+
+
+def test_of_several_state_dicts_it_is_said_which_was_taken(tmp_path, caplog):
+    state = build_model("cifar-resnet8").state_dict()
+    torch.save({"model": state, "state_dict": state, "net": {"depth": 8}}, tmp_path / "w.pth")
+    with caplog.at_level("INFO", logger="resnet_pipeline"):
+        build_for_weights("cifar-resnet8", tmp_path / "w.pth")
+    assert "taken are the weights under 'state_dict'; it has others, too, under model" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
