@@ -320,7 +320,7 @@ def test_a_flow_run_whose_process_is_lost_is_crashed_and_the_same_start_puts_all
     assert run.state() == ("finished", None) and tracked(environment, run) == "FINISHED"
 
 
-def test_an_archive_can_be_staged_by_its_deployment(services, run_program, tmp_path):
+def test_an_archive_can_be_staged_by_its_deployment(services, tmp_path):
     folder, environment, _ = services
     with tarfile.open(tmp_path / "tiny.tar", "w") as tar:
         for split in ("train", "val"):
@@ -329,11 +329,10 @@ def test_an_archive_can_be_staged_by_its_deployment(services, run_program, tmp_p
                 data = jpeg(40, 50)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    done = run_program(
-        "prefect", "deployment", "run", "stage-dataset/images", "--watch",
-        "--param", f"source={tmp_path / 'tiny.tar'}", "--param", "name=tiny", cwd=folder, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    flow_run = Api(environment["PREFECT_API_URL"]).start(
+        "stage-dataset/images", source=str(tmp_path / "tiny.tar"), name="tiny"
+    )
+    assert flow_run.ended()[0] == "COMPLETED", flow_run.log()
     assert (folder / "work" / "datasets" / "tiny" / "manifest.json").exists()
 
 

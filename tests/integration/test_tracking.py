@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -61,7 +62,10 @@ class Server:
             self._process.wait(30)
 
 
-def test_mlflow_away_for_a_while_costs_no_metric_and_holds_no_step(make_run, digits, tmp_path, monkeypatch, caplog):
+def test_mlflow_away_for_a_while_costs_no_metric_and_holds_no_step(
+    make_run, digits, mlflow_database, tmp_path, monkeypatch, caplog
+):
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     run = make_run("steps=45", "log_every=3", "eval_every=15", "checkpoint_every=15")

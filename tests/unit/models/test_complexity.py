@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torchvision
@@ -11,6 +13,7 @@ from resnet_pipeline.models import build_model, model_names
 from resnet_pipeline.models.complexity import complexity
 
 
+@functools.cache
 def cost_of(name, size, **options):
     with torch.device("meta"):
         return complexity(build_model(name, **options), size)
