@@ -25,6 +25,7 @@ from flows.parameters import Parameter
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.logs import handled
 from resnet_pipeline.records import JsonObject
+from resnet_pipeline.settings import cleaned
 
 _log = logging.getLogger(__name__)
 
@@ -50,11 +51,12 @@ def logged(function: Callable[P, R]) -> Callable[P, R]:
             try:
                 return function(*arguments, **named)
             except (StoppedError, KeyboardInterrupt, TerminationSignal) as stop:
-                _log.warning("stopped; to go on: %s", _again())
+                if deployment.id:  # on the command line the error itself says it
+                    _log.warning("stopped; to go on: %s", _again())
                 text = str(stop) if isinstance(stop, StoppedError) else "interrupted"
                 return cast(R, Cancelled(message=text, data=stop))
             except UserError as error:
-                return cast(R, Failed(message=str(error), data=error))
+                return cast(R, Failed(message=cleaned(str(error)), data=error))
 
     return run
 
@@ -69,7 +71,7 @@ def briefly(function: Callable[P, R]) -> Callable[P, R]:
         except (StoppedError, KeyboardInterrupt, TerminationSignal) as stop:
             return cast(R, Cancelled(message="stopped", data=stop))
         except UserError as error:
-            return cast(R, Failed(message=str(error), data=error))
+            return cast(R, Failed(message=cleaned(str(error)), data=error))
 
     return run
 
@@ -90,9 +92,7 @@ logging.getLogger("prefect.flow_runs").addFilter(_has_no_trace)
 
 
 def _again() -> str:
-    """Return how to start this flow run again."""
-    if not deployment.id:
-        return "start the same again"
+    """Return the command that starts this flow run again."""
     given = shlex.quote(json.dumps(flow_run.parameters, default=str))
     return f"prefect deployment run {flow_run.flow_name}/{deployment.name} --params {given}"
 
