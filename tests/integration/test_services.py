@@ -218,11 +218,16 @@ NEVER = {"checkpoint_every": 100_000, "eval_every": 100_000, "log_every": 1}
 """No checkpoint but the one that is written when the training is stopped."""
 
 
+def add_digits(folder, digits):
+    """Give the servers' root the digits, once."""
+    if not (folder / "work" / "datasets" / "digits").exists():
+        with_digits(folder / "work", digits)
+
+
 def start_training(services, digits, launcher, steps, **changes):
     """Start a flow run that trains; return it, the run's directory, its processes, and the one that was started."""
     folder, environment, _ = services
-    if not (folder / "work" / "datasets" / "digits").exists():
-        with_digits(folder / "work", digits)
+    add_digits(folder, digits)
     runs = folder / "work" / "runs"
     before = set(runs.glob("*/config.json"))
     flow_run = Api(environment["PREFECT_API_URL"]).start(
@@ -250,6 +255,7 @@ def tracked(environment, run):
     [
         ("local", "cancel", {}),
         pytest.param("ray", "cancel", BIG, marks=pytest.mark.soak),
+        pytest.param("local", "wait", {"seed": 2}, marks=pytest.mark.soak),
         pytest.param("ray", "kill", {"seed": 1}, marks=pytest.mark.soak),
     ],
 )
@@ -258,13 +264,19 @@ def test_a_training_flow_that_is_stopped_saves_and_says_how_to_go_on(
 ):
     folder, environment, _ = services
     flow_run, run, tree, around = start_training(services, digits, launcher, 3000, **changes)
-    if how == "cancel":
+    (engine,) = around.children()
+    if how == "wait":
+        engine.suspend()  # a save of half a minute: the worker waits no longer
+    if how != "kill":
         done = run_program("prefect", "flow-run", "cancel", flow_run.id, cwd=folder, env=environment)
         assert done.returncode == 0, done.stdout
     else:
         around.kill()
     kind, message = flow_run.ended()
     assert kind == "CANCELLED", (message, flow_run.log())
+    if how == "wait":
+        assert not checkpoint_steps(run.checkpoints) and run.state() == ("running", None)
+        engine.resume()
     flow_run.until(lambda: all(ended(pid) for pid in tree))
     (step,) = checkpoint_steps(run.checkpoints)
     path, problems = newest_checkpoint(run.checkpoints, run=run.identity())
@@ -352,7 +364,7 @@ def test_down_stops_exactly_what_up_started(services, run_program):
 def test_what_the_servers_kept_is_usable_without_them(services, run_forked, digits):
     # after `down`: the same root, SQLite opened directly, a run added to the same MLflow experiment
     folder, _, _ = services
-    assert (folder / "work" / "datasets" / "digits").exists()
+    add_digits(folder, digits)
     small = ["--steps", "4", "--set", "bn_images=64", "--set", "log_every=2", "--launcher", "local"]
     done = run_forked("train", "digits/resnet8", "--dataset", "digits", *small, cwd=folder)
     assert done.returncode == 0 and "registered as digits-resnet8 version 1" in done.stdout, done.stdout
