@@ -76,7 +76,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values, ensure_ascii=False)
+        return json.dumps(values)  # in ASCII: neither a terminal nor a reader of lines finds a sign for itself in it
 
 
 class Text(logging.Formatter):

@@ -66,6 +66,13 @@ def test_a_thread_that_a_run_started_says_its_rank_and_its_present_step(lines):
     assert (line["run"], line["rank"], line["step"]) == ("r", 1, 5)
 
 
+def test_a_json_line_is_one_line_whatever_the_message_holds(lines):
+    message = "a\x1b[31m\x9b\x85b\u2028c\udcff ü"
+    _log.info("%s", message)
+    (line,) = lines()
+    assert line["message"] == message
+
+
 def test_an_exception_is_in_its_line(lines):
     try:
         raise ValueError("why")
