@@ -35,20 +35,19 @@ def arguments(workspace: Workspace, way: str, workers: int, *more: str) -> list[
 
 
 class Launched:
-    """The processes of one training: torchrun and Ray's driver started as users do, the others forked."""
+    """The processes of one training: torchrun's started as users do, the others forked; Ray's workers are Ray's."""
 
     def __init__(self, workspace: Workspace, way: str, workers: int, *more: str) -> None:
         given = arguments(workspace, way, workers, *more)
         self._command: subprocess.Popen[str] | None = None
         self._forked: list[Started] = []
-        if way in ("slurm", "local"):
+        if way != "torchrun":
             self._forked = launch_program(given, workers if way == "slurm" else None)
             return
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--rdzv-backend=c10d",
-                    "--rdzv-endpoint=127.0.0.1:0"]  # fmt: skip
-        program = [*(torchrun if way == "torchrun" else []), "-m", "resnet_pipeline.cli", *given]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers),
+                    "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "resnet_pipeline.cli"]  # fmt: skip
         self._command = subprocess.Popen(
-            [sys.executable, *program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*torchrun, *given], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     @property
