@@ -1,4 +1,4 @@
-"""What every flow does around its job: its parameters as a form, messages to Prefect's log, tables as artifacts."""
+"""What every flow does around its job: its parameters as a form, log and tables, how a stopped or failed one ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs as plain JSON values and back, with fields changed (``--set``), their hash, and what their fields mean."""
+"""Configs as plain JSON values and back, changed (``--set``, ``--steps``), their hash, and what their fields mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exception that a user is meant to read, and its kinds."""
 
 from __future__ import annotations
 

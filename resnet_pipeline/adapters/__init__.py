@@ -1,1 +1,1 @@
-"""Ray and MLflow: the only modules that know them."""
+"""Ray and MLflow: what the jobs ask of them. Only these modules know Ray and MLflow, and `doctor`'s questions."""

@@ -1,4 +1,4 @@
-"""Ensembles from kept scores; no network runs here (the paper, section 3.4 and Table 5).
+"""Errors of one network or of several, from kept scores; no network runs here (the paper, section 3.4 and Table 5).
 
 ``probabilities`` averages the members' softmax, ``logits`` their log-probabilities. A logit is a log-probability plus a
 constant per sample, which the softmax of the mean takes out again.

@@ -1,4 +1,4 @@
-"""How sure an error is, and whether two networks differ by more than chance."""
+"""How sure an error is, and whether two networks differ by more than chance; promotion.py decides by it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from resnet_pipeline.adapters.ray.train import mirror_of
 from resnet_pipeline.data.dataset import Dataset, open_dataset_at
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import ToldError, UserError
@@ -26,6 +25,7 @@ from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.context import Context, LocalContext, torchrun_context
 from resnet_pipeline.training.distributed import from_rank_zero
 from resnet_pipeline.training.loop import NonFiniteError, train
+from resnet_pipeline.training.mirror import mirror_of
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.stopping import stop_on_signals
 from resnet_pipeline.training.watchdog import HangError

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
-from resnet_pipeline.adapters.ray.train import WorkerGroup, mirror_of, worker_group
+from resnet_pipeline.adapters.ray.train import WorkerGroup, worker_group
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
@@ -28,7 +28,7 @@ from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.training.attempt import Owner
 from resnet_pipeline.training.checkpoint import newest_checkpoint
-from resnet_pipeline.training.mirror import fetch_newer
+from resnet_pipeline.training.mirror import fetch_newer, mirror_of
 from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name

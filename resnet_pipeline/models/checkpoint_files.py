@@ -61,13 +61,13 @@ _PLAIN = ("state_dict", "model", "model_state_dict", "net", "network")
 _AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 
 
-def read_checkpoint(path: Path, *, ema: bool) -> StateDict:
+def read_pickled_weights(path: Path, *, ema: bool) -> StateDict:
     """Return the weights of a checkpoint as `torch.save` writes it, bare or among what training scripts keep.
 
     ``ema`` takes the averaged weights of one that has both. Raises UserError, in one line, for a file that holds no
     state dict of tensors.
 
-    Example: ``read_checkpoint(Path("model_best.pth.tar"), ema=False)``
+    Example: ``read_pickled_weights(Path("model_best.pth.tar"), ema=False)``
     """
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_BESIDE):

@@ -22,7 +22,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.models.blocks import Bottleneck
 from resnet_pipeline.models.caffe import read_caffe_weights
-from resnet_pipeline.models.checkpoint_files import CHECKPOINT_SUFFIXES, read_checkpoint, unreadable
+from resnet_pipeline.models.checkpoint_files import CHECKPOINT_SUFFIXES, read_pickled_weights, unreadable
 from resnet_pipeline.models.normalize import Classifier, Normalize
 from resnet_pipeline.models.registry import architecture_of, build_model
 from resnet_pipeline.models.resnet import Architecture, ResNet
@@ -233,7 +233,7 @@ def _read_hashed(path: Path, *, ema: bool = False) -> tuple[StateDict, Mapping[s
     metadata: Mapping[str, str] = {}
     digest: str | None = None
     if path.suffix in CHECKPOINT_SUFFIXES:
-        state = read_checkpoint(path, ema=ema)
+        state = read_pickled_weights(path, ema=ema)
     elif ema:
         raise UserError(f"{path} holds no averaged weights (EMA) beside its own; leave --ema out")
     elif path.suffix == ".caffemodel":

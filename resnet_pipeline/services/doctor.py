@@ -1,4 +1,4 @@
-"""What this machine has, and what the program would use."""
+"""What this machine has, what the program would use, and whether that works."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing, sha256_of
 from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.records import RecordError, parse_record
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.checkpoint import CheckpointNote, checkpoint_file, checkpoint_steps, newest_checkpoint
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -143,3 +144,11 @@ def _fetched(storage: Storage, name: str, path: Path, digest: str) -> bool:
 
 class _OtherContentError(Exception):
     pass
+
+
+def mirror_of(run: RunDirectory, address: str | None) -> Storage | None:
+    """Return where a run's checkpoints are kept a second time: a folder of its own below the address, or nowhere.
+
+    Example: ``mirror_of(run, "s3://bucket/mirror")``
+    """
+    return storage_at(f"{address.rstrip('/')}/{run.name}") if address else None

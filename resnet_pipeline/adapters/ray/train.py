@@ -28,11 +28,10 @@ from resnet_pipeline.files import replacing, write_json
 from resnet_pipeline.logs import configured
 from resnet_pipeline.records import JsonObject, load_record, plain_record, read_record
 from resnet_pipeline.settings import ROOT_VARIABLE, TIMEOUT_VARIABLE, surroundings
-from resnet_pipeline.storage import storage_at
-from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.distributed import collective_timeout
 from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.mirror import mirror_of
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
@@ -318,11 +317,3 @@ def _next_order(folder: Path, number: int) -> Order | None:
             return load_record(Order, file)
         time.sleep(_SECONDS_BETWEEN_CHECKS / 4)
     return None
-
-
-def mirror_of(run: RunDirectory, address: str | None) -> Storage | None:
-    """Return where a run's checkpoints are kept a second time: a folder of its own below the address, or nowhere.
-
-    Example: ``mirror_of(run, "s3://bucket/mirror")``
-    """
-    return storage_at(f"{address.rstrip('/')}/{run.name}") if address else None

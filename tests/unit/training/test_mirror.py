@@ -13,7 +13,7 @@ from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.metrics_log import NoteEntry, TrainEntry
-from resnet_pipeline.training.mirror import Mirror, fetch_newer, send
+from resnet_pipeline.training.mirror import Mirror, fetch_newer, mirror_of, send
 from tests.metrics import entries
 
 
@@ -102,8 +102,6 @@ def test_a_mirror_that_cannot_be_read_at_the_start_does_not_stop_a_run(make_run,
 @pytest.mark.slow
 def test_checkpoints_in_a_bucket(make_run, digits, bucket, caplog):
     caplog.set_level(logging.INFO, "resnet_pipeline.training")
-    from resnet_pipeline.adapters.ray.train import mirror_of
-
     first = make_run(folder="first")
     storage = mirror_of(first, f"s3://{bucket}/runs/")
     assert not train(first, digits, stopping_after(7), mirror=storage)
