@@ -110,6 +110,16 @@ def workspace(tmp_path: Path, digits: Dataset) -> Workspace:
     return with_digits(tmp_path / "work", digits)
 
 
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a new MLflow database, which takes seconds to make: for workspaces to start with."""
+    from resnet_pipeline.adapters.mlflow.client import make_database
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    make_database(file)
+    return file
+
+
 @pytest.fixture
 def digits_in_s3(sharded_digits: Dataset, bucket: str) -> Storage:
     """Return where the digits lie in a bucket."""

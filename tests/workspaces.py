@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from resnet_pipeline.config_io import with_overrides
@@ -18,6 +19,13 @@ def with_digits(root: Path, digits: Dataset) -> Workspace:
     workspace = Workspace(root)
     Path(workspace.data).mkdir(parents=True, exist_ok=True)
     (Path(workspace.data) / "digits").symlink_to(digits.path)
+    return workspace
+
+
+def with_database(workspace: Workspace, file: Path) -> Workspace:
+    """Return the workspace with a copy of an MLflow database: to make one anew takes a second."""
+    workspace.mlflow.mkdir(parents=True)
+    shutil.copy(file, workspace.mlflow / "mlflow.db")
     return workspace
 
 

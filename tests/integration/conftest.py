@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.workspace import Workspace
 from tests.integration.nodes import SETTINGS, Nodes, nodes
 from tests.launching import launch_program
-from tests.workspaces import with_digits
+from tests.workspaces import with_database, with_digits
 
 BINARIES = Path(sys.executable).parent
 OF_THE_TESTS = ("RESNET_PIPELINE_ROOT", "PREFECT_HOME")  # a user has none of them set
@@ -46,24 +45,11 @@ def cluster(ray_nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Nodes:
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a new MLflow database, which takes seconds to make: for workspaces to start with."""
-    from resnet_pipeline.adapters.mlflow.client import make_database
-
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    make_database(file)
-    return file
-
-
-@pytest.fixture(scope="session")
 def new_workspace(digits: Dataset, mlflow_database: Path) -> Callable[[Path], Workspace]:
     """Return a function that makes a workspace in a folder, with the digits and an empty MLflow database."""
 
     def make(root: Path) -> Workspace:
-        space = with_digits(root, digits)
-        space.mlflow.mkdir(parents=True)
-        shutil.copy(mlflow_database, space.mlflow / "mlflow.db")
-        return space
+        return with_database(with_digits(root, digits), mlflow_database)
 
     return make
 

@@ -51,7 +51,7 @@ from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 from tests.images import jpeg
 from tests.json_keys import check_keys
-from tests.workspaces import with_digits
+from tests.workspaces import with_database, with_digits
 
 pytestmark = pytest.mark.slow
 NAME = "digits-resnet8"
@@ -63,9 +63,9 @@ def evaluations(workspace, *references, protocol="center", **options):
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory, digits):
+def registered(tmp_path_factory, digits, mlflow_database):
     """Return a workspace with three short runs: version 1 poor, versions 2 and 3 better, all tested by centre crops."""
-    workspace = with_digits(tmp_path_factory.mktemp("registry") / "work", digits)
+    workspace = with_database(with_digits(tmp_path_factory.mktemp("registry") / "work", digits), mlflow_database)
     facts = dataclasses.replace(digits.facts, class_words={"3": "three, a digit"})
     runs = []
     threads = torch.get_num_threads()
@@ -203,11 +203,11 @@ def test_references_that_point_nowhere(registered, reference, said):
         assert "\n" not in str(error.value)
 
 
-def test_two_workspaces_of_one_process_have_a_store_each(tmp_path, monkeypatch):
+def test_two_workspaces_of_one_process_have_a_store_each(tmp_path, mlflow_database, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    stores = [Tracking(Workspace(tmp_path / name)) for name in "ab"]
+    stores = [Tracking(with_database(Workspace(tmp_path / name), mlflow_database)) for name in "ab"]
     ids = [store.client.create_experiment("mine") for store in stores]  # a name that is there would be refused
-    again = Tracking(Workspace(tmp_path / "c"))
+    again = Tracking(with_database(Workspace(tmp_path / "c"), mlflow_database))
     assert len(ids) == 2 and "MLFLOW_TRACKING_URI" not in os.environ
     assert again.uri.endswith("c/mlflow/mlflow.db") and again.client.get_experiment_by_name("mine") is None
 
