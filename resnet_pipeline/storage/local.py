@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from resnet_pipeline.files import replacing
 from resnet_pipeline.storage.base import HeldError, Stored
 
 _log = logging.getLogger(__name__)
+
+_SECONDS_OF_A_LOOK = 0.2
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class LocalStorage:
 
 def _locked(path: Path) -> int:
     """Return the descriptor of a file that this process has locked, and put its name into; HeldError if another has."""
+    until = time.monotonic() + _SECONDS_OF_A_LOOK
     while True:
         held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -183,6 +187,9 @@ def _locked(path: Path) -> int:
         except BlockingIOError:
             who = os.pread(held, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(held)
+            if time.monotonic() < until:  # `is_leased` locks it for an instant
+                time.sleep(0.02)
+                continue
             raise HeldError(f"{path} is in use by {who}") from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

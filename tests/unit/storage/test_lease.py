@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_one_has_it_at_a_time(storage):
             with storage.lease("a/another"):
                 check()
         assert storage.files() == []
+
+
+def test_who_only_looks_keeps_nobody_out(tmp_path):
+    storage = storage_at(tmp_path)
+    (tmp_path / "lease").touch()
+    assert not storage.is_leased("lease")
+    with (tmp_path / "lease").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # what `is_leased` has for an instant
+        threading.Timer(0.05, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with storage.lease("lease"):
+            assert storage.is_leased("lease")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
