@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from resnet_pipeline.evaluation.protocols import Protocol, protocol_of
 from resnet_pipeline.evaluation.scoring import Prepared, plan_chunks, prepare, score_chunks
 from resnet_pipeline.evaluation.trained_model import Member
 from resnet_pipeline.models import Classifier
+from resnet_pipeline.parallel import cores
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Predictor:
 
 def checked(files: Sequence[bytes], limits: Limits = DEFAULT_LIMITS) -> list[Image | str]:
     """Decode each file as staging does; return it as it would be packed, or the reason why it can't be decoded."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(len(files), os.cpu_count() or 1) or 1) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(len(files), cores()) or 1) as pool:
         # audit changes the filters for itself; threads that do so at once may restore them in another order
         return list(pool.map(partial(_checked, limits), files))
 

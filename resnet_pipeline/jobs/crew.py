@@ -5,7 +5,6 @@ Rank 0 prepares the run and tells the others of it; it alone shows, tracks and r
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 import warnings
@@ -20,6 +19,7 @@ from resnet_pipeline.data.dataset import Dataset, open_dataset_at
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import ToldError, UserError
 from resnet_pipeline.files import replacing
+from resnet_pipeline.parallel import cores
 from resnet_pipeline.settings import ROOT_VARIABLE, torchrun
 from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.context import Context, LocalContext, torchrun_context
@@ -175,7 +175,7 @@ def _crew(context: Context, here: int) -> Crew:
     # nobody could act on it, and it would come from every process: what replaces the argument does another thing
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # whatever OMP_NUM_THREADS says: on another number of threads the last bits of the weights are others
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+    torch.set_num_threads(max(1, cores() // here))
     return Crew(context)
 
 

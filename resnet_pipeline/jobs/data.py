@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from resnet_pipeline.data.loaders import crops_at, train_batches
 from resnet_pipeline.data.manifest import SHARDS, PixelStatistics, Remark, ShardEntry
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
+from resnet_pipeline.parallel import cores
 from resnet_pipeline.progress import progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.contact_sheet import Example, contact_sheet
@@ -103,7 +103,7 @@ def verify_dataset(
     with (
         progress(f"verifying {name}", total=total) as bar,
         warnings.catch_warnings(),
-        ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,  # decoding and hashing let go of Python's lock
+        ThreadPoolExecutor(threads or cores()) as pool,  # decoding and hashing let go of Python's lock
     ):
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels decide
         chunks = list(_chunks(dataset))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import assignment
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.parallel import cores
 from resnet_pipeline.recipes import changes_of
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -32,7 +32,7 @@ def environment() -> dict[str, str]:
         "resnet_pipeline": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in names},
-        "hardware": f"{hardware}, {os.cpu_count()} CPU cores",
+        "hardware": f"{hardware}, {cores()} CPU cores",
     }
 
 

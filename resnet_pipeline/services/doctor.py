@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from resnet_pipeline.data.dataset import dataset_names
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.parallel import cores
 from resnet_pipeline.services import connections
 from resnet_pipeline.services.connections import Finding
 from resnet_pipeline.services.decoder_check import check_decoders
@@ -42,12 +42,12 @@ def _cpu(workspace: Workspace) -> Finding:
 
     from resnet_pipeline.device import has_bf16
 
-    cores = os.cpu_count() or 1
+    count = cores()
     memory = psutil.virtual_memory().total / 2**30
     kind, bf16 = torch.backends.cpu.get_cpu_capability(), has_bf16(torch.device("cpu"))
-    state = f"{cores} cores, {kind}{', bf16' if bf16 else ''}, {memory:.0f} GiB memory"
+    state = f"{count} cores, {kind}{', bf16' if bf16 else ''}, {memory:.0f} GiB memory"
     precision = "" if bf16 else "; precision auto is float32: it has no bf16"
-    return _finding("processor", state, f"staging with {cores} processes{precision}")
+    return _finding("processor", state, f"staging with {count} processes{precision}")
 
 
 def _gpu(workspace: Workspace) -> Finding:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.parallel import cores
 from resnet_pipeline.staging import shard_writer
 from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard
 
@@ -50,7 +51,7 @@ class Processes:
     """Worker processes, one for each CPU core by default. They end with this process, however it ends."""
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = count or os.cpu_count() or 1
+        self.count = count or cores()
         # forkserver: a forked copy of this process, which may have threads (Prefect's, DALI's), may hang; and a process
         # that is started anew takes a second of a core for its imports, here made once for all
         context = multiprocessing.get_context("forkserver")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -79,3 +82,9 @@ def test_what_has_not_begun_when_a_call_fails_never_does():
     with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
         list(map_ahead(pool, call, [0, 1, 2, 3, 4], 5))
     assert len(begun) <= 2
+
+
+def test_cores_are_those_that_the_process_may_use():
+    one = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{one}}}); from resnet_pipeline.parallel import cores; print(cores())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"

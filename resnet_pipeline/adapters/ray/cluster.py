@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.parallel import start_thread
+from resnet_pipeline.parallel import cores, start_thread
 from resnet_pipeline.settings import cleaned, for_children, surroundings, without_secrets
 from resnet_pipeline.training.distributed import collective_timeout
 
@@ -82,7 +82,7 @@ def ray_cluster() -> Iterator[Resources]:
             _check_answers(address)
         else:
             _check_socket_paths()
-            options |= {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
+            options |= {"num_cpus": max(2, cores()), "include_dashboard": False}
             set_here = {name: value for name, value in _ON_THIS_MACHINE.items() if name not in os.environ}
         try:
             with _apart(), _handlers_kept():
