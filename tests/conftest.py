@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneLane
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the servers' tests first, then the slow ones: what is left at the end is then shared evenly."""
     items.sort(key=lambda item: ("integration" not in item.keywords, "slow" not in item.keywords))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let what a test has said be text that can be sent to another process: xdist ends at a lone surrogate."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
