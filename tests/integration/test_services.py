@@ -289,9 +289,9 @@ def test_a_training_flow_that_is_stopped_saves_and_says_how_to_go_on(
 
 
 @pytest.mark.soak
-def test_a_second_training_waits_for_the_first(services, run_program, digits):
+def test_a_second_training_waits_for_the_first(services, digits):
     folder, environment, _ = services
-    with_digits(folder / "work", digits)
+    add_digits(folder, digits)
     api = Api(environment["PREFECT_API_URL"])
     short = {"launcher": "local", "workers": 1, "registered": False, "protocols": ["center"]}
     first = api.start("digits-train/resnet8", steps=400, seed=11, **short)
