@@ -45,10 +45,12 @@ Cifar10Network = Literal[
 ]  # fmt: skip
 DigitsNetwork = Literal["resnet8", "resnet14", "resnet20"]
 ImageNetFamily = Annotated[
-    Literal["imagenet", "imagenet-fast", "imagenet-short", "imagenet-512", "imagenet-2k", "imagenet-8k"],
+    Literal[
+        "imagenet", "imagenet-fast", "imagenet-short", "imagenet-512", "imagenet-2k", "imagenet-8k", "imagenet-32k"
+    ],
     Parameter(
         help="imagenet: as the paper; -fast: 90 epochs as today; -short: 18 epochs (residual networks only); "
-        "-512, -2k, -8k: batches of that size, for 16, 64, 256 GPUs (50 layers and more)."
+        "-512, -2k, -8k, -32k: batches of that size, for 16, 64, 256, 512 GPUs (50 layers and more)."
     ),
 ]
 Cifar10Family = Annotated[

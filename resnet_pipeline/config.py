@@ -136,6 +136,9 @@ class OptimConfig:
     have false (docs/DEVIATIONS.md)."""
     label_smoothing: float = 0.0
     """ε: the target is (1 − ε) · label + ε / classes (Szegedy et al., 2015, section 7); 0: the label (the paper)."""
+    trust: float | None = field(default=None, metadata=OMIT_NONE)
+    """LARS' trust coefficient η: the update of each convolution and of the classifier is scaled to η times the norm of
+    its weights, for very large batches (You et al., 2017, equation 6: 0.001). Unset: no scaling (the paper)."""
     ema: float = 0.0
     """Decay d of the averaged weights, a = d · a + (1 − d) · w after each step, which the finished network has
     (training/ema.py); 0: no average (the paper)."""
@@ -148,6 +151,14 @@ class OptimConfig:
             f"optim.weight_decay must be at least 0 and finite, not {self.weight_decay}",
         )
         _check(0 <= self.label_smoothing < 1, f"optim.label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        _check(
+            self.trust is None or 0 < self.trust < 1,
+            f"optim.trust must lie in (0, 1), not {self.trust}; leave it out for no scaling",
+        )
+        _check(
+            self.trust is None or not self.decay_norm,
+            "optim.trust scales the layers that decay, which batch norm's must not be: set optim.decay_norm to false",
+        )
         _check(0 <= self.ema < 1, f"optim.ema must lie in [0, 1), not {self.ema}")
 
 
@@ -158,9 +169,10 @@ class ScheduleConfig:
     A schedule that would not be over with the run's last iteration is refused (`RunConfig`).
     """
 
-    kind: Literal["step", "plateau", "cosine"] = "step"
+    kind: Literal["step", "plateau", "cosine", "square"] = "step"
     """step: lower at fixed iterations (the paper, section 4.2). plateau: lower when the error stops falling (section
-    3.4). cosine: half a cosine to zero (Loshchilov and Hutter, 2016)."""
+    3.4). cosine: half a cosine to zero (Loshchilov and Hutter, 2016). square: falls to zero as the square of the part
+    that is left (You et al., 2017, section 6: a polynomial of power 2)."""
     boundaries: tuple[int, ...] = ()
     """Of step: the iterations at which the rate is lowered (the paper, section 4.2: 32,000 and 48,000)."""
     factor: float = 0.1

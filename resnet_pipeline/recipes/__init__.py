@@ -1,7 +1,7 @@
 """Recipes: complete typed configs by name, ``imagenet/resnet152``, ``cifar10/resnet20``, ``digits/resnet20``.
 
 ``imagenet`` and ``cifar10`` are the paper's, the others are not: ``imagenet-fast``, ``imagenet-short`` and
-``cifar10-fast`` are of today, ``imagenet-512``, ``-2k`` and ``-8k`` for 16 to 256 GPUs.
+``cifar10-fast`` are of today, ``imagenet-512``, ``-2k``, ``-8k`` and ``-32k`` for 16 to 512 GPUs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _FAMILIES: dict[str, tuple[tuple[str, ...], Callable[[str], RunConfig]]] = {
         f"imagenet-{size}": (imagenet.LARGE_NETWORKS, partial(imagenet.large, batch=batch))
         for batch, size in imagenet.LARGE_BATCHES.items()
     },
+    "imagenet-32k": (imagenet.LARGE_NETWORKS, imagenet.largest),
     "cifar10-fast": (cifar10.FAST_NETWORKS, cifar10.fast),
     "digits": (digits.NETWORKS, digits.small),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from resnet_pipeline.config import (
@@ -34,6 +35,8 @@ FAST_NETWORKS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
 LARGE_NETWORKS = ("resnet50", "resnet101", "resnet152")
 LARGE_BATCHES = {512: "512", 2048: "2k", 8192: "8k"}
 """Images of a step, and how the families `imagenet-512`, `-2k` and `-8k` write it: 32 for each of 16, 64, 256 GPUs."""
+LARGEST_BATCH = 32_768
+"""Images of a step in the family `imagenet-32k`: 64 for each of 512 GPUs."""
 IMAGES = 1_281_167
 
 
@@ -127,6 +130,33 @@ def large(network: str, batch: int) -> RunConfig:
         checkpoint_every=min(1_000, round(2 * epoch)),
         log_every=10,
         bn_images=32_768,
+    )
+
+
+def largest(network: str) -> RunConfig:
+    """Return the recipe for 32,768 images a step, 64 for each of 512 GPUs, and one of LARGE_NETWORKS: with LARS.
+
+    Command: ``resnet-pipeline train imagenet-32k/resnet50 --dataset ilsvrc2012 --workers 512``. Not yet run on
+    ImageNet. It is `large` but for the rate of each layer (You et al., 2017: trust coefficient 0.001) and the schedule
+    that TensorFlow's own ResNet takes with LARS for this batch: 14 epochs of warm-up to a rate of 32, then the square
+    of what is left of 90 epochs. TensorFlow reports 23.7 % top-1 error for ResNet-50 (its commit 1608a0c). Its momentum
+    is multiplied by the layers' rates of now, ours, as You et al.'s, by those that the gradients had.
+
+    >>> largest("resnet50").steps
+    3519
+    """
+    recipe = large(network, 8192)
+    epoch = IMAGES / LARGEST_BATCH
+    return replace(
+        recipe,
+        recipe=f"imagenet-32k/{network}",
+        optim=replace(recipe.optim, lr=32.0, trust=0.001),
+        schedule=ScheduleConfig(kind="square", warmup=round(14 * epoch)),
+        batch=LARGEST_BATCH,
+        micro_batch=64,
+        steps=round(90 * epoch),
+        eval_every=round(5 * epoch),
+        checkpoint_every=round(2 * epoch),
     )
 
 

@@ -1,4 +1,4 @@
-"""SGD with momentum as the paper's authors ran it (Caffe's), on PyTorch's fused kernel.
+"""SGD with momentum as the paper's authors ran it (Caffe's), on PyTorch's fused kernel; LARS beside it.
 
 Caffe:   v = m·v + lr·g;  w = w − v       PyTorch:   u = m·u + g;  w = w − lr·u
 The two are equal with v = lr·u while lr is constant. When lr changes, Caffe keeps v, and so the old rate's share of it.
@@ -7,28 +7,59 @@ PyTorch rescales the whole past at once. Multiplying u by old/new at each change
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 
 from resnet_pipeline.config import OptimConfig
 
 
+class Lars(torch.optim.SGD):
+    """SGD whose step first scales each layer's gradient by its own rate (You et al., 2017, equations 6 and 8).
+
+    For a layer with weights w and gradient g:  λ = η · |w| / (|g| + decay · |w|);  the gradient is λ · (g + decay · w).
+    A layer whose weights or gradients are all 0 keeps λ = 1. It applies to the groups that have a ``trust`` η and a
+    ``decay``; the norms stay on the device.
+
+    Example: ``Lars([{"params": weights, "trust": 0.001, "decay": 1e-4}], lr=32.0, momentum=0.9, fused=True)``
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Scale the gradients in place, then make SGD's step."""
+        for group in self.param_groups:
+            if "trust" not in group:
+                continue
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            weight_norms = torch.stack(torch._foreach_norm(parameters))
+            norms = torch.stack(torch._foreach_norm(gradients)) + group["decay"] * weight_norms
+            rates = torch.where((weight_norms > 0) & (norms > 0), group["trust"] * weight_norms / norms, 1.0)
+            torch._foreach_add_(gradients, parameters, alpha=group["decay"])
+            torch._foreach_mul_(gradients, list(rates.unbind()))
+        super().step(closure)
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
     """Return SGD over all parameters; with ``decay_norm`` all of them decay, in one group.
 
     Without it the weights of convolutions and classifier do, as the paper's recipes have it (docs/DEVIATIONS.md says
-    why); vectors (batch norm's scales and shifts, all biases) are a group of their own.
+    why); vectors (batch norm's scales and shifts, all biases) are a group of their own. With ``trust`` it is `Lars`.
 
     Example: ``build_optimizer(network, get_recipe("digits/resnet8").optim)``
     """
     parameters = list(model.parameters())
-    groups: list[dict[str, object]] = [{"params": parameters}]
-    if not config.decay_norm:
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1]},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+    sgd = partial(torch.optim.SGD, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.decay_norm:
+        return sgd(parameters, weight_decay=config.weight_decay)
+    weights: dict[str, Any] = {"params": [p for p in parameters if p.dim() > 1]}
+    vectors: dict[str, Any] = {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
+    if config.trust is None:
+        return sgd([weights, vectors], weight_decay=config.weight_decay)
+    scaled = {**weights, "trust": config.trust, "decay": config.weight_decay}
+    return Lars([scaled, vectors], lr=config.lr, momentum=config.momentum, fused=True)
 
 
 def set_lr(optimizer: torch.optim.SGD, lr: float) -> None:

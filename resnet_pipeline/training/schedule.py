@@ -41,9 +41,10 @@ class Schedule:
             return config.warmup_lr
         if step < config.warmup:
             return self.base * (step + 1) / config.warmup
-        if config.kind == "cosine":
-            progress = (step - config.warmup) / max(1, self.steps - config.warmup)
-            return self.base * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if config.kind in ("cosine", "square"):
+            progress = min(1.0, (step - config.warmup) / max(1, self.steps - config.warmup))
+            left = (1 - progress) ** 2 if config.kind == "square" else 0.5 * (1 + math.cos(math.pi * progress))
+            return self.base * left
         drops = self.state.drops if config.kind == "plateau" else sum(step >= b for b in config.boundaries)
         return self.base * config.factor**drops
 

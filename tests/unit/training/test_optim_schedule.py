@@ -31,9 +31,43 @@ def test_sgd_is_caffe_s_also_when_the_rate_changes():
             torch.testing.assert_close(p, w, rtol=1e-12, atol=1e-12), step
 
 
-def test_updates_stop_at_the_first_bad_gradient():
+def test_lars_is_the_algorithm_of_its_paper_and_leaves_vectors_alone():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1)).double()
+    torch.nn.init.zeros_(model[2].weight)  # a layer of zeros, whose rate is the others' base rate
+    config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-2, decay_norm=False, trust=0.01)
+    optimizer = build_optimizer(model, config)
+    parameters = list(model.parameters())
+    weights = [p.detach().clone() for p in parameters]
+    velocity = [torch.zeros_like(w) for w in weights]
+    for lr in (0.1, 0.2, 0.2, 0.05):
+        gradients = [torch.randn_like(w) for w in weights]
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g.clone()
+        set_lr(optimizer, lr)
+        optimizer.step()
+        for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):  # You et al., 2017, Algorithm 1
+            rate, decay = 1.0, 0.0
+            if w.dim() > 1:
+                decay = 1e-2
+                rate = float(0.01 * w.norm() / (g.norm() + decay * w.norm())) if w.norm() > 0 else 1.0
+            velocity[i] = 0.9 * velocity[i] + lr * rate * (g + decay * w)
+            weights[i] = w - velocity[i]
+        for p, w in zip(parameters, weights, strict=True):
+            torch.testing.assert_close(p, w, rtol=1e-12, atol=1e-12)
+
+
+def test_lars_wants_batch_norm_left_out():
+    with pytest.raises(ConfigError, match=r"optim\.decay_norm to false"):
+        OptimConfig(trust=0.001)
+    with pytest.raises(ConfigError, match=r"optim\.trust"):
+        OptimConfig(trust=0.0, decay_norm=False)
+
+
+@pytest.mark.parametrize("trust", [None, 0.001])
+def test_updates_stop_at_the_first_bad_gradient(trust):
     model = torch.nn.Linear(2, 1)
-    optimizer = build_optimizer(model, OptimConfig())
+    optimizer = build_optimizer(model, OptimConfig(decay_norm=False, trust=trust))
     guard = FiniteGuard(optimizer, torch.device("cpu"))
     before = model.weight.detach().clone()
     for step, norm in enumerate([float("nan"), 1.0, float("inf")]):
@@ -125,6 +159,16 @@ def test_the_rates_of_a_large_batch(family, gpus):
     # Goyal et al., 2017, section 5.1
     for at, rate in ((2.5, peak / 2), (6, peak), (29, peak), (31, peak / 10), (61, peak / 100), (81, peak / 1000)):
         assert schedule.lr(round(at * epoch)) == pytest.approx(rate, rel=0.02)
+
+
+def test_the_rates_of_the_largest_batch():
+    config = get_recipe("imagenet-32k/resnet50")
+    assert config.micro_batches == 512 and config.optim.trust == 0.001
+    schedule, epoch = Schedule(config.schedule, lr=config.optim.lr, steps=config.steps), config.steps / 90
+    # up to 32 in 14 epochs, then 32 · (1 - p)²
+    for at, rate in ((7, 16), (14, 32), (14 + 76 / 2, 8), (14 + 76 * 0.9, 0.32)):
+        assert schedule.lr(round(at * epoch)) == pytest.approx(rate, rel=0.02)
+    assert schedule.lr(config.steps) == 0
 
 
 def test_state_survives_json():
