@@ -184,7 +184,10 @@ Average = Annotated[
 Images = Annotated[int | None, Parameter(help="Test on this many evenly spaced images only. Default: all.", least=1)]
 ScoringWorkers = Annotated[
     int | None,
-    Parameter(help="Tasks on Ray at a time. Default: all of RAY_ADDRESS's cluster, else this process alone.", least=1),
+    Parameter(
+        help="Workers on Ray. Default: all of RAY_ADDRESS's cluster, else all GPUs of this machine, or this process.",
+        least=1,
+    ),
 ]
 AllowPartial = Annotated[
     bool, Parameter(help="Let runs of fewer steps than their recipe's into ilsvrc2015; its card says so.")

@@ -3,7 +3,7 @@
 #
 # Flows run in this container (a process work pool) and call ray.init(address=RAY_ADDRESS). That attaches to a Ray node
 # on the same host: a driver maps the node's shared memory and talks to its sockets, so a container that only reaches
-# the head's port cannot be one. The node offers no CPUs and no GPUs, so Ray places no training worker here.
+# the head's port cannot be one. The node offers no CPUs and no GPUs, so Ray places no worker here.
 #
 # Both end together: a worker without its Ray node would accept flows only to fail them. The container's restart policy
 # starts a new pair.

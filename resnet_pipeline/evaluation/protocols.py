@@ -25,9 +25,9 @@ class TestSpec:
 
     ``split`` None is the dataset's val, or test if there is no val; ``images`` limits it to that many evenly spaced
     ones. ``scales`` are the shorter sides instead of each network's own. ``average`` says what is averaged over the
-    views: softmax or logits. ``workers`` is the number of tasks on Ray at a time; without it all of the cluster that
-    RAY_ADDRESS names is used, and without a cluster this process. ``half`` keeps the scores as float16.
-    ``allow_partial`` lets runs of fewer steps than their recipe's into an ensemble by name.
+    views: softmax or logits. ``workers`` is the number of workers on Ray; without it all of the cluster is used that
+    RAY_ADDRESS names, and without a cluster all GPUs of this machine, or this process. ``half`` keeps the scores as
+    float16. ``allow_partial`` lets runs of fewer steps than their recipe's into an ensemble by name.
     """
 
     __test__: ClassVar[bool] = False  # no test of pytest's

@@ -246,18 +246,15 @@ def _columns(file: pq.ParquetFile) -> tuple[list[str], npt.NDArray[np.int64], np
 class Parts:
     """The chunks of one score file: a folder of score files, named by the chunk's number and its size.
 
-    Each is written whole or not at all. Its folder belongs to the weights, dataset, protocol and samples of the score
-    file's own path. What this object has read or been given it holds, so that no file is read twice; a copy for another
-    process holds nothing.
+    Each is written whole or not at all, by the process that puts them together. Its folder belongs to the weights,
+    dataset, protocol and samples of the score file's own path. What this object has read or been given it holds, so
+    that no file is read twice.
     """
 
     def __init__(self, path: Path, sizes: Sequence[int]) -> None:
         self.path, self._sizes = path, list(sizes)
         self._folder = path.with_name(f"{path.stem}.parts")
         self._held: dict[int, Scores] = {}
-
-    def __reduce__(self) -> tuple[type[Parts], tuple[Path, list[int]]]:
-        return Parts, (self.path, self._sizes)
 
     def file(self, number: int) -> Path:
         """Return where a chunk's scores are kept."""
@@ -267,22 +264,15 @@ class Parts:
         """Return the numbers of the chunks that are not there, or can't be read."""
         return [number for number in range(len(self._sizes)) if not self._good(number)]
 
-    def write(self, number: int, scores: Scores) -> None:
-        """Keep a chunk's scores, on disk and here."""
-        write_scores(scores, self.file(number))
-        self.hold(number, scores)
-
-    def hold(self, number: int, scores: Scores) -> None:
-        """Keep a chunk's scores here alone: enough for the only chunk, whose score file is written next."""
+    def keep(self, number: int, scores: Scores) -> None:
+        """Keep a chunk's scores, here and on disk; the only chunk here alone: it is all that its score file holds."""
+        if len(self._sizes) > 1:
+            write_scores(scores, self.file(number))
         self._held[number] = scores
 
     def merge(self, keys: Sequence[str]) -> Scores:
-        """Return the scores of all chunks, in the order of ``keys``; those that another process wrote are read."""
-        numbers = range(len(self._sizes))
-        return merge_scores(
-            [self._held[n] if n in self._held else read_scores(self.file(n)) for n in numbers],
-            keys,
-        )
+        """Return the scores of all chunks, none of which may be missing, in the order of ``keys``."""
+        return merge_scores([self._held[number] for number in range(len(self._sizes))], keys)
 
     @property
     def seconds(self) -> float:
@@ -305,7 +295,7 @@ class Parts:
             return False
         if len(scores.keys) != self._sizes[number]:
             return False
-        self.hold(number, scores)
+        self._held[number] = scores
         return True
 
 

@@ -2,7 +2,7 @@
 
 The samples are cut into chunks, which depend on the dataset and the protocol alone. Each process computes a chunk in
 the same batches. So any number of processes may compute the chunks in any order and keep them one by one: put together,
-the scores are the same.
+the scores are the same. So they are if a chunk is cut into pieces, since a piece is of whole batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 from resnet_pipeline.data.crops import resized_sizes
 from resnet_pipeline.data.dataset import Dataset, Split
-from resnet_pipeline.data.loaders import Backend, view_batches
+from resnet_pipeline.data.loaders import Backend, decoded_pixels, slices, view_batches
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.whole_images import by_shape, whole_batches
 from resnet_pipeline.device import allow_tf32
@@ -112,6 +112,28 @@ def plan_chunks(
     begins = np.cumsum(pixels) - pixels
     chunks = np.split(indices, np.flatnonzero(np.diff(begins // (chunk_pixels or CHUNK_PIXELS))) + 1)
     return Plan(dataset=dataset, split=split, protocol=protocol, chunks=chunks)
+
+
+def pieces(plan: Plan, number: int, most: int) -> list[Int64]:
+    """Cut a chunk into at most ``most`` pieces of about one size; scored one by one they have the chunk's scores.
+
+    They are so to the last bit on any device: a piece begins where a batch of the chunk begins for each shorter side,
+    so every batch has the images that it has in the chunk. A network's sums may depend on that by a bit.
+
+    Example: ``np.concatenate(pieces(plan, 0, 4))`` is ``plan.chunks[0]``
+    """
+    chunk, protocol = plan.chunks[number], plan.protocol
+    samples = plan.dataset.splits[plan.split]
+    if protocol.kind == "whole":
+        width, height = samples.width[chunk], samples.height[chunk]
+        sizes = np.stack([resized_sizes(width, height, side) for side in protocol.sides], axis=1)
+        begins = np.append(0, np.flatnonzero((sizes[1:] != sizes[:-1]).any(2).all(1)) + 1)
+    else:
+        batches = slices(len(chunk), _batch_size(protocol), decoded_pixels(samples, chunk))
+        begins = np.array([rows[0] for rows in batches])
+    even = np.linspace(0, len(chunk), most, endpoint=False)
+    cuts = np.unique(begins[np.searchsorted(begins, even).clip(max=len(begins) - 1)])
+    return np.split(chunk, cuts[1:])
 
 
 def class_count(model: nn.Module) -> int:
@@ -254,13 +276,17 @@ def _view_images(
             views=protocol.kind,
             resize=side,
             crop=protocol.crop,
-            batch_size=max(1, _BATCH_PIXELS // (protocol.crop**2 * (5 if protocol.kind == "10-crop" else 1))),
+            batch_size=_batch_size(protocol),
             indices=chunk,
             device=device,
             backend=backend,
         ) as batches:
             for batch in batches:
                 yield batch.images.to(device), batch.index.cpu()
+
+
+def _batch_size(protocol: Protocol) -> int:
+    return max(1, _BATCH_PIXELS // (protocol.crop**2 * (5 if protocol.kind == "10-crop" else 1)))
 
 
 class _Scorer(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.device import local_device
@@ -189,7 +190,7 @@ def _compute(
     if len(lacking) < len(plan.chunks):
         _log.info("%s: resuming with %d of %d chunks", plan.protocol.name, len(lacking), len(plan.chunks))
     with progress(f"{test.protocol}: {', '.join(member.name for member, _ in members.values())}", total=total) as bar:
-        if lacking and (test.workers is not None or surroundings().ray_address):
+        if lacking and _on_ray(test, plan):
             from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
             took = score_on_ray(
@@ -212,6 +213,16 @@ def _compute(
     return written
 
 
+def _on_ray(test: TestSpec, plan: Plan) -> bool:
+    """Return whether a test is Ray's work: on a cluster, with a number of workers, or on a machine of several GPUs.
+
+    Else it is this process's, which has all of the machine that Ray's workers would share, and has begun when they were
+    still starting. So it is of a single chunk on any one machine.
+    """
+    several_gpus = torch.cuda.device_count() > 1 and len(plan.chunks) > 1
+    return surroundings().ray_address is not None or test.workers is not None or several_gpus
+
+
 def _as_one_evaluation(scores: Mapping[str, Scores], before: Mapping[str, float], took: float) -> dict[str, Scores]:
     """Return scores that several workers made with the seconds of the evaluation, not of all workers together.
 
@@ -231,10 +242,7 @@ def _score_here(
     digests: Mapping[str, str],
     bar: Bar,
 ) -> None:
-    """Compute chunks in this process; those that the same models lack, one after the other in one call.
-
-    The only chunk is not written: it would be all that its score file holds.
-    """
+    """Compute chunks in this process; those that the same models lack, one after the other in one call."""
     for names, group in itertools.groupby(lacking, key=lambda number: tuple(lacking[number])):
         numbers = list(group)
         scored = score_chunks(
@@ -246,5 +254,4 @@ def _score_here(
         )
         for number, found in zip(numbers, scored, strict=True):
             for name in names:
-                keep = parts[name].write if len(plan.chunks) > 1 else parts[name].hold
-                keep(number, found[name])
+                parts[name].keep(number, found[name])

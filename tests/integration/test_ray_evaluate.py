@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from resnet_pipeline.adapters.ray import evaluate as adapter
 from resnet_pipeline.adapters.ray.cluster import ray_cluster
+from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import scoring
-from resnet_pipeline.evaluation.protocols import TestSpec
+from resnet_pipeline.evaluation.protocols import TestSpec, protocol_of
+from resnet_pipeline.evaluation.scores import Parts
+from resnet_pipeline.evaluation.scoring import evaluate, plan_chunks
 from resnet_pipeline.jobs.evaluate import evaluate_models
-from resnet_pipeline.models import build_model
+from resnet_pipeline.models import Classifier, Normalize, build_model
+from resnet_pipeline.progress import progress
 from resnet_pipeline.workspace import Workspace
 from tests.secret_markers import MARKER, NOWHERE, SERVERS, files_with_marker
 
@@ -30,6 +36,55 @@ def ray_folder(monkeypatch):
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         yield Path(folder)
+
+
+def test_lost_workers_are_replaced_and_cost_no_image_and_no_bit(tmp_path, digits, monkeypatch):
+    """Workers die in their first work, as by the kernel's hand: the first of two, or all."""
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", 60 * 32 * 32)  # seven chunks
+    torch.manual_seed(0)
+    model = Classifier(Normalize(torch.tensor([90.0] * 3)), build_model("cifar-resnet8")).eval()
+    protocol = protocol_of("center", ViewConfig(crop=32, resize=32))
+    plan = plan_chunks(digits, "val", protocol, np.arange(len(digits.splits["val"])))
+    (tmp_path / "opened").mkdir()
+
+    def dying(folder: Path, most: int):
+        class Dying(adapter._Worker):
+            def open(self, *arguments):
+                (folder.parent / "opened" / str(os.getpid())).touch()
+                return super().open(*arguments)
+
+            def score(self, *arguments):
+                if len(list(folder.iterdir())) < most:
+                    (folder / str(os.getpid())).touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().score(*arguments)
+
+        folder.mkdir()
+        return Dying
+
+    def run(name: str, workers: int):
+        parts = {"a": Parts(tmp_path / name / "scores.parquet", [len(chunk) for chunk in plan.chunks])}
+        lacking = {number: ["a"] for number in range(len(plan.chunks))}
+        with progress(name, total=len(plan.keys)) as bar:
+            adapter.score_on_ray(
+                {"a": model}, Workspace(tmp_path), plan, parts=parts, lacking=lacking, digests={"a": "0" * 64},
+                workers=workers, bar=bar,
+            )  # fmt: skip
+            assert bar.reached == len(plan.keys)
+        return parts["a"].merge(plan.keys)
+
+    with ray_cluster():
+        monkeypatch.setattr(adapter, "_Worker", dying(tmp_path / "first", 1))
+        found = run("the first", 2)
+        assert found.keys == digits.splits["val"].keys
+        expected = evaluate({"a": model}, digits, protocol)["a"]
+        np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+        assert len(list((tmp_path / "opened").iterdir())) <= 3, "the networks are loaded once per worker"
+        monkeypatch.setattr(adapter, "_MOST_LOSSES", 1)
+        monkeypatch.setattr(adapter, "_Worker", dying(tmp_path / "all", 99))
+        with pytest.raises(UserError, match=r"^evaluation failed on Ray: .*, 2 times$") as error:
+            run("all", 1)
+        assert "\n" not in str(error.value)
 
 
 def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatch, ray_folder, capfd):

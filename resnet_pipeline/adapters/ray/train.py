@@ -153,8 +153,7 @@ def worker_group(
     """
     group = next((standing for standing in _standing if standing.sound and standing.counts == counts), None)
     if group is None:
-        for standing in _standing:
-            standing.close()  # they hold the CPUs that are wanted now
+        dismiss_standing_workers()
         group = WorkerGroup(
             run.path / "ray",
             root=workspace.root,
@@ -174,6 +173,12 @@ def worker_group(
 
 
 _standing: list[WorkerGroup] = []
+
+
+def dismiss_standing_workers() -> None:
+    """Send standing workers home: they hold the CPUs, or the GPUs, that are wanted now."""
+    for standing in _standing:
+        standing.close()
 
 
 def in_thread(call: Callable[[], object]) -> Future[object]:

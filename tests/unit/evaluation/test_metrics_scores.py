@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -159,22 +158,29 @@ def test_parts_are_put_together_in_the_split_s_order():
             merge_scores(wrong, scores.keys)
 
 
-def test_parts_that_are_held_are_not_read_again_and_do_not_travel(tmp_path, score_files):
+def test_parts_that_are_held_are_not_read_again(tmp_path, score_files):
     scores = make_scores(samples=30)
     halves = [rows_of(scores, rows) for rows in np.split(np.arange(30), 2)]
     parts = Parts(tmp_path / "scores" / "x.parquet", [15, 15])
-    parts.write(0, halves[0])
-    parts.hold(1, halves[1])
+    parts.keep(0, halves[0])
+    assert parts.missing() == [1]
+    parts.keep(1, halves[1])
     assert parts.missing() == [] and parts.merge(scores.keys).keys == scores.keys
     read, written = score_files
-    assert (len(read), len(written)) == (0, 1)
-    elsewhere = pickle.loads(pickle.dumps(parts))
-    assert elsewhere.missing() == [1], "only the file is there"
-    elsewhere.write(1, halves[1])
+    assert (len(read), len(written)) == (0, 2)
+    elsewhere = Parts(parts.path, [15, 15])
+    assert elsewhere.missing() == []
     np.testing.assert_array_equal(elsewhere.merge(scores.keys).probabilities, scores.probabilities)
-    assert read == [elsewhere.file(0)], "once"
+    assert read == [elsewhere.file(0), elsewhere.file(1)], "once each"
     elsewhere.remove()
     assert elsewhere.missing() == [0, 1]
+
+
+def test_the_only_chunk_is_not_written_by_itself(tmp_path, score_files):
+    scores = make_scores(samples=30)
+    parts = Parts(tmp_path / "scores" / "x.parquet", [30])
+    parts.keep(0, scores)
+    assert parts.merge(scores.keys).keys == scores.keys and score_files == ([], [])
 
 
 def test_scores_of_another_length_are_named():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import tarfile
 from pathlib import PurePath
@@ -12,9 +13,11 @@ from torchvision.transforms import v2
 
 from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation import scoring
 from resnet_pipeline.evaluation.forward import PASS_PIXELS
 from resnet_pipeline.evaluation.protocols import protocol_of
-from resnet_pipeline.evaluation.scoring import chosen_samples, evaluate, plan_chunks, score_chunks
+from resnet_pipeline.evaluation.scores import merge_scores
+from resnet_pipeline.evaluation.scoring import chosen_samples, evaluate, pieces, plan_chunks, score_chunks
 from resnet_pipeline.models import Classifier, Normalize, build_model, fully_convolutional
 from resnet_pipeline.staging.stage import stage
 
@@ -184,6 +187,51 @@ def test_chunks_in_any_order_and_grouping_give_the_same_bits(digits, name):
         (alone,) = score_chunks({"a": models["a"]}, plan.only([number]))
         np.testing.assert_array_equal(alone["a"].probabilities, part.probabilities)
         assert alone["a"].keys == part.keys == [digits.splits["val"].keys[i] for i in chunks[number]]
+
+
+def scores_of_pieces(model, plan, most: int):
+    """Return the scores of the plan's chunks, each cut into up to ``most`` pieces, and how many pieces there were."""
+    cut = [pieces(plan, number, most) for number in range(len(plan.chunks))]
+    for chunk, own in zip(plan.chunks, cut, strict=True):
+        np.testing.assert_array_equal(np.concatenate(own), chunk)
+    every = [piece for own in cut for piece in own]
+    found = score_chunks({"a": model}, dataclasses.replace(plan, chunks=every))
+    return merge_scores([part["a"] for part in found], plan.keys).probabilities, len(every)
+
+
+@pytest.mark.parametrize("name", ["center", "10-crop"])
+def test_pieces_of_a_chunk_have_its_batches_and_so_its_bits(digits, name, monkeypatch):
+    views = 1 if name == "center" else 5
+    monkeypatch.setattr(scoring, "_BATCH_PIXELS", 7 * views * 16 * 16)  # seven images, passes of which differ in size
+    sizes, real = [], scoring.Passes.average
+    monkeypatch.setattr(
+        scoring.Passes, "average", lambda own, net, v, **o: sizes.append(len(v)) or real(own, net, v, **o)
+    )
+    model, indices = network(1), chosen_samples(len(digits.splits["val"]), 100)
+    plan = plan_chunks(digits, "val", protocol_of(name, VIEWS), indices, chunk_pixels=60 * 2 * views * 16 * 16)
+    whole = merge_scores([part["a"] for part in score_chunks({"a": model}, plan)], plan.keys).probabilities
+    batches = list(sizes)
+    for most in (1, 2, 5, 99):
+        sizes.clear()
+        found, count = scores_of_pieces(model, plan, most)
+        assert sizes == batches and count == min(most * len(plan.chunks), len(batches))
+        np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.slow
+def test_pieces_of_whole_images_begin_where_the_size_changes(photographs, monkeypatch):
+    monkeypatch.setattr(scoring, "_BATCH_PIXELS", 2 * 70 * 70)
+    torch.manual_seed(0)
+    model = Classifier(Normalize(torch.tensor([90.0] * 3)), build_model("cifar-resnet8", num_classes=2)).eval()
+    protocol = protocol_of("multi-scale", ViewConfig(crop=32, resize=36), scales=[40, 64])
+    indices = np.arange(len(photographs.splits["val"]))
+    plan = plan_chunks(photographs, "val", protocol, indices)
+    (whole,) = score_chunks({"a": model}, plan)
+    samples = photographs.splits["val"]
+    shapes = {tuple(size) for size in np.stack([samples.width, samples.height], 1).tolist()}
+    found, count = scores_of_pieces(model, plan, 99)
+    assert 1 < count <= len(shapes)
+    np.testing.assert_array_equal(found, merge_scores([whole["a"]], plan.keys).probabilities)
 
 
 @pytest.mark.slow

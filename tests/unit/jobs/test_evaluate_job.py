@@ -92,7 +92,7 @@ def test_on_several_workers_the_seconds_are_those_of_the_evaluation(workspace, m
             own = {name: networks[name] for name in names}
             (found,) = scoring.score_chunks(own, plan.only([number]), digests=digests)
             for name, seconds in zip(models, (1.0, 3.0), strict=True):
-                parts[name].write(number, dataclasses.replace(found[name], seconds=seconds))
+                parts[name].keep(number, dataclasses.replace(found[name], seconds=seconds))
         return 14.0
 
     monkeypatch.setattr("resnet_pipeline.adapters.ray.evaluate.score_on_ray", on_two_workers)
