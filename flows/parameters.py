@@ -41,6 +41,17 @@ def _scales(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    words = _listed(text)
+    if not words or not all(word.isascii() and word.isdecimal() for word in words):
+        raise UserError(f"--seeds must be whole numbers with commas between, as 0,1, not {text!r}")
+    return [int(word) for word in words]
+
+
 MODEL = (
     "A run directory, a registered model's NAME or NAME@ALIAS, models:/…, runs:/ID, NETWORK=WEIGHTS-FILE, "
     "torchvision:NAME or timm:NAME"
@@ -199,3 +210,55 @@ Combined = Annotated[
 FitWeights = Annotated[bool, Parameter(help="Also fit weights on a random half, and report on the other.")]
 Greedy = Annotated[bool, Parameter(help="Also add the best member at a time, and show the curve.")]
 Contributions = Annotated[bool, Parameter(help="Also show the errors without each member.")]
+
+# the paper's tables and figures
+ExhibitName = Annotated[
+    Literal[
+        "figure1", "figure4", "figure6", "figure7",
+        "table1", "table2", "table3", "table4", "table5", "table6", "all",
+    ],
+    Parameter(help="A table or figure of the paper, or all of them.", argument=True),
+]  # fmt: skip
+ImageNetName = Annotated[
+    str | None,
+    Parameter(help="The staged dataset that stands for ImageNet: figure 4, Tables 1 to 5.", flags=("--imagenet",)),
+]
+Cifar10Name = Annotated[
+    str | None,
+    Parameter(help="The staged dataset that stands for CIFAR-10: figures 1, 6 and 7, Table 6.", flags=("--cifar10",)),
+]
+ScaleName = Annotated[
+    Literal["full", "small"],
+    Parameter(
+        help="full: the paper's iterations, networks and seeds. small: for two cores: a quarter of CIFAR-10's "
+        "iterations, a thousandth of ImageNet's, the shallowest and the deepest of the networks, one seed."
+    ),
+]
+Networks = Annotated[
+    list[str] | None,
+    Parameter(help="These networks alone, as plain20,resnet20. Default: those of the scale.", metavar="NAME,NAME,…",
+              read=_listed),
+]  # fmt: skip
+Seeds = Annotated[
+    list[int] | None,
+    Parameter(help="A run of each network for each of these seeds. Default: those of the scale.", metavar="N,N,…",
+              read=_seeds),
+]  # fmt: skip
+StudyLauncher = Annotated[
+    Literal["ray", "local"],
+    Parameter(help="ray: start workers on a Ray cluster. local: train in this process alone."),
+]
+KeptIn = Annotated[
+    str | None,
+    Parameter(
+        help="The folder that keeps the results (small JSON files), the page, its tables as Markdown and its figures. "
+        "Default: reproduction/ under the root.",
+        flags=("--output",),
+        metavar="FOLDER",
+    ),
+]
+PlanOnly = Annotated[
+    bool,
+    Parameter(help="Show the runs, what exists of them and what the rest costs, and start nothing.", flags=("--plan",)),
+]
+PageOnly = Annotated[bool, Parameter(help="Write the page from what is kept, and start nothing.", flags=("--page",))]

@@ -43,6 +43,7 @@ from resnet_pipeline.cli import data as cli_data
 from resnet_pipeline.cli import evaluation as cli_evaluation
 from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
+from resnet_pipeline.cli import reproduce as cli_reproduce
 from resnet_pipeline.cli import runs as cli_runs
 from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.console import say
@@ -303,6 +304,7 @@ def report(
     say(path)
 
 
+app.command()(command(cli_reproduce.reproduce))
 app.command()(command(cli_recipes.recipes))
 app.command()(command(cli_runs.runs))
 

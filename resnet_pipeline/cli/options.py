@@ -100,7 +100,8 @@ def _option(name: str, hint: Any) -> Any:
     elif parameter.read is not None:
         kind = (list[str] if parameter.repeated else str) | None
     if parameter.argument:
-        return Annotated[kind, typer.Argument(metavar=parameter.metavar, help=parameter.help, show_default=False)]
+        metavar = parameter.metavar or "|".join(choices) or None
+        return Annotated[kind, typer.Argument(metavar=metavar, help=parameter.help, show_default=False)]
     return Annotated[
         kind,
         typer.Option(
@@ -122,7 +123,8 @@ def _read(name: str, hint: Any, typed: Any) -> Any:
     parameter, choices = _parameter_of(hint), _choices(hint)
     if choices and typed not in choices:
         near = did_you_mean(typed, choices)
-        raise UserError(f"--{name.replace('_', '-')} must be one of {', '.join(choices)}, not {typed!r}{near}")
+        shown = name if parameter is not None and parameter.argument else f"--{name.replace('_', '-')}"
+        raise UserError(f"{shown} must be one of {', '.join(choices)}, not {typed!r}{near}")
     if parameter is None or parameter.read is None or typed is None:
         return typed
     return parameter.read(typed)

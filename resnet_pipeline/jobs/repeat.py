@@ -34,14 +34,14 @@ def commands(
     tests = [word for protocol in protocols for word in ("--protocol", protocol)]
     runs_ = [run.name for run in runs]
     ensembles = [
-        (f"Average them, {protocol}", _typed("ensemble", *runs_, "--dataset", dataset.name, "--protocol", protocol))
+        (f"Average them, {protocol}", typed("ensemble", *runs_, "--dataset", dataset.name, "--protocol", protocol))
         for protocol in protocols
     ]
     return [
         ("Stage the images", _stage(workspace, dataset)),
         *(_train(run, name, dataset.name) for run, name in zip(runs, names, strict=True)),
         *(ensembles if len(runs) > 1 else []),
-        ("Test them, and write this page", _typed("report", *runs_, "--dataset", dataset.name, *tests)),
+        ("Test them, and write this page", typed("report", *runs_, "--dataset", dataset.name, *tests)),
     ]
 
 
@@ -52,9 +52,19 @@ def resuming(workspace: Workspace, config: RunConfig, dataset: str) -> str | Non
     """
     root = [] if workspace.root == Workspace.of().root else ["--root", str(workspace.root)]
     try:
-        return _typed("train", config.recipe, "--dataset", dataset, *_options(config), *root)
+        return training(config, dataset, *root)
     except UserError:
         return None
+
+
+def training(config: RunConfig, dataset: str, *options: str) -> str:
+    """Return the command that trains a config; UserError if its recipe is not known.
+
+    >>> from resnet_pipeline.jobs.train import run_config
+    >>> training(run_config("digits/resnet8", {"optim.lr": 0.2}, seed=1), "digits")
+    'resnet-pipeline train digits/resnet8 --dataset digits --seed 1 --set optim.lr=0.2'
+    """
+    return typed("train", config.recipe, "--dataset", dataset, *_options(config), *options)
 
 
 def told_apart(configs: Sequence[RunConfig]) -> list[str]:
@@ -93,7 +103,7 @@ def _stage(workspace: Workspace, dataset: Dataset) -> str:
     refused = len(manifest.refused) / max(1, len(manifest.refused) + sum(map(len, dataset.splits.values())))
     if refused > MAX_REFUSED:
         options += ["--max-refused", str(math.ceil(100 * refused) / 100)]
-    return _typed("stage", "--source", source, "--name", dataset.name, *options)
+    return typed("stage", "--source", source, "--name", dataset.name, *options)
 
 
 def _train(run: RunDirectory, name: str, dataset: str) -> Command:
@@ -110,7 +120,7 @@ def _train(run: RunDirectory, name: str, dataset: str) -> Command:
         counts = dict.fromkeys([*changed, str(result.workers)])
         if len(counts) > 1:  # more workers add in another order
             title += f" (its workers were {', then '.join(counts)}: the last bits may differ)"
-    return title, _typed("train", *words, *_registration(run, config.recipe))
+    return title, typed("train", *words, *_registration(run, config.recipe))
 
 
 def _options(config: RunConfig) -> Iterator[str]:
@@ -128,5 +138,6 @@ def _registration(run: RunDirectory, recipe: str) -> list[str]:
     return [] if registered == name_of(recipe) else ["--register", registered]
 
 
-def _typed(*words: str) -> str:
+def typed(*words: str) -> str:
+    """Return a command of this program as it is typed in a shell."""
     return shlex.join([_PROGRAM, *words])

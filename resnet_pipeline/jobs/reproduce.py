@@ -1,0 +1,183 @@
+"""The reproduction job: the runs of a table or figure trained, tested, measured and kept; what is finished is reused.
+
+Each run goes through the jobs that `train`, `evaluate`, `ensemble` and `responses` are, so what those made is reused
+here, and the other way round. Another process that was started beside this one takes the runs that nobody trains.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_pipeline.config_io import hash_of
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.evaluation.ensemble import average
+from resnet_pipeline.evaluation.exhibits import Exhibit, exhibits_of
+from resnet_pipeline.evaluation.protocols import TestSpec
+from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
+from resnet_pipeline.jobs.keep import again, keepable, kept_test
+from resnet_pipeline.jobs.recipes import kept_costs
+from resnet_pipeline.jobs.register import register_run
+from resnet_pipeline.jobs.repeat import typed
+from resnet_pipeline.jobs.responses import measure_responses
+from resnet_pipeline.jobs.study import Study, StudyRun, study_runs
+from resnet_pipeline.jobs.train import Launch, check_splits, train_run
+from resnet_pipeline.report.kept import KeptEnsemble, keep, kept_run, read_kept
+from resnet_pipeline.report.reproduction_page import write_page
+from resnet_pipeline.training.run_directory import RunDirectory, run_name
+from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+RESPONSE_IMAGES = 1000
+"""Evenly spaced test images of figure 7, as `responses` has them by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduced:
+    """What a study came to: its page, and its runs by name, those finished before among ``reused``.
+
+    ``elsewhere`` are recipes that another process trains now.
+    """
+
+    page: Path
+    runs: tuple[str, ...]
+    reused: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+
+
+def kept_folder(workspace: Workspace, output: Path | None) -> Path:
+    """Return where a study's results are kept: the folder that was named, else ``reproduction/`` under the root."""
+    return output or workspace.root / "reproduction"
+
+
+def page_of(folder: Path) -> Path:
+    """Write the page, its tables as Markdown and its figures from what a folder keeps; return the page's path.
+
+    Example: ``page_of(Path("docs/reproduction"))``
+    """
+    return write_page(folder, read_kept(folder), kept_costs())
+
+
+def reproduce(
+    workspace: Workspace,
+    study: Study,
+    launch: Launch = Launch(),  # noqa: B008 - frozen
+    *,
+    registered: bool = True,
+    output: Path | None = None,
+) -> Reproduced:
+    """Train, test and measure what a study needs, and keep it; the same call after an interruption goes on.
+
+    A run that fails does not end the others. Raises UserError at the end if one has, with what ended the first one, and
+    StoppedError after Ctrl-C or SIGTERM; what there is by then is kept.
+
+    Example: ``reproduce(Workspace.of(), Study(exhibit="figure1", cifar10="cifar10", scale="small"))``
+    """
+    wanted = study_runs(study)
+    for name in dict.fromkeys(run.dataset for run in wanted):  # before the first hours of training
+        check_splits(open_dataset(workspace, name))
+    folder = kept_folder(workspace, output)
+    done: dict[str, bool] = {}
+    failed: dict[str, UserError] = {}
+    # those that another process trains are tried once more at the end
+    free = [run for run in wanted if not _is_running(workspace, run)]
+    held = [run for run in wanted if run not in free]
+    elsewhere = []
+    for number, run in enumerate([*free, *held], 1):
+        named = f"{run.config.recipe} of seed {run.config.seed}"
+        if _is_running(workspace, run):
+            _log.info("%d/%d  %s: trained by another process now", number, len(wanted), named)
+            elsewhere.append(named)
+            continue
+        _log.info("%d/%d  %s, for %s", number, len(wanted), named, ", ".join(run.exhibits))
+        try:
+            name, reused = _one(workspace, run, launch, folder, registered=registered)
+        except StoppedError:
+            page_of(folder)
+            raise
+        except UserError as failure:
+            _log.warning("%s: %s", named, failure)
+            failed[named] = failure
+        else:
+            done[name] = reused
+    for exhibit in exhibits_of(study.exhibit):
+        _ensemble(workspace, exhibit, wanted, folder)
+    page = page_of(folder)
+    if failed:
+        first, error = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} of {len(wanted)} runs failed, the first of them {first}: {error}")
+    return Reproduced(
+        page=page,
+        runs=tuple(done),
+        reused=tuple(name for name, before in done.items() if before),
+        elsewhere=tuple(elsewhere),
+    )
+
+
+def _directory(workspace: Workspace, run: StudyRun) -> RunDirectory:
+    fingerprint = open_dataset(workspace, run.dataset).fingerprint
+    return RunDirectory(workspace.runs / run_name(run.config, fingerprint))
+
+
+def _is_running(workspace: Workspace, run: StudyRun) -> bool:
+    directory = _directory(workspace, run)
+    return directory.config_file.is_file() and directory.state()[0] == "running"
+
+
+def _one(workspace: Workspace, run: StudyRun, launch: Launch, folder: Path, *, registered: bool) -> tuple[str, bool]:
+    """Train, test, measure and keep a run; return its name and whether it was finished before."""
+    dataset, directory = open_dataset(workspace, run.dataset), _directory(workspace, run)
+    try:
+        trained = train_run(workspace, run.config, run.dataset, launch)
+    finally:
+        # what an interrupted or failed run has learned is shown as such
+        if directory.config_file.is_file() and not directory.result_file.is_file():
+            keep(folder, keepable(workspace, directory, dataset))
+    assert trained is not None  # None is for the helpers of torchrun
+    path = str(directory.path)
+    tests = {
+        protocol: evaluate_models(workspace, [path], TestSpec(dataset=run.dataset, protocol=protocol))[0]
+        for protocol in run.protocols
+    }
+    if registered:
+        version = register_run(workspace, trained, list(tests.values()))
+        _log.info("%s: %s", run.config.recipe, version.describe())
+    before = kept_run(folder, directory.name)
+    responses = before.responses if before else None
+    if run.responses and responses is None:
+        found = measure_responses(workspace, [path], run.dataset, split=None, images=RESPONSE_IMAGES)
+        responses = tuple(found[path].tolist())
+    keep(folder, again(keepable(workspace, directory, dataset, tests, responses), before))
+    return directory.name, trained.reused
+
+
+def _ensemble(workspace: Workspace, exhibit: Exhibit, wanted: Sequence[StudyRun], folder: Path) -> None:
+    """Test the mean of an exhibit's networks if all of them are finished: Table 5's, and Table 6's residual ones."""
+    members = [run for run in wanted if exhibit.name in run.exhibits and _averaged(exhibit, run)]
+    directories = [_directory(workspace, run) for run in members]
+    if len(members) < 2 or any(not directory.result_file.is_file() for directory in directories):
+        return
+    test = TestSpec(dataset=members[0].dataset, protocol=exhibit.protocol)
+    evaluations: list[Evaluation] = evaluate_models(workspace, [str(d.path) for d in directories], test)
+    names = sorted(directory.name for directory in directories)
+    mean = average([evaluation.scores for evaluation in evaluations])
+    options = ("--dataset", test.dataset, "--protocol", test.protocol)
+    keep(
+        folder,
+        KeptEnsemble(
+            name=f"{exhibit.name}-{hash_of(names)}",
+            runs=tuple(names),
+            command=typed("ensemble", *names, *options),
+            tests=(kept_test(test.protocol, mean),),
+        ),
+    )
+
+
+def _averaged(exhibit: Exhibit, run: StudyRun) -> bool:
+    if exhibit.kind == "ensemble":
+        return True
+    return exhibit.name == "table6" and run.config.recipe.startswith("cifar10/resnet") and run.config.seed == 0
