@@ -16,10 +16,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+from resnet_pipeline.settings import settings
+
 _log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 BYTES = "bytes"
+
+_SECONDS_WORTH_SAYING = 300.0  # shorter work is over before its forecast is read
+_SECONDS_TO_MEASURE = 10.0  # before a pace is trusted, if the work does not know its own
+_SECONDS_OF_ITS_OWN = 60.0  # for so long a pace is trusted that the work knows itself
+_WRONG_BY = 0.25  # a forecast whose end is off by this part is said again
 
 
 def per_second(rate: float) -> str:
@@ -29,6 +36,49 @@ def per_second(rate: float) -> str:
     ('2,860', '1.9', '0.4')
     """
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def hours(seconds: float) -> str:
+    """Return a length of time as one says it.
+
+    >>> hours(50), hours(1200), hours(11_000), hours(400_000)
+    ('1 minute', '20 minutes', '3.1 hours', '4.6 days')
+    """
+    minutes = max(1, round(seconds / 60))
+    if minutes < 90:
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"
+
+
+def cost(seconds: float, an_hour: float | None) -> str:
+    """Return what so many seconds cost at a price an hour, to go after their length; empty if there is no price.
+
+    >>> cost(5400, 24.0), cost(5400, None)
+    (', 36.00 at 24.00 an hour', '')
+    """
+    return "" if an_hour is None else f", {seconds / 3600 * an_hour:,.2f} at {an_hour:,.2f} an hour"
+
+
+_price: ContextVar[float | None] = ContextVar("price_an_hour", default=None)
+
+
+def price() -> float | None:
+    """Return what an hour of the hardware costs: what `priced` says, else RESNET_PIPELINE_PRICE; None: not known."""
+    given = _price.get()
+    return settings().price if given is None else given
+
+
+@contextmanager
+def priced(an_hour: float | None) -> Iterator[None]:
+    """Inside, work costs so much an hour; None: as the environment says.
+
+    Example: ``with priced(24.0): train_run(workspace, config, "ilsvrc2012")``
+    """
+    token = _price.set(an_hour)
+    try:
+        yield
+    finally:
+        _price.reset(token)
 
 
 class Display(Protocol):
@@ -66,6 +116,7 @@ class Bar:
         self._display = display
         self._start = time.monotonic()
         self._rate: float | None = None
+        self._forecast = Forecast()
 
     def expect(self, total: int, *, before: int = 0) -> None:
         """Say how many units there are in all, and how many of them had been done before: known only now."""
@@ -85,6 +136,7 @@ class Bar:
             self.detail = detail
         if self._display:
             self._display.update(self)
+            self._forecast.take(self)
 
     @property
     def seconds(self) -> float:
@@ -95,6 +147,11 @@ class Bar:
     def rate(self) -> float:
         """Units per second, 0 if that is not known yet."""
         return (self.reached - self.before) / self.seconds if self._rate is None else self._rate
+
+    @property
+    def own_rate(self) -> float | None:
+        """Units per second as the work itself says, None if it does not."""
+        return self._rate
 
     @property
     def finished(self) -> bool:
@@ -121,6 +178,37 @@ class Bar:
             return ""
         seconds = int((self.total - self.reached) / rate)
         return f"{seconds // 60}:{seconds % 60:02d} left"
+
+
+class Forecast:
+    """Says in the log how long a bar's work still takes, and what that costs, as soon as its pace is known.
+
+    It says so again if that was wrong. A pace that the work knows itself is believed at once, else the clock's after
+    some seconds; after a minute the clock's alone, which counts validations and checkpoints too.
+    """
+
+    def __init__(self) -> None:
+        self._price = price()
+        self._first: tuple[float, int] | None = None
+        self._end: float | None = None
+
+    def take(self, bar: Bar) -> None:
+        """Take in how far a bar is now."""
+        if bar.total is None or bar.finished or bar.reached <= bar.before:
+            return
+        now = time.monotonic()
+        since, reached = self._first = self._first or (now, bar.reached)
+        rate = bar.own_rate
+        if now - since >= (_SECONDS_TO_MEASURE if rate is None else _SECONDS_OF_ITS_OWN):
+            rate = (bar.reached - reached) / (now - since)
+        if not rate:
+            return
+        left = (bar.total - bar.reached) / rate
+        if left < _SECONDS_WORTH_SAYING:
+            return
+        if self._end is None or abs(now + left - self._end) > _WRONG_BY * (self._end - since):
+            self._end = now + left
+            _log.info("%s: about %s to go%s", bar.title, hours(left), cost(left, self._price))
 
 
 class LogLines:

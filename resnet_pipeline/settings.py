@@ -40,6 +40,7 @@ _MUST = {
     "serving_image_megapixels": "{variable} must be a number above 0 and up to 178, not {value!r}",
     "serving_megapixels": _POSITIVE,
     "timeout": "{variable} must be a number of seconds from 1 to 86400, not {value!r}",
+    "price": _POSITIVE,
     "loader_threads": _WHOLE,
     "loader_prefetch": _WHOLE,
     "log_format": "{variable} must be text or json, not {value!r}",
@@ -93,6 +94,9 @@ class Settings(BaseSettings):
 
     mirror: str | None = None
     """a folder or `s3://` address where checkpoints are kept too, and found from another machine"""
+
+    price: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """what an hour of all the hardware in use costs, in any currency; long work then says what it costs"""
 
     timeout: float = Field(default=600, ge=1, le=86_400)
     """seconds that a worker waits for the others before the attempt ends"""

@@ -28,6 +28,7 @@ from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.training.attempt import Owner
 from resnet_pipeline.training.checkpoint import newest_checkpoint
+from resnet_pipeline.training.footprint import check_disk, disk_bytes, gigabytes
 from resnet_pipeline.training.mirror import fetch_newer, mirror_of
 from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.result import RunResult
@@ -252,6 +253,7 @@ def _prepared(attempt: _Attempt) -> RunDirectory:
     run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.facts)
     for file in (run.stop_file, run.error_file, run.profile_request):
         file.unlink(missing_ok=True)
+    check_disk(run.path, disk_bytes(config, classes=len(attempt.dataset.classes)))
     if launch.profile:
         run.profile_request.touch()
     storage = mirror_of(run, launch.mirror)
@@ -269,7 +271,11 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
     config, named = attempt.config, " or ".join(map(str, counts))
     # what Ray's workers warn of is in their own logs, and noted in the metrics; others' logs are this process's
     notes = attempt.launch.launcher == "ray"
-    _log.info("%s: starting %s worker(s) for %d steps of %d images", config.recipe, named, config.steps, config.batch)
+    disk = disk_bytes(config, classes=len(attempt.dataset.classes))
+    _log.info(
+        "%s: starting %s worker(s) for %d steps of %d images; up to %s on the disk",
+        config.recipe, named, config.steps, config.batch, gigabytes(disk),
+    )  # fmt: skip
     with (
         delivering(attempt.tracking, run, start_tags(run, attempt.dataset, counts)),
         progress(config.recipe, total=config.steps, unit="steps", images_per_unit=config.batch) as bar,

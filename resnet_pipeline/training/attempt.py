@@ -173,8 +173,7 @@ class Attempt:
     def _begin_to_write(self, context: Context, problems: list[str], mirror: Storage | None) -> None:
         run = self._run
         self._log = MetricsLog(run.metrics_file)
-        if self._state.step or run.metrics_file.stat().st_size:
-            self.append(ResumeEntry(workers=context.world_size))
+        self.append(ResumeEntry(workers=context.world_size))
         for problem in problems:
             _log.warning("%s", problem)
         self._mirror = Mirror(run, mirror) if mirror else None

@@ -18,6 +18,7 @@ from resnet_pipeline.data.loaders import Backend
 from resnet_pipeline.device import EMULATION, chosen_precision, has_bf16, prepare_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.logs import at_step, log_context
+from resnet_pipeline.settings import torchrun
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.training.attempt import Attempt, noting
 from resnet_pipeline.training.batch_norm import (
@@ -29,6 +30,7 @@ from resnet_pipeline.training.batch_norm import (
 from resnet_pipeline.training.blame import bad_samples, blame
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import Notice, Notices, collective_timeout, distribute, from_rank_zero
+from resnet_pipeline.training.footprint import check_memory, explained
 from resnet_pipeline.training.metrics_log import CheckpointEntry, SystemEntry, TrainEntry, ValidationEntry
 from resnet_pipeline.training.optim import set_lr
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
@@ -63,8 +65,9 @@ def train(
     """Train the run to its end, from its newest checkpoint if it has one, here or in the ``mirror``.
 
     ``task`` None is the config's. Returns True when the run is finished and its result written, False when it was asked
-    to stop and has saved its state. Raises ConfigError if the workers can't share the batch, CheckpointError,
-    NonFiniteError, HangError if another process does not answer, and what the loader raises.
+    to stop and has saved its state. Raises ConfigError if the workers can't share the batch, NoRoomError if a step does
+    not fit into the memory, CheckpointError, NonFiniteError, HangError if another process does not answer, and what the
+    loader raises.
 
     Example: ``train(RunDirectory.create(folder, config, dataset.facts), dataset, LocalContext())``
     """
@@ -81,6 +84,8 @@ def _train(run: RunDirectory, dataset: Dataset, context: Context, **options: Any
         trainer = Trainer(run, dataset, context, **options)
         return trainer.run_to_end()
     except RuntimeError as error:
+        if no_room := explained(error, run.config()):
+            raise no_room from error
         # gloo says either, depending on which end of a connection noticed
         alone = context.world_size == 1
         if alone or not any(words in str(error).lower() for words in ("timed out", "timeout")):
@@ -124,6 +129,7 @@ class Trainer:
         self.task = task or task_of(config, dataset, context, backend=backend)
         self.open_batches = open_batches or self.task.batches
         self.state = TrainingState(self.task, config, context, run=run.identity(), precision=precision)
+        check_memory(self.state.network, config, precision, torchrun().local_world_size)
         self.attempt = Attempt(run, self.state, context, mirror)
         if precision == "bf16" and context.rank == 0 and not has_bf16(context.device):
             _log.warning("this processor has no bf16 and emulates it: %s; precision=auto avoids that", EMULATION)

@@ -100,7 +100,7 @@ class NoteEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeEntry:
-    """The run resumed after the line's step: earlier lines of later steps are void."""
+    """The run started, or resumed after the line's step: earlier lines of later steps are void."""
 
     kind: ClassVar[str] = "resume"
     workers: int
@@ -149,8 +149,8 @@ class Line:
 class MetricsLog:
     """The append-only metrics of a run, written by rank 0 alone.
 
-    A resumed run first appends a `ResumeEntry`. What a full disk did not take is kept and written with the next line,
-    so that no metric stops training.
+    Each start of the run first appends a `ResumeEntry`. What a full disk did not take is kept and written with the next
+    line, so that no metric stops training.
 
     Example: ``MetricsLog(run.metrics_file).append(100, NoteEntry(text="no room for a checkpoint"))``
     """

@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from resnet_pipeline import progress as module
-from resnet_pipeline.progress import BYTES, Bar, LogLines, displayed_on, progress
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.progress import BYTES, Bar, LogLines, displayed_on, priced, progress
 from tests.recording import Recording
 
 
@@ -81,3 +82,40 @@ def test_work_that_was_broken_off_logs_no_end(caplog):
         bar.advance(3)
         raise KeyboardInterrupt
     assert caplog.messages == []
+
+
+def test_long_work_says_what_it_will_take_and_cost_and_corrects_itself(clock, caplog):
+    caplog.set_level(logging.INFO, "resnet_pipeline.progress")
+    with priced(24.0), displayed_on(Recording()), progress("training", total=100_000, unit="steps") as bar:
+        bar.reach(0, detail="starting workers")
+        clock[0] += 20
+        bar.reach(100, rate=10.0)  # the work's own pace, without its validations
+        for step in range(200, 10_000, 100):
+            clock[0] += 20  # twice as long with them
+            bar.reach(step, rate=10.0)
+    assert caplog.messages == [
+        "training: about 2.8 hours to go, 66.60 at 24.00 an hour",
+        "training: about 5.5 hours to go, 132.80 at 24.00 an hour",
+    ]
+
+
+def test_a_resumed_work_s_forecast_counts_what_is_left_and_a_short_one_has_none(clock, caplog, monkeypatch):
+    monkeypatch.setenv("RESNET_PIPELINE_PRICE", "6")
+    caplog.set_level(logging.INFO, "resnet_pipeline.progress")
+    with displayed_on(Recording()), progress("testing", total=60_000) as bar:
+        bar.reach(30_000)  # kept from before
+        for _ in range(3):
+            clock[0] += 6
+            bar.advance(60)
+    assert caplog.messages == ["testing: about 50 minutes to go, 4.98 at 6.00 an hour"]
+    with displayed_on(Recording()), progress("testing", total=3_000) as bar:
+        for _ in range(20):
+            clock[0] += 5
+            bar.advance(100)
+    assert len(caplog.messages) == 1
+
+
+def test_a_price_is_positive(monkeypatch):
+    monkeypatch.setenv("RESNET_PIPELINE_PRICE", "-1")
+    with pytest.raises(UserError, match="RESNET_PIPELINE_PRICE must be a positive number, not '-1'"):
+        Bar("training")

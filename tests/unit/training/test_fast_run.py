@@ -35,8 +35,8 @@ def test_a_stopped_fast_run_ends_bit_identical(make_run, digits):
         assert not train(run, digits, LocalContext(stop=lambda steps=steps: next(steps, None) is None))
     assert train(run, digits, LocalContext())
     assert run.result().weights_sha256 == whole.result().weights_sha256
-    resumes = [line for line in run.metrics_file.read_text().splitlines() if '"resume"' in line]
-    assert len(resumes) == 2
+    starts = [line for line in run.metrics_file.read_text().splitlines() if '"resume"' in line]
+    assert len(starts) == 3
     assert losses(run) == losses(whole)
 
 
