@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 
 from prefect import flow
+from prefect.runtime import task_run
 
+from flows.artifacts import key_of, table
 from flows.parameters import (
     AllowPartial,
     Average,
@@ -25,16 +27,52 @@ from flows.parameters import (
     ScoringWorkers,
     Split,
 )
-from flows.shell import form, logged, table
-from resnet_pipeline.evaluation.ensemble import Measured
+from flows.shell import form, logged, outcome, phase
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.evaluation.ensemble import Combine, Measured
 from resnet_pipeline.evaluation.protocols import TestSpec
-from resnet_pipeline.jobs.analyse import ensemble, evaluations_of, score_sources
-from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.analyse import EnsembleResult, Source, ensemble, evaluations_of, score_sources
+from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 from resnet_pipeline.records import JsonObject, plain_record
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
+
+SECONDS_TO_REGISTER = 3600.0
+
+
+def _tested_on() -> str:
+    test: TestSpec | None = task_run.parameters["test"]
+    return f"evaluate · {test.dataset} · {test.protocol}" if test else "evaluate · score files"
+
+
+@phase("evaluate", _tested_on)
+def score(models: list[str], test: TestSpec) -> list[Evaluation]:
+    """Test networks; kept scores are reused."""
+    return evaluate_models(Workspace.of(), models, test)
+
+
+@phase("evaluate", _tested_on)
+def score_members(members: list[str], test: TestSpec | None) -> list[Source]:
+    """Return the members' scores; kept ones are reused."""
+    return score_sources(Workspace.of(), members, test)
+
+
+@phase("average", "average · {combine}")
+def average_members(
+    sources: list[Source], *, combine: Combine, fit: bool, greedy: bool, contributions: bool
+) -> EnsembleResult:
+    """Average the members' scores, and what else is asked of them."""
+    return ensemble(sources, combine=combine, fit=fit, greedy=greedy, contributions=contributions)
+
+
+@phase("register", "register · {name}", timeout=SECONDS_TO_REGISTER)
+def register_average(name: str, sources: list[Source], test: TestSpec) -> str:
+    """Register the ensemble with its errors; return the version's address."""
+    registered = register_ensemble_of(Workspace.of(), name, evaluations_of(sources), test)
+    _log.info("ensemble of %d: %s", len(sources), registered.describe())
+    return registered.uri
 
 
 @flow(name="evaluate", flow_run_name="{dataset} · {protocol}")
@@ -57,9 +95,10 @@ def evaluate(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
         workers=workers, half=half, allow_partial=allow_partial,
     )  # fmt: skip
-    evaluations = evaluate_models(Workspace.of(), models, test)
+    open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
+    evaluations = outcome(score(models, test))
     rows = [_row(evaluation.reference, Measured.of(evaluation.scores)) for evaluation in evaluations]
-    table(f"evaluation-{dataset}-{protocol}", rows, f"Errors on {dataset}, {protocol}, percent")
+    table(key_of("evaluation", dataset, protocol), rows, f"Errors on {dataset}, {protocol}, percent")
     return rows
 
 
@@ -88,20 +127,22 @@ def ensemble_evaluate(
         allow_partial=allow_partial,
     ) if dataset else None  # fmt: skip
     check_registrable(registered_as, members, test, combine=combine)
-    sources = score_sources(Workspace.of(), members, test)
-    result = ensemble(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
+    if dataset:
+        open_dataset(Workspace.of(), dataset)
+    sources = outcome(score_members(members, test))
+    result = outcome(
+        average_members(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
+    )
     tested_on = f"{dataset or 'score files'}, {protocol}"
     rows = [*(_row(row.model, row.tested) for row in result.members), _row("ensemble", result.ensemble)]
-    table(f"ensemble-{tested_on}", rows, f"Errors on {tested_on}, percent")
+    table(key_of("ensemble", tested_on), rows, f"Errors on {tested_on}, percent")
     name, errors, paper = f"ensemble of {len(sources)}", result.ensemble.errors, result.paper
     found = f"top-1 error {errors.top1:.2f} %, top-5 error {errors.top5:.2f} %" if errors else "no labels, no errors"
     also = f" (the paper: top-5 {paper.top5} %; {paper.source}, not these images)" if paper else ""
     _log.info("%s on %s: %s%s", name, tested_on, found, also)
     version = None
     if registered_as and test:
-        registered = register_ensemble_of(Workspace.of(), registered_as, evaluations_of(sources), test)
-        _log.info("%s: %s", name, registered.describe())
-        version = registered.uri
+        version = outcome(register_average(registered_as, sources, test))
     plain = plain_record(result)
     more: JsonObject = {key: plain[key] for key in ("fitted", "greedy", "without") if key in plain}
     return {"version": version, "members": rows[:-1], "ensemble": rows[-1], **more}

@@ -1,4 +1,4 @@
-"""What every flow does around its job: its parameters as a form, log and tables, how a stopped or failed one ends."""
+"""What every flow does around its job: parameters as a form, log and progress, its phases, and how it ends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Annotated, Any, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from prefect.artifacts import create_table_artifact
-from prefect.client.schemas.objects import State
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
@@ -22,9 +23,9 @@ from prefect.states import Cancelled, Failed, get_state_exception
 from pydantic import Field
 
 from flows.parameters import Parameter
-from resnet_pipeline.errors import StoppedError, UserError
+from flows.progress import shown_on_the_flow_run
+from resnet_pipeline.errors import NoClusterError, StoppedError, UnavailableError, UserError
 from resnet_pipeline.logs import handled
-from resnet_pipeline.records import JsonObject
 from resnet_pipeline.settings import cleaned
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _to_the_run.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext
 
 
 def logged(function: Callable[P, R]) -> Callable[P, R]:
-    """Let the program's log go to the log of the flow run while the function runs, and its end be the run's state.
+    """Let log and progress go to the flow run's page while the function runs, and its end be the run's state.
 
     What Prefect's console shows of it is Prefect's to decide; the command line, if it has started the flow, shows
     its own. A run that was stopped is Cancelled. What the user can mend is the message of a Failed state, and no
@@ -47,7 +48,7 @@ def logged(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
-        with handled(_to_the_run, level=logging.INFO):
+        with handled(_to_the_run, level=logging.INFO), shown_on_the_flow_run():
             try:
                 return function(*arguments, **named)
             except (StoppedError, KeyboardInterrupt, TerminationSignal) as stop:
@@ -61,8 +62,48 @@ def logged(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def briefly(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a task's error be one line in the log: `outcome` raises it in the flow."""
+_SECONDS_BETWEEN_TRIES = [10.0, 60.0, 300.0]
+_MAY_PASS = (UnavailableError, ConnectionError, TimeoutError)
+
+
+def _may_help(task: object, task_run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a task that has failed is tried again: not if the user has to mend something first."""
+    error = state.data
+    if isinstance(error, NoClusterError) and task_run.run_count <= 1:
+        return False  # more likely a wrong address: there was no cluster before that could have been lost
+    return isinstance(error, _MAY_PASS)
+
+
+def phase(
+    name: str, run_name: str | Callable[[], str], *, timeout: float | None = None
+) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a task of a part of a flow's work: ``name`` is the task's, ``run_name`` its runs', made of the parameters.
+
+    It is tried again three times, within minutes, if a service was away, and for no other reason. Its error is one line
+    in the log: `outcome` raises it in the flow. It may take ``timeout`` seconds; None: as long as it likes.
+
+    Example::
+
+        @phase("stage", "stage · {name}")
+        def stage(source: str, name: str) -> StagedDataset: ...
+    """
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        return task(
+            name=name,
+            task_run_name=run_name,
+            cache_policy=NO_CACHE,  # the jobs know what is done, and a key would be made of all scores
+            retries=len(_SECONDS_BETWEEN_TRIES),
+            retry_delay_seconds=_SECONDS_BETWEEN_TRIES,
+            retry_condition_fn=_may_help,
+            timeout_seconds=timeout,
+        )(_briefly(function))
+
+    return decorate
+
+
+def _briefly(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a task's error be one line in the log."""
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
@@ -77,7 +118,7 @@ def briefly(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def outcome(returned: R) -> R:
-    """Return what a task has returned; raise the error that `briefly` has made a state of."""
+    """Return what a task has returned; raise the error that a `phase` has made a state of."""
     if isinstance(returned, State):
         raise cast(BaseException, get_state_exception(returned))
     return returned
@@ -124,10 +165,3 @@ def _bounded(kind: Any, parameter: Parameter) -> Any:
     if get_origin(kind) is list and parameter.least is not None:
         return Annotated[kind, Field(min_length=int(parameter.least))]
     return None if kind is NoneType else kind
-
-
-def table(key: str, rows: list[JsonObject], description: str) -> None:
-    """Keep rows as a table artifact of the flow run; keys hold lower-case letters, digits and dashes."""
-    create_table_artifact(
-        table=rows, key="".join(c if c.isalnum() else "-" for c in key.lower()), description=description
-    )

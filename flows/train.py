@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Literal
 
-from prefect import flow, task
+from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.artifacts import key_of, table
+from flows.evaluate import SECONDS_TO_REGISTER, score
 from flows.parameters import (
     DatasetName,
     Images,
@@ -24,11 +26,11 @@ from flows.parameters import (
     Steps,
     Workers,
 )
-from flows.shell import briefly, form, logged, outcome, table
+from flows.shell import form, logged, outcome, phase
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.evaluation.protocols import TestSpec
-from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
+from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.register import check_network_name, register_run
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.records import JsonObject, plain
@@ -154,22 +156,13 @@ def digits_train(
     return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
-@task(name="train", task_run_name="train · {config.recipe} · {dataset} · seed {config.seed}")
-@briefly
+@phase("train", "train · {config.recipe} · {dataset} · seed {config.seed}")
 def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun | None:
     """Train, from the newest checkpoint if there is one."""
     return train_run(Workspace.of(), config, dataset, launch)
 
 
-@task(name="evaluate", task_run_name="evaluate · {test.dataset} · {test.protocol}")
-@briefly
-def evaluate(reference: str, test: TestSpec) -> Evaluation:
-    """Test one network; kept scores are reused."""
-    return evaluate_models(Workspace.of(), [reference], test)[0]
-
-
-@task(name="register")
-@briefly
+@phase("register", "register · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
 def register(trained: TrainedRun, evaluations: list[Evaluation], name: str | None) -> str:
     """Register the network with its errors."""
     version = register_run(Workspace.of(), trained, evaluations, name=name)
@@ -186,14 +179,14 @@ def _train_test_register(
     trained = outcome(train(config, dataset, launch))
     if trained is None:
         return {}
-    evaluations = [outcome(evaluate(str(trained.run.path), test)) for test in tests]
+    evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]
     version = outcome(register(trained, evaluations, name)) if registered else None
     errors = {
         test.protocol: {"top1": e.errors.top1, "top5": e.errors.top5, "images": e.errors.images}
         for test, e in zip(tests, evaluations, strict=True)
     }
     table(
-        f"errors-{config.recipe}",
+        key_of("errors", config.recipe),
         [{"protocol": protocol, **values} for protocol, values in errors.items()],
         f"Errors of {config.recipe} on {dataset}, percent",
     )

@@ -21,6 +21,14 @@ class StoppedError(UserError):
     """The user interrupted a job; its state is saved, and the same command resumes. Exit status 130."""
 
 
+class UnavailableError(UserError):
+    """A service, or the way to it, was away: the same may succeed later. Flows try again (``flows.shell.phase``)."""
+
+
+class NoClusterError(UnavailableError):
+    """No Ray cluster at the given address: a wrong address, unless one was there before."""
+
+
 class ToldError(UserError):
     """Another process of the same run shows this error; who shows errors shows nothing here. Exit status 2."""
 

@@ -3,15 +3,16 @@
     with progress("staging digits", total=1797) as bar:
         bar.advance(64)
 
-By default that is a line of the log every few seconds, so nothing if nobody set up logging. The command line shows
-bars on a terminal (``cli.console``): a display is whatever `displayed_on` is given.
+By default that is a line of the log every few seconds, in hours of work every few minutes, so nothing if nobody set up
+logging. The command line shows bars on a terminal (``cli.console``), and flows on Prefect's pages (``flows.progress``):
+a display is whatever `displayed_on` or `displayed_also_on` is given.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -20,7 +21,9 @@ from resnet_pipeline.settings import settings
 
 _log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES, MOST_SECONDS_BETWEEN_LINES = 5.0, 600.0
+RARER = 1 / 30
+"""The longer the work takes, the rarer its lines: each waits for this share of the time so far. Three days have 600."""
 BYTES = "bytes"
 
 _SECONDS_WORTH_SAYING = 300.0  # shorter work is over before its forecast is read
@@ -108,12 +111,12 @@ class Bar:
         unit: str = "images",
         before: int = 0,
         images_per_unit: int = 1,
-        display: Display | None = None,
+        displays: Sequence[Display] = (),
     ) -> None:
         self.title, self.total, self.unit, self.reached, self.before = title, total, unit, before, before
         self.images_per_unit = images_per_unit
         self.detail = ""
-        self._display = display
+        self._displays = displays
         self._start = time.monotonic()
         self._rate: float | None = None
         self._forecast = Forecast()
@@ -134,8 +137,9 @@ class Bar:
         self.reached, self._rate = reached, rate
         if detail is not None:
             self.detail = detail
-        if self._display:
-            self._display.update(self)
+        for display in self._displays:
+            display.update(self)
+        if self._displays:
             self._forecast.take(self)
 
     @property
@@ -172,12 +176,17 @@ class Bar:
         return f"{per_second(self.rate * self.images_per_unit)} images/s"
 
     def left(self) -> str:
-        """Return the time that is left, as 1:05 left; empty if it is not known, and at the end."""
+        """Return the time that is left, as 1:05 left or 30:01:05 left; empty if it is not known, and at the end."""
         rate = self.rate
         if self.total is None or self.finished or not rate:
             return ""
-        seconds = int((self.total - self.reached) / rate)
-        return f"{seconds // 60}:{seconds % 60:02d} left"
+        minutes, seconds = divmod(int((self.total - self.reached) / rate), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
+
+    def line(self) -> str:
+        """Return all of it as one line: title, counts, detail, rate and what is left."""
+        return "  ".join(filter(None, (self.title, self.counts(), self.detail, self.speed(), self.left())))
 
 
 class Forecast:
@@ -212,61 +221,76 @@ class Forecast:
 
 
 class LogLines:
-    """Bars as lines of the log: one every few seconds at most, and one when all is done."""
+    """Bars as lines of the log: one every few seconds at most, rarer ones of long work, and one when all is done."""
 
     def __init__(self, seconds: float = SECONDS_BETWEEN_LINES) -> None:
         self._seconds = seconds
+        self._begun: dict[Bar, float] = {}
         self._shown: dict[Bar, float] = {}
 
     def begin(self, bar: Bar) -> None:
         """Wait for the first seconds."""
-        self._shown[bar] = time.monotonic()
+        self._begun[bar] = self._shown[bar] = time.monotonic()
 
     def update(self, bar: Bar) -> None:
         """Log a line if the last one is old enough."""
         now = time.monotonic()
-        if now - self._shown[bar] > self._seconds and not bar.finished:
+        pause = min(max(self._seconds, RARER * (now - self._begun[bar])), MOST_SECONDS_BETWEEN_LINES)
+        if now - self._shown[bar] > pause and not bar.finished:
             self._shown[bar] = now
             self._line(bar)
 
     def end(self, bar: Bar) -> None:
         """Log the last line, unless the work was interrupted."""
-        del self._shown[bar]
+        del self._begun[bar], self._shown[bar]
         if bar.finished and bar.total:
             self._line(bar)
 
     def _line(self, bar: Bar) -> None:
-        _log.info("%s", "  ".join(filter(None, (bar.title, bar.counts(), bar.detail, bar.speed(), bar.left()))))
+        _log.info("%s", bar.line())
 
 
-_display: ContextVar[Display] = ContextVar("progress_display", default=LogLines())  # noqa: B039 - it keeps no state of its own
+_displays: ContextVar[tuple[Display, ...]] = ContextVar("progress_displays", default=(LogLines(),))
 
 
 @contextmanager
-def displayed_on(display: Display) -> Iterator[None]:
-    """Inside, bars that this thread begins are shown on this display.
+def displayed_on(*displays: Display) -> Iterator[None]:
+    """Inside, bars that this thread begins are shown on these displays alone.
 
     Example: ``with displayed_on(LogLines()): stage_dataset(Workspace.of(), "builtin:digits", "digits")``
     """
-    token = _display.set(display)
+    token = _displays.set(displays)
     try:
         yield
     finally:
-        _display.reset(token)
+        _displays.reset(token)
+
+
+@contextmanager
+def displayed_also_on(display: Display) -> Iterator[None]:
+    """Inside, bars that this thread begins are shown on this display too; on the others as before.
+
+    Example: ``with displayed_also_on(on_the_flow_run): stage_dataset(Workspace.of(), "builtin:digits", "digits")``
+    """
+    before = _displays.get()
+    with displayed_on(*before, *([] if display in before else [display])):
+        yield
 
 
 @contextmanager
 def progress(
     title: str, *, total: int | None = None, unit: str = "images", before: int = 0, images_per_unit: int = 1
 ) -> Iterator[Bar]:
-    """Yield a bar for the work inside, shown on the display that `displayed_on` set.
+    """Yield a bar for the work inside, shown on the displays that `displayed_on` and `displayed_also_on` set.
 
     Example: ``with progress("verifying", total=60) as bar: bar.advance(20)``
     """
-    display = _display.get()
-    bar = Bar(title, total=total, unit=unit, before=before, images_per_unit=images_per_unit, display=display)
-    display.begin(bar)
+    displays = _displays.get()
+    bar = Bar(title, total=total, unit=unit, before=before, images_per_unit=images_per_unit, displays=displays)
+    for display in displays:
+        display.begin(bar)
     try:
         yield bar
     finally:
-        display.end(bar)
+        for display in displays:
+            display.end(bar)

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
-from resnet_pipeline.adapters.ray.train import WorkerGroup, worker_group
+from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost, worker_group
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
-from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.errors import StoppedError, UnavailableError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
 from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.jobs.provenance import result_tags, start_tags
@@ -290,8 +290,8 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
 def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower, stop: Callable[[], bool]) -> None:
     """Show the training's progress until it has returned; UserError if the workers have ended instead.
 
-    StoppedError at once if there was a signal before they have begun: they take up to half a minute to start, and have
-    nothing to save.
+    UnavailableError if the cluster was lost. StoppedError at once if there was a signal before they have begun: they
+    take up to half a minute to start, and have nothing to save.
     """
     recipe, before = run.config().recipe, Owner.of(run)
     try:
@@ -308,7 +308,9 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower, stop: C
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}") from error
+        raise (UnavailableError if is_lost(error) else UserError)(
+            f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}"
+        ) from error
 
 
 def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: RunResult) -> None:

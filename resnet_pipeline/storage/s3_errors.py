@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.settings import cleaned, without_secrets
 
 NO_BUCKET = "there is no such bucket; check the name"
@@ -25,7 +25,7 @@ _REFUSED = {
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn boto3's exceptions into UserErrors that begin with the object's address.
+    """Turn boto3's exceptions into UserErrors that begin with the object's address: UnavailableError if it was away.
 
     Example: ``with explained("s3://bucket/name"): client.head_object(Bucket="bucket", Key="name")``
     """
@@ -37,7 +37,7 @@ def explained(url: str) -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
-        raise UserError(f"{url}: {reason}") from None
+        raise (UnavailableError if is_cut(error) else UserError)(f"{url}: {reason}") from None
 
 
 def is_missing(error: Exception) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
 
 from resnet_pipeline import progress as module
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.progress import BYTES, Bar, LogLines, displayed_on, priced, progress
+from resnet_pipeline.progress import BYTES, Bar, LogLines, displayed_also_on, displayed_on, priced, progress
 from tests.recording import Recording
 
 
@@ -55,6 +56,9 @@ def test_units_of_several_images_and_bytes_have_their_own_rates(clock):
     clock[0] += 5
     size.advance(10**9)
     assert (size.counts(), size.speed(), size.left()) == ("1.0/3.0 GB", "200 MB/s", "0:10 left")
+    days = Bar("training", total=600_000, unit="steps")
+    days.reach(1, rate=2.0)
+    assert days.left() == "83:19:59 left"
     assert Bar("of an unknown number", unit="files").counts() == "0 files"
 
 
@@ -74,6 +78,33 @@ def test_elsewhere_a_line_is_logged_every_few_seconds_and_at_the_end(clock, capl
     assert len(caplog.messages) == 100 // 6 + 1
     assert caplog.messages[0] == "packing  6/100 images  0 refused  1 images/s  1:34 left"
     assert caplog.messages[-1] == "packing  100/100 images  0 refused  1 images/s"
+
+
+def test_days_of_work_log_hundreds_of_lines_not_tens_of_thousands(clock, caplog):
+    caplog.set_level(logging.INFO, "resnet_pipeline.progress")
+    shown = []
+    with displayed_on(LogLines()), progress("training", total=600_000, unit="steps") as bar:
+        for _ in range(3 * 24 * 3600 // 2):
+            clock[0] += 2
+            bar.advance()
+            if any(line.endswith(" left") for line in caplog.messages):
+                shown.append(clock[0])
+            caplog.clear()
+    assert 400 < len(shown) < 800
+    pauses = [later - earlier for earlier, later in itertools.pairwise(shown)]
+    assert pauses[0] <= 6 and max(pauses) <= 602, "often at first, and every ten minutes to the end"
+
+
+def test_another_display_shows_the_bars_too_once_even_if_it_is_added_twice():
+    outer, inner = Recording(), Recording()
+    with displayed_on(outer):
+        with displayed_also_on(inner), displayed_also_on(inner), progress("packing", total=10) as bar:
+            bar.reach(10)
+        with progress("alone"):
+            pass
+    assert [s.title for s in outer.shown] == ["packing", "packing", "alone"]
+    assert [s.title for s in inner.shown] == ["packing", "packing"]
+    assert (outer.ended, inner.ended) == (["packing", "alone"], ["packing"])
 
 
 def test_work_that_was_broken_off_logs_no_end(caplog):

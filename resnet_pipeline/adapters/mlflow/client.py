@@ -10,13 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.settings import cleaned, surroundings, without_secrets
 from resnet_pipeline.workspace import Workspace
 
 
 class TrackingError(UserError):
     """MLflow did not answer or refused."""
+
+
+class TrackingAwayError(TrackingError, UnavailableError):
+    """MLflow did not answer, or was in trouble."""
 
 
 def tracking_uri(workspace: Workspace) -> str:
@@ -87,7 +91,7 @@ def guarded(call: Callable[[], Any]) -> Any:
     """Run a call to MLflow; what it or its transport raises becomes a TrackingError of one line."""
     import requests
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     try:
         return call()
@@ -99,11 +103,14 @@ def guarded(call: Callable[[], Any]) -> Any:
         text = next((line for line in lines if re.match(r"\(\w+\.\w+\) ", line)), lines[0])
         if re.search("readonly database|disk I/O error|disk is full", text):
             raise TrackingError(f"MLflow's database can't be written: {text.partition(') ')[2]}") from error
-        if away := re.search(r"request to (\w+://[^/]+)\S* failed with exception .*(?:retries|onnect)", text):
-            raise TrackingError(
+        if away := re.search(
+            r"request to (\w+://[^/]+)\S* failed with (?:timeout|exception .*(?:retries|onnect))", text
+        ):
+            raise TrackingAwayError(
                 f"MLflow at {without_secrets(away[1])} does not answer; start its server, or mend MLFLOW_TRACKING_URI"
             ) from error
         if gone := re.match(r"The (run|experiment) (\S+) must be in the 'active' state", text):
             restore = f"mlflow {gone[1]}s restore --{gone[1]}-id {gone[2]}"
             raise TrackingError(f"MLflow's {gone[1]} {gone[2]} was deleted; bring it back with: {restore}") from error
-        raise TrackingError(f"MLflow: {cleaned(text)[:300]}") from error
+        passes = isinstance(error, (OperationalError, ConnectionError, TimeoutError))
+        raise (TrackingAwayError if passes else TrackingError)(f"MLflow: {cleaned(text)[:300]}") from error

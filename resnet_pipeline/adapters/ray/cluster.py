@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import NoClusterError, UserError
 from resnet_pipeline.parallel import cores, start_thread
 from resnet_pipeline.settings import cleaned, for_children, surroundings, without_secrets
 from resnet_pipeline.training.distributed import collective_timeout
@@ -91,7 +91,7 @@ def ray_cluster() -> Iterator[Resources]:
             reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
             if not address:
                 raise UserError(f"Ray can't be started on this machine: {reason}") from None
-            raise UserError(f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}") from None
+            raise NoClusterError(f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}") from None
     os.environ.update(set_here)
     try:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -167,7 +167,7 @@ def _check_answers(address: str) -> None:
     asking = start_thread(lambda: reasons.append(_refusal(found[1] or found[2], int(found[3]))), name="ray-address")
     asking.join(_SECONDS_IN_ALL)
     if reason := reasons[0] if reasons else "timed out":
-        raise UserError(
+        raise NoClusterError(
             f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}; start it, or unset RAY_ADDRESS"
         )
 

@@ -23,7 +23,7 @@ from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_c
 from resnet_pipeline.adapters.ray.elastic import trainer_class
 from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.device import local_device
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.files import replacing, write_json
 from resnet_pipeline.logs import configured
 from resnet_pipeline.records import JsonObject, load_record, plain_record, read_record
@@ -181,6 +181,16 @@ def dismiss_standing_workers() -> None:
         standing.close()
 
 
+def is_lost(error: BaseException) -> bool:
+    """Return whether what ended the workers is the loss of the cluster, or of the node that directs them.
+
+    Example: ``is_lost(ray.exceptions.ActorDiedError())``
+    """
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayActorError, RaySystemError
+
+    return isinstance(error, (RayActorError, RaySystemError, NodeDiedError, LocalRayletDiedError, ConnectionError))
+
+
 def in_thread(call: Callable[[], object]) -> Future[object]:
     """Run a call in a daemon thread: in the main one Ray Train would take SIGINT for itself."""
     future: Future[object] = Future()
@@ -303,8 +313,8 @@ def _train_orders(config: JsonObject) -> None:
         try:
             dataset = open_dataset_at(workspace, order.dataset)
             train(run, dataset, context, mirror=mirror_of(run, order.mirror))
-        except TakenOverError:
-            raise  # a later attempt resumes the run; what it does is no concern of this one's
+        except (TakenOverError, UnavailableError):
+            raise  # a later attempt resumes the run
         except UserError as error:
             # The driver watches for this file: what the user has to mend is not retried.
             with replacing(run.error_file) as temporary:

@@ -12,7 +12,8 @@ import pytest
 
 from resnet_pipeline.adapters.ray import cluster
 from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.adapters.ray.train import is_lost
+from resnet_pipeline.errors import NoClusterError, UserError
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_name_that_is_searched_for_too_long_is_not_waited_for(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "far:6379")
     monkeypatch.setattr(cluster, "_SECONDS_IN_ALL", 0.05)
     monkeypatch.setattr(socket, "create_connection", search)
-    with pytest.raises(UserError, match=r"RAY_ADDRESS=far:6379: timed out"), ray_cluster():
+    with pytest.raises(NoClusterError, match=r"RAY_ADDRESS=far:6379: timed out"), ray_cluster():
         pass
     found.set()
 
@@ -104,7 +105,7 @@ def test_another_server_is_not_taken_for_ray(monkeypatch, answer, said):
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(UserError, match=f"no Ray cluster at RAY_ADDRESS=.*: {said}"), ray_cluster():
+        with pytest.raises(NoClusterError, match=f"no Ray cluster at RAY_ADDRESS=.*: {said}"), ray_cluster():
             pass
         thread.join()
     for connection in connections:
@@ -120,7 +121,7 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(socket, "create_connection", nobody)
     with (
-        pytest.raises(UserError, match=r"no Ray cluster at RAY_ADDRESS=.*10\.0\.0\.1:.*: timed out") as error,
+        pytest.raises(NoClusterError, match=r"no Ray cluster at RAY_ADDRESS=.*10\.0\.0\.1:.*: timed out") as error,
         ray_cluster(),
     ):
         pass
@@ -152,3 +153,11 @@ def test_ray_takes_sigterm_from_nobody(comes):
         assert signal.getsignal(signal.SIGTERM) is kept and came == [signal.SIGTERM] * comes
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_lost_cluster_is_told_from_a_training_that_failed():
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
+    from ray.train import WorkerGroupError
+
+    assert all(is_lost(one) for one in (ActorDiedError(), ActorUnavailableError("away", None), RaySystemError("gone")))
+    assert not any(is_lost(one) for one in (WorkerGroupError("CUDA error", {}), RuntimeError("the workers ended")))

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
 
 from resnet_pipeline import cli
-from resnet_pipeline.adapters.mlflow.client import TrackingError
+from resnet_pipeline.adapters.mlflow.client import TrackingAwayError
 from resnet_pipeline.adapters.mlflow.ensembles import ENSEMBLE_FILE
 from resnet_pipeline.adapters.mlflow.registry import fetch_card, fetched_model, resolve, trained_by
 from resnet_pipeline.adapters.mlflow.runs import Delivery, Tracking
@@ -215,7 +215,7 @@ def test_two_workspaces_of_one_process_have_a_store_each(tmp_path, mlflow_databa
 def test_mlflow_away_is_one_line(registered, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match=r"^MLflow at http://127.0.0.1:9 does not answer; [^\n]*$"):
+    with pytest.raises(TrackingAwayError, match=r"^MLflow at http://127.0.0.1:9 does not answer; [^\n]*$"):
         promote(registered[0], NAME, "center")
 
 
