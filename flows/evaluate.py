@@ -21,6 +21,7 @@ from flows.parameters import (
     Members,
     Models,
     OptionalDataset,
+    Price,
     ProtocolName,
     RegisteredAs,
     Scales,
@@ -89,11 +90,12 @@ def evaluate(
     workers: ScoringWorkers = None,
     half: Half = False,
     allow_partial: AllowPartial = False,
+    price: Price = None,
 ) -> list[JsonObject]:
     """Test networks under one protocol; networks whose scores are kept are not run again."""
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
-        workers=workers, half=half, allow_partial=allow_partial,
+        workers=workers, half=half, allow_partial=allow_partial, price=price,
     )  # fmt: skip
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
     evaluations = outcome(score(models, test))
@@ -120,11 +122,12 @@ def ensemble_evaluate(
     workers: ScoringWorkers = None,
     registered_as: RegisteredAs = None,
     allow_partial: AllowPartial = False,
+    price: Price = None,
 ) -> JsonObject:
     """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers,
-        allow_partial=allow_partial,
+        allow_partial=allow_partial, price=price,
     ) if dataset else None  # fmt: skip
     check_registrable(registered_as, members, test, combine=combine)
     if dataset:

@@ -148,6 +148,15 @@ Overrides = Annotated[
         repeated=True,
     ),
 ]
+Price = Annotated[
+    float | None,
+    Parameter(
+        help="What an hour of all the hardware in use costs, in any currency: long work then says what it costs. "
+        "Default: RESNET_PIPELINE_PRICE, else nothing is said of it.",
+        least=0,
+        metavar="AN-HOUR",
+    ),
+]
 Profile = Annotated[bool, Parameter(help="Name a step's bottleneck, and keep a trace of a few steps.")]
 RegisteredAs = Annotated[
     str | None,

@@ -18,6 +18,7 @@ from flows.parameters import (
     Mirror,
     Overrides,
     Parameter,
+    Price,
     Profile,
     Protocols,
     Registered,
@@ -87,6 +88,7 @@ def imagenet_train(
     registered: Registered = True,
     registered_as: RegisteredAs = None,
     profile: Profile = False,
+    price: Price = None,
     protocols: Protocols = ["center", "10-crop"],  # noqa: B006 - Prefect shows it in its form and never changes it
     evaluation_images: Images = None,
 ) -> JsonObject:
@@ -95,8 +97,12 @@ def imagenet_train(
     Started again with the same parameters, it resumes.
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
-    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
-    tests = [TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images) for protocol in protocols]
+    launch = Launch(
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
+    )
+    tests = [
+        TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
+    ]
     return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
@@ -117,6 +123,7 @@ def cifar10_train(
     registered: Registered = True,
     registered_as: RegisteredAs = None,
     profile: Profile = False,
+    price: Price = None,
     protocols: Protocols = ["center"],  # noqa: B006
     evaluation_images: Images = None,
 ) -> JsonObject:
@@ -125,8 +132,12 @@ def cifar10_train(
     Started again with the same parameters, it resumes.
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
-    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
-    tests = [TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images) for protocol in protocols]
+    launch = Launch(
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
+    )
+    tests = [
+        TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
+    ]
     return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 
@@ -146,13 +157,18 @@ def digits_train(
     registered: Registered = True,
     registered_as: RegisteredAs = None,
     profile: Profile = False,
+    price: Price = None,
     protocols: Protocols = ["center", "10-crop"],  # noqa: B006
     evaluation_images: Images = None,
 ) -> JsonObject:
     """Train a small network on the built-in handwritten digits: minutes on a laptop, the same way as ImageNet."""
     config = run_config(f"digits/{network}", overrides, steps=steps, seed=seed)
-    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
-    tests = [TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images) for protocol in protocols]
+    launch = Launch(
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
+    )
+    tests = [
+        TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
+    ]
     return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
 
 

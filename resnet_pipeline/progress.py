@@ -65,7 +65,7 @@ def cost(seconds: float, an_hour: float | None) -> str:
 _price: ContextVar[float | None] = ContextVar("price_an_hour", default=None)
 
 
-def price() -> float | None:
+def price_an_hour() -> float | None:
     """Return what an hour of the hardware costs: what `priced` says, else RESNET_PIPELINE_PRICE; None: not known."""
     given = _price.get()
     return settings().price if given is None else given
@@ -197,7 +197,7 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self._price = price()
+        self._price = price_an_hour()
         self._first: tuple[float, int] | None = None
         self._end: float | None = None
 

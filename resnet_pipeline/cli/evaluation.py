@@ -22,6 +22,7 @@ from flows.parameters import (
     Models,
     OptionalDataset,
     OptionalModels,
+    Price,
     ProtocolName,
     RegisteredAs,
     Scales,
@@ -66,6 +67,7 @@ def evaluate(
     workers: ScoringWorkers = None,
     half: Half = False,
     allow_partial: AllowPartial = False,
+    price: Price = None,
     json_file: Json = None,
 ) -> None:
     """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
@@ -76,7 +78,7 @@ def evaluate(
 
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
-        workers=workers, half=half, allow_partial=allow_partial,
+        workers=workers, half=half, allow_partial=allow_partial, price=price,
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models, ema=ema)]
     evaluations = evaluate_models(Workspace.of(root), references, test)
@@ -101,6 +103,7 @@ def ensemble(
     workers: ScoringWorkers = None,
     registered_as: RegisteredAs = None,
     allow_partial: AllowPartial = False,
+    price: Price = None,
     json_file: Json = None,
 ) -> None:
     """Average the scores of several networks and print the ensemble's error.
@@ -113,7 +116,7 @@ def ensemble(
 
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers,
-        allow_partial=allow_partial,
+        allow_partial=allow_partial, price=price,
     ) if dataset else None  # fmt: skip
     check_registrable(registered_as, members, test, combine=combine)
     sources = score_sources(Workspace.of(root), members, test)

@@ -28,6 +28,7 @@ from flows.parameters import (
     Mirror,
     NewName,
     Overrides,
+    Price,
     Profile,
     Registered,
     RegisteredAs,
@@ -240,12 +241,23 @@ def train(
     registered: Registered = True,
     registered_as: RegisteredAs = None,
     profile: Profile = False,
+    price: Price = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N×GPU",
+            help="Say what the run would take on so many v100, a100 or h100 (8xh100), from published rates, and start "
+            "nothing.",
+            show_default=False,
+        ),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Train a recipe on a staged dataset; after an interruption the same command resumes."""
     if launcher == "torchrun":  # before PyTorch is imported: its warnings would come from every process
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from resnet_pipeline.jobs.crew import found_by_all
+    from resnet_pipeline.jobs.hardware import plan_of
     from resnet_pipeline.jobs.register import check_network_name, register_run
     from resnet_pipeline.jobs.train import Launch, run_config, train_run
 
@@ -253,7 +265,14 @@ def train(
         config = run_config(recipe, overrides, steps=steps, seed=seed)
         check_network_name(registered_as, registered=registered)
     workspace = Workspace.of(root)
-    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile)
+    if hardware is not None:
+        plan = plan_of(workspace, config, dataset, hardware, price)
+        say(plan.describe())
+        _write(json_file, plan)
+        return
+    launch = Launch(
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
+    )
     trained = train_run(workspace, config, dataset, launch)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest

@@ -27,7 +27,8 @@ class TestSpec:
     ones. ``scales`` are the shorter sides instead of each network's own. ``average`` says what is averaged over the
     views: softmax or logits. ``workers`` is the number of workers on Ray; without it all of the cluster is used that
     RAY_ADDRESS names, and without a cluster all GPUs of this machine, or this process. ``half`` keeps the scores as
-    float16. ``allow_partial`` lets runs of fewer steps than their recipe's into an ensemble by name.
+    float16. ``allow_partial`` lets runs of fewer steps than their recipe's into an ensemble by name. ``price`` is what
+    an hour of the hardware costs; None is the environment's.
     """
 
     __test__: ClassVar[bool] = False  # no test of pytest's
@@ -41,6 +42,7 @@ class TestSpec:
     workers: int | None = None
     half: bool = False
     allow_partial: bool = False
+    price: float | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError for a number of images that can't be tested on."""

@@ -23,7 +23,7 @@ from resnet_pipeline.evaluation.scoring import Plan, check_models, chosen_sample
 from resnet_pipeline.evaluation.trained_model import Member, NetworkFacts
 from resnet_pipeline.jobs.references import Reference, expanded, load, parse
 from resnet_pipeline.models import Classifier
-from resnet_pipeline.progress import Bar, progress
+from resnet_pipeline.progress import Bar, priced, progress
 from resnet_pipeline.records import INLINE
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.workspace import Workspace
@@ -189,7 +189,8 @@ def _compute(
     total = sum(len(plan.chunks[number]) for number in lacking)
     if len(lacking) < len(plan.chunks):
         _log.info("%s: resuming with %d of %d chunks", plan.protocol.name, len(lacking), len(plan.chunks))
-    with progress(f"{test.protocol}: {', '.join(member.name for member, _ in members.values())}", total=total) as bar:
+    title = f"{test.protocol}: {', '.join(member.name for member, _ in members.values())}"
+    with priced(test.price), progress(title, total=total) as bar:
         if lacking and _on_ray(test, plan):
             from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 

@@ -21,7 +21,7 @@ from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.jobs.provenance import result_tags, start_tags
 from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
-from resnet_pipeline.progress import progress
+from resnet_pipeline.progress import priced, progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.settings import settings
 from resnet_pipeline.storage import storage_at
@@ -62,7 +62,8 @@ class Launch:
     is room for, now and later); None takes every GPU of the cluster, or one worker if it has none, as far as the batch
     divides. ``max_failures`` workers or nodes may die on Ray. ``mirror`` is a folder or ``s3://`` address where
     checkpoints are kept too, and found if this root has none; None takes the environment's RESNET_PIPELINE_MIRROR.
-    ``profile`` traces a few steps and names their bottleneck (``training.profile``).
+    ``profile`` traces a few steps and names their bottleneck (``training.profile``). ``price`` is what an hour of the
+    hardware costs; None is the environment's.
     """
 
     launcher: Literal["ray", "local", "torchrun"] = "ray"
@@ -70,6 +71,7 @@ class Launch:
     max_failures: int = 3
     mirror: str | None = None
     profile: bool = False
+    price: float | None = None
 
 
 def train_run(
@@ -278,6 +280,7 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
     )  # fmt: skip
     with (
         delivering(attempt.tracking, run, start_tags(run, attempt.dataset, counts)),
+        priced(attempt.launch.price),
         progress(config.recipe, total=config.steps, unit="steps", images_per_unit=config.batch) as bar,
     ):
         follower = Follower(run, config, bar, notes=notes)

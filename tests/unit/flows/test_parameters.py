@@ -23,6 +23,8 @@ ONLY_THE_COMMAND_LINE = {"root", "json_file", "quiet"}
 """What the environment, the returned value and Prefect's log are to a flow."""
 RECIPE, ITS_PARTS = {"recipe"}, {"network", "family"}
 """A form offers its networks; ``family/network`` is the recipe."""
+PLANNED = {"hardware"}
+"""A flow is started where it runs; what it would take elsewhere is asked on the command line."""
 A_TEST_AT_THE_END = {"protocols", "evaluation_images"}
 """A training flow tests the network that it registers; on the command line that is `evaluate`."""
 WEIGHTS_AS_OPTIONS = {"weights", "network", "ema"}
@@ -30,9 +32,9 @@ WEIGHTS_AS_OPTIONS = {"weights", "network", "ema"}
 
 PAIRS = [
     ("stage", "stage.stage_dataset", set(), set()),
-    ("train", "train.imagenet_train", RECIPE, ITS_PARTS | A_TEST_AT_THE_END),
-    ("train", "train.cifar10_train", RECIPE, ITS_PARTS | A_TEST_AT_THE_END),
-    ("train", "train.digits_train", RECIPE, {"network"} | A_TEST_AT_THE_END),
+    ("train", "train.imagenet_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
+    ("train", "train.cifar10_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
+    ("train", "train.digits_train", RECIPE | PLANNED, {"network"} | A_TEST_AT_THE_END),
     ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS, set()),
     ("ensemble", "evaluate.ensemble_evaluate", set(), set()),
     ("demo", "demo.demo_flow", set(), set()),
