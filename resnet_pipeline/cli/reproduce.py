@@ -50,7 +50,7 @@ def reproduce(
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     registered: Registered = True,
-    output: KeptIn = None,
+    kept_in: KeptIn = None,
     plan_only: PlanOnly = False,
     page_only: PageOnly = False,
     root: Root = None,
@@ -78,7 +78,7 @@ def reproduce(
         say(_total(rows))
         write_result(json_file, [plain(row) for row in rows])
         return
-    folder = kept_folder(workspace, Path(output) if output else None)
+    folder = kept_folder(workspace, Path(kept_in) if kept_in else None)
     if page_only:
         say(page_of(folder))
         return

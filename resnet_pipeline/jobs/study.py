@@ -235,6 +235,7 @@ def _rate(recipe: str, rates: Mapping[str, float]) -> tuple[float, str]:
     near = [name for name in rates if name.startswith(f"{family}/") and name in costs]
     if not near:
         return 0.0, ""
-    nearest = min(near, key=lambda name: abs(costs[name]["multiply_adds"] - own))
+    kind = recipe.rstrip("0123456789")  # a residual network's pace is another residual one's rather than a plain one's
+    nearest = min(near, key=lambda name: (abs(costs[name]["multiply_adds"] - own), not name.startswith(kind), name))
     rate = rates[nearest] * costs[nearest]["multiply_adds"] / own
     return rate, f"{nearest}'s {rates[nearest]:,.0f} images/s here, by multiply-adds"

@@ -9,6 +9,8 @@ import yaml
 from prefect import Flow
 
 from flows.train import Cifar10Family, Cifar10Network, DigitsNetwork, ImageNetFamily, ImageNetNetwork
+from resnet_pipeline.evaluation.exhibits import EXHIBITS
+from resnet_pipeline.jobs.study import Study, study_runs
 from resnet_pipeline.recipes import cifar10, digits, imagenet, recipe_names
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +44,7 @@ def test_there_is_one_deployment_per_recipe_and_job():
     assert expected <= set(names)
     assert set(names) - expected == {
         "stage-dataset/images", "stage-dataset/digits", "evaluate/center", "evaluate/10-crop", "evaluate/multi-scale",
-        "ensemble-evaluate/ilsvrc2015",
+        "ensemble-evaluate/ilsvrc2015", *(f"reproduce/{name}" for name in (*EXHIBITS, "all")),
     }  # fmt: skip
 
 
@@ -57,6 +59,15 @@ def test_parameters_are_valid_and_every_one_is_described(deployment):
     required = set(flow.parameters.required or [])
     filled = {"source": "x", "name": "x", "models": ["x"], "dataset": "x"}
     flow.validate_parameters({**{k: v for k, v in filled.items() if k in required}, **given})
+
+
+@pytest.mark.parametrize("deployment", [d for d in DEPLOYMENTS if "reproduction" in d["tags"]], ids=lambda d: d["name"])
+def test_a_reproduction_has_the_datasets_that_its_runs_need(deployment):
+    given = deployment["parameters"]
+    assert given["exhibit"] == deployment["name"]
+    runs = study_runs(Study(**given))
+    assert bool(runs) == (deployment["name"] != "table1")
+    assert {run.dataset for run in runs} == {given[name] for name in ("imagenet", "cifar10") if name in given}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from flows import parameters
 from resnet_pipeline.cli.evaluation import evaluate
 from resnet_pipeline.cli.main import app, train
 from resnet_pipeline.cli.options import command
+from resnet_pipeline.cli.reproduce import reproduce
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import AVERAGES, PROTOCOLS
 
@@ -38,6 +39,7 @@ PAIRS = [
     ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS, set()),
     ("ensemble", "evaluate.ensemble_evaluate", set(), set()),
     ("demo", "demo.demo_flow", set(), set()),
+    ("reproduce", "reproduce.reproduce", set(), set()),
 ]
 
 
@@ -70,7 +72,7 @@ def test_a_command_and_its_flow_have_the_same_parameters(name, entrypoint, only_
 
 def assert_same_type(option: Any, field: dict[str, Any]) -> None:
     typed = option.type_descriptor.annotation
-    if option.metavar in ("N|MIN-MAX", "N,N,…", "KEY=VALUE"):
+    if option.metavar in ("N|MIN-MAX", "N,N,…", "NAME,NAME,…", "KEY=VALUE"):
         assert typed in (str, list[str])  # read from text: test_what_is_typed_arrives_as_the_flow_s_value
         return
     (kind,) = (kind for kind in field.get("anyOf", [field]) if kind["type"] != "null")
@@ -123,6 +125,14 @@ def test_scales_are_a_list_at_both_doors():
     assert {name: found[name] for name in given} == given
 
 
+def test_networks_and_seeds_are_lists_at_both_doors():
+    given = {"exhibit": "table6", "networks": ["resnet20", "resnet56"], "seeds": [0, 1], "kept_in": "docs/results"}
+    flow_of("reproduce.reproduce").validate_parameters(given)
+    options = ("--networks", "resnet20,resnet56", "--seeds", "0,1", "--output", "docs/results")
+    found = typed(reproduce, "table6", *options)
+    assert {name: found[name] for name in given} == given
+
+
 def test_the_choices_are_those_of_the_jobs():
     assert get_args(parameters.Protocol) == PROTOCOLS
     assert get_args(get_args(parameters.Average)[0]) == AVERAGES
@@ -139,3 +149,16 @@ def test_the_choices_are_those_of_the_jobs():
 def test_what_is_no_choice_is_named_in_one_line(option, text, message):
     with pytest.raises(UserError, match=f"{option} {message}"):
         typed(evaluate, "a", "--dataset", "x", option, text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tabel6"], "exhibit must be one of figure1, .*, all, not 'tabel6'; did you mean 'table6'"),
+        (["table6", "--seeds", "a"], "--seeds must be whole numbers with commas between, as 0,1, not 'a'"),
+        (["table6", "--scale", "tiny"], "--scale must be one of full, small, not 'tiny'"),
+    ],
+)
+def test_what_can_t_be_reproduced_is_named_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        typed(reproduce, *arguments)

@@ -1,0 +1,79 @@
+"""reproduce: a table or figure of the paper, its runs one after another, kept and shown on a page."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from prefect import flow
+
+from flows.parameters import (
+    Cifar10Name,
+    ExhibitName,
+    ImageNetName,
+    KeptIn,
+    MaxFailures,
+    Mirror,
+    Networks,
+    Overrides,
+    PageOnly,
+    PlanOnly,
+    Registered,
+    ScaleName,
+    Seeds,
+    Steps,
+    StudyLauncher,
+    Workers,
+)
+from flows.shell import form, logged, table
+from resnet_pipeline.jobs.reproduce import kept_folder, page_of
+from resnet_pipeline.jobs.reproduce import reproduce as reproduced
+from resnet_pipeline.jobs.study import Study, plan
+from resnet_pipeline.jobs.train import Launch
+from resnet_pipeline.records import JsonObject, plain_record
+from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+
+@flow(name="reproduce", flow_run_name="{exhibit} · {scale}")
+@logged
+@form
+def reproduce(
+    exhibit: ExhibitName,
+    imagenet: ImageNetName = None,
+    cifar10: Cifar10Name = None,
+    scale: ScaleName = "full",
+    steps: Steps = None,
+    networks: Networks = None,
+    seeds: Seeds = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    launcher: StudyLauncher = "ray",
+    max_failures: MaxFailures = 3,
+    mirror: Mirror = None,
+    registered: Registered = True,
+    kept_in: KeptIn = None,
+    plan_only: PlanOnly = False,
+    page_only: PageOnly = False,
+) -> JsonObject:
+    """Run a table or figure of the paper on staged datasets, and keep the results; what is finished is reused.
+
+    Started again with the same parameters, it goes on.
+    """
+    workspace = Workspace.of()
+    study = Study(
+        exhibit=exhibit, imagenet=imagenet, cifar10=cifar10, scale=scale, steps=steps, networks=networks, seeds=seeds,
+        overrides=overrides or {},
+    )  # fmt: skip
+    if plan_only:
+        rows = [plain_record(row) for row in plan(workspace, study)]
+        table(f"plan-{exhibit}", rows, f"Runs of {exhibit}, {scale} scale: their states and what is left of them")
+        return {"plan": rows}
+    folder = kept_folder(workspace, Path(kept_in) if kept_in else None)
+    if page_only:
+        return {"page": str(page_of(folder))}
+    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror)
+    found = reproduced(workspace, study, launch, registered=registered, output=folder)
+    _log.info("%d runs, %d of them finished before; page: %s", len(found.runs), len(found.reused), found.page)
+    return plain_record(found)
