@@ -85,8 +85,16 @@ class Tracking:
         )
 
     def resume(self, run: RunDirectory) -> None:
-        """Mark the MLflow run as running: an earlier start may have ended it as failed or killed."""
+        """Mark the MLflow run as running: an earlier start may have ended it as failed or killed.
+
+        A run that was fetched from a mirror may have had its MLflow run in a database that is gone with its machine. It
+        gets a new one, and all of its metrics.
+        """
         run_id = self.run_id(run)
+        if not guarded(lambda: _exists(self.client, run_id)):
+            _log.info("MLflow at %s has no run %s; %s gets a new one", self.address, run_id, run.name)
+            Delivery().keep(run)
+            run_id = self.run_id(run)
         guarded(lambda: self.client.update_run(run_id, status="RUNNING"))
 
     def deliver(self, run: RunDirectory) -> int:
@@ -225,6 +233,18 @@ class Delivery:
     def keep(self, run: RunDirectory) -> None:
         """Remember it in the run directory."""
         write_json(run.delivery_file, plain_record(self))
+
+
+def _exists(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def _metrics(line: Line) -> list[Any]:

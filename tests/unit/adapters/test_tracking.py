@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sqlite3
 from types import SimpleNamespace
 
@@ -11,9 +12,36 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine, text
 
 from resnet_pipeline.adapters.mlflow.client import TrackingError, guarded
-from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.adapters.mlflow.runs import Delivery, Tracking
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.training.metrics_log import MetricsLog
 from resnet_pipeline.workspace import Workspace
+from tests.metrics import training
+from tests.workspaces import with_database
+
+
+def test_a_run_whose_mlflow_is_gone_with_its_machine_gets_a_new_one_and_all_metrics(
+    tmp_path, make_run, mlflow_database
+):
+    run = make_run()
+    log = MetricsLog(run.metrics_file)
+    log.append(2, training())
+    first = Tracking(with_database(Workspace(tmp_path / "first"), mlflow_database))
+    first.resume(run)
+    assert first.deliver(run) == 1
+    gone = Delivery.of(run)
+    # another machine: the run's files come from a mirror, and at MLflow's address is a new database
+    shutil.copy(mlflow_database, tmp_path / "first" / "mlflow" / "mlflow.db")
+    log.append(4, training())
+    log.close()
+    second = Tracking(Workspace(tmp_path / "first"))
+    second.resume(run)
+    assert second.deliver(run) == 2
+    now = Delivery.of(run)
+    assert now.run_id != gone.run_id and now.uri == gone.uri
+    assert [m.step for m in second.client.get_metric_history(now.run_id, "learning_rate")] == [2, 4]
+    second.resume(run)
+    assert Delivery.of(run).run_id == now.run_id, "one that is there stays"
 
 
 def test_a_deleted_experiment_is_said_with_the_command_that_restores_it(tmp_path):
