@@ -19,6 +19,7 @@ from flows.parameters import (
     Overrides,
     PageOnly,
     PlanOnly,
+    Price,
     Registered,
     ScaleName,
     Seeds,
@@ -28,6 +29,7 @@ from flows.parameters import (
 )
 from resnet_pipeline.cli.console import say
 from resnet_pipeline.cli.options import Json, Root, write_result
+from resnet_pipeline.progress import cost, price_an_hour, priced
 from resnet_pipeline.records import plain
 from resnet_pipeline.report.terminal import print_table
 from resnet_pipeline.workspace import Workspace
@@ -50,6 +52,7 @@ def reproduce(
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     registered: Registered = True,
+    price: Price = None,
     kept_in: KeptIn = None,
     plan_only: PlanOnly = False,
     page_only: PageOnly = False,
@@ -71,18 +74,18 @@ def reproduce(
         exhibit=exhibit, imagenet=imagenet, cifar10=cifar10, scale=scale, steps=steps, networks=networks, seeds=seeds,
         overrides=overrides or {},
     )  # fmt: skip
+    folder = kept_folder(workspace, Path(kept_in) if kept_in else None)
     if plan_only:
-        rows = plan(workspace, study)
+        rows = plan(workspace, study, folder)
         if rows:
             print_table(_table(rows))
-        say(_total(rows))
+        say(_total(rows, price))
         write_result(json_file, [plain(row) for row in rows])
         return
-    folder = kept_folder(workspace, Path(kept_in) if kept_in else None)
     if page_only:
-        say(page_of(folder))
+        say(page_of(folder, price))
         return
-    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror)
+    launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, price=price)
     found = reproduced(workspace, study, launch, registered=registered, output=folder)
     for name in found.elsewhere:
         say(f"{name} is trained by another process; the same command goes on with it when that has ended")
@@ -102,11 +105,15 @@ def _table(rows: Sequence[PlannedRun]) -> Table:
     return table
 
 
-def _total(rows: Sequence[PlannedRun]) -> str:
+def _total(rows: Sequence[PlannedRun], price: float | None) -> str:
     """Return what is left of all runs in one line, and from which measurements the hours are known."""
-    left = [row for row in rows if row.state != "finished"]
+    left = [row for row in rows if row.step < row.steps]
     known = [row.hours for row in left if row.hours is not None]
-    hours = f"{sum(known):,.1f} hours on this machine" if known else "hours not known: no run here has a pace yet"
+    with priced(price):
+        money = cost(3600 * sum(known), price_an_hour())
+    hours = (
+        f"{sum(known):,.1f} hours on this machine{money}" if known else "hours not known: no run here has a pace yet"
+    )
     without = f" and {len(left) - len(known)} runs of unknown pace" if known and len(known) < len(left) else ""
     steps = sum(row.steps - row.step for row in left)
     return (

@@ -15,22 +15,26 @@ from resnet_pipeline.config_io import hash_of
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.evaluation.ensemble import average
-from resnet_pipeline.evaluation.exhibits import Exhibit, exhibits_of
+from resnet_pipeline.evaluation.exhibits import EXHIBITS, Exhibit, exhibits_of
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
+from resnet_pipeline.jobs.hardware import Hardware, training_seconds
 from resnet_pipeline.jobs.keep import again, keepable, kept_test
 from resnet_pipeline.jobs.recipes import kept_costs
 from resnet_pipeline.jobs.register import register_run
 from resnet_pipeline.jobs.repeat import typed
 from resnet_pipeline.jobs.responses import measure_responses
-from resnet_pipeline.jobs.study import Study, StudyRun, study_runs
+from resnet_pipeline.jobs.study import Study, StudyRun, directory_of, is_kept, study_runs
 from resnet_pipeline.jobs.train import Launch, check_splits, train_run
+from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.kept import KeptEnsemble, keep, kept_run, read_kept
+from resnet_pipeline.report.reproduction import Costs
 from resnet_pipeline.report.reproduction_page import write_page
-from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
+
+_PLANNED_ON = Hardware(gpus=1, kind="a100")  # for whoever asks what it would take; a CPU's hours say little of a GPU's
 
 RESPONSE_IMAGES = 1000
 """Evenly spaced test images of figure 7, as `responses` has them by default."""
@@ -54,12 +58,16 @@ def kept_folder(workspace: Workspace, output: Path | None) -> Path:
     return output or workspace.root / "reproduction"
 
 
-def page_of(folder: Path) -> Path:
+def page_of(folder: Path, price: float | None = None) -> Path:
     """Write the page, its tables as Markdown and its figures from what a folder keeps; return the page's path.
+
+    ``price`` is what an hour of the GPU costs that estimates of what was not run are for.
 
     Example: ``page_of(Path("docs/reproduction"))``
     """
-    return write_page(folder, read_kept(folder), kept_costs())
+    recipes = {row.recipe for exhibit in EXHIBITS.values() for row in exhibit.rows}
+    seconds = {recipe: training_seconds(get_recipe(recipe), _PLANNED_ON) for recipe in recipes}
+    return write_page(folder, read_kept(folder), Costs(kept_costs(), seconds, str(_PLANNED_ON), price))
 
 
 def reproduce(
@@ -97,7 +105,7 @@ def reproduce(
         try:
             name, reused = _one(workspace, run, launch, folder, registered=registered)
         except StoppedError:
-            page_of(folder)
+            page_of(folder, launch.price)
             raise
         except UserError as failure:
             _log.warning("%s: %s", named, failure)
@@ -106,7 +114,7 @@ def reproduce(
             done[name] = reused
     for exhibit in exhibits_of(study.exhibit):
         _ensemble(workspace, exhibit, wanted, folder)
-    page = page_of(folder)
+    page = page_of(folder, launch.price)
     if failed:
         first, error = next(iter(failed.items()))
         raise UserError(f"{len(failed)} of {len(wanted)} runs failed, the first of them {first}: {error}")
@@ -118,19 +126,18 @@ def reproduce(
     )
 
 
-def _directory(workspace: Workspace, run: StudyRun) -> RunDirectory:
-    fingerprint = open_dataset(workspace, run.dataset).fingerprint
-    return RunDirectory(workspace.runs / run_name(run.config, fingerprint))
-
-
 def _is_running(workspace: Workspace, run: StudyRun) -> bool:
-    directory = _directory(workspace, run)
+    directory = directory_of(workspace, run)
     return directory.config_file.is_file() and directory.state()[0] == "running"
 
 
 def _one(workspace: Workspace, run: StudyRun, launch: Launch, folder: Path, *, registered: bool) -> tuple[str, bool]:
     """Train, test, measure and keep a run; return its name and whether it was finished before."""
-    dataset, directory = open_dataset(workspace, run.dataset), _directory(workspace, run)
+    dataset, directory = open_dataset(workspace, run.dataset), directory_of(workspace, run)
+    before = kept_run(folder, directory.name)
+    if not directory.config_file.is_file() and is_kept(run, before):
+        _log.info("%s: kept from before in %s; nothing to train", run.config.recipe, folder)
+        return directory.name, True
     try:
         trained = train_run(workspace, run.config, run.dataset, launch)
     finally:
@@ -146,7 +153,6 @@ def _one(workspace: Workspace, run: StudyRun, launch: Launch, folder: Path, *, r
     if registered:
         version = register_run(workspace, trained, list(tests.values()))
         _log.info("%s: %s", run.config.recipe, version.describe())
-    before = kept_run(folder, directory.name)
     responses = before.responses if before else None
     if run.responses and responses is None:
         found = measure_responses(workspace, [path], run.dataset, split=None, images=RESPONSE_IMAGES)
@@ -158,7 +164,7 @@ def _one(workspace: Workspace, run: StudyRun, launch: Launch, folder: Path, *, r
 def _ensemble(workspace: Workspace, exhibit: Exhibit, wanted: Sequence[StudyRun], folder: Path) -> None:
     """Test the mean of an exhibit's networks if all of them are finished: Table 5's, and Table 6's residual ones."""
     members = [run for run in wanted if exhibit.name in run.exhibits and _averaged(exhibit, run)]
-    directories = [_directory(workspace, run) for run in members]
+    directories = [directory_of(workspace, run) for run in members]
     if len(members) < 2 or any(not directory.result_file.is_file() for directory in directories):
         return
     test = TestSpec(dataset=members[0].dataset, protocol=exhibit.protocol)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.config import RunConfig
@@ -15,14 +16,16 @@ from resnet_pipeline.jobs.recipes import kept_costs
 from resnet_pipeline.jobs.repeat import training
 from resnet_pipeline.jobs.train import run_config
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.report.kept import KeptRun, kept_run
 from resnet_pipeline.training.checkpoint import checkpoint_steps
+from resnet_pipeline.training.footprint import disk_bytes
 from resnet_pipeline.training.metrics_log import TrainEntry, entries_of, last_step, read_metrics
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.workspace import Workspace
 
 _SHORT = 100_000  # iterations below which a plateau's patience is too coarse (docs/DEVIATIONS.md)
 _IMAGENET_DROPS = (0.25, 0.5)  # of the budget: 150,000 and 300,000 of 600,000, where the release's curves drop
-_FLOATS_KEPT = 7  # of each weight: three checkpoints with momentum, and the final weights
+_CLASSES: dict[Family, int] = {"imagenet": 1000, "cifar10": 10}
 _PACES = 20  # log points whose median is a run's pace
 
 
@@ -53,6 +56,7 @@ class StudyRun:
     """A run of a study: what is trained on which dataset, for which exhibits, and how it is tested then."""
 
     config: RunConfig
+    family: Family
     dataset: str
     exhibits: tuple[str, ...]
     protocols: tuple[str, ...]
@@ -63,9 +67,9 @@ class StudyRun:
 class PlannedRun:
     """A run in one line of a plan.
 
-    ``state`` is the run directory's, or ``new``. ``hours`` are those of the steps that are left on this machine, None
-    if nothing was measured here; ``basis`` says from which run they are known. ``gigabytes`` is what its directory
-    takes.
+    ``state`` is the run directory's, ``new``, or ``kept`` for one whose results are there without its directory.
+    ``hours`` are those of the steps that are left on this machine, None if nothing was measured here; ``basis`` says
+    from which run they are known. ``gigabytes`` is what its directory takes.
     """
 
     recipe: str
@@ -109,13 +113,28 @@ def study_runs(study: Study) -> list[StudyRun]:
     return list(found.values())
 
 
-def plan(workspace: Workspace, study: Study) -> list[PlannedRun]:
+def plan(workspace: Workspace, study: Study, folder: Path) -> list[PlannedRun]:
     """Return a line for each run of a study: its state, and what is left of it to pay; nothing is started.
 
-    Example: ``sum(run.gigabytes for run in plan(Workspace.of(), Study(exhibit="table6", cifar10="cifar10")))``
+    ``folder`` keeps results (`reproduce.kept_folder`).
+
+    Example: ``sum(run.gigabytes for run in plan(workspace, Study(exhibit="table6", cifar10="cifar10"), folder))``
     """
     rates = _measured(workspace)
-    return [_planned(workspace, run, rates) for run in study_runs(study)]
+    return [_planned(workspace, run, rates, folder) for run in study_runs(study)]
+
+
+def directory_of(workspace: Workspace, run: StudyRun) -> RunDirectory:
+    """Return the directory of a run, there or not; UserError if its dataset is not staged."""
+    return RunDirectory(workspace.runs / run_name(run.config, open_dataset(workspace, run.dataset).fingerprint))
+
+
+def is_kept(run: StudyRun, kept: KeptRun | None) -> bool:
+    """Return whether all that a run is for is kept: it is finished, tested and measured, wherever that was."""
+    if kept is None or kept.result is None:
+        return False
+    tested = all(kept.test(protocol) for protocol in run.protocols)
+    return tested and (kept.responses is not None or not run.responses)
 
 
 def _check_networks(study: Study, exhibits: Sequence[Exhibit]) -> None:
@@ -137,6 +156,7 @@ def _run(study: Study, exhibit: Exhibit, recipe: str, seed: int, dataset: str) -
         steps = get_recipe(recipe).steps // SMALL_STEPS[exhibit.family]
     return StudyRun(
         config=_config(recipe, steps, seed, study.overrides),
+        family=exhibit.family,
         dataset=dataset,
         exhibits=(exhibit.name,),
         protocols=(exhibit.protocol,),
@@ -173,11 +193,11 @@ def _config(recipe: str, steps: int | None, seed: int, overrides: Mapping[str, A
     return run_config(recipe, {**fitted, **overrides}, steps=steps, seed=seed)
 
 
-def _planned(workspace: Workspace, run: StudyRun, rates: Mapping[str, float]) -> PlannedRun:
+def _planned(workspace: Workspace, run: StudyRun, rates: Mapping[str, float], folder: Path) -> PlannedRun:
     config, recipe = run.config, run.config.recipe
-    state, step = _state(workspace, run)
+    state, step = _state(workspace, run, folder)
     rate, basis = _rate(recipe, rates)
-    left = 0 if state == "finished" else config.steps - step
+    left = config.steps - step
     return PlannedRun(
         recipe=recipe,
         seed=config.seed,
@@ -188,19 +208,18 @@ def _planned(workspace: Workspace, run: StudyRun, rates: Mapping[str, float]) ->
         steps=config.steps,
         hours=left * config.batch / rate / 3600 if rate else (None if left else 0.0),
         basis=basis,
-        gigabytes=_FLOATS_KEPT * 4 * kept_costs()[recipe]["parameters"] / 1e9,
+        gigabytes=disk_bytes(config, classes=_CLASSES[run.family]) / 1e9,
         command=training(config, run.dataset),
     )
 
 
-def _state(workspace: Workspace, run: StudyRun) -> tuple[str, int]:
+def _state(workspace: Workspace, run: StudyRun, folder: Path) -> tuple[str, int]:
     """Return a run's state and the iteration that it resumes from, or that it has reached while it runs."""
     if run.dataset not in dataset_names(workspace):
         return "new, dataset not staged", 0
-    fingerprint = open_dataset(workspace, run.dataset).fingerprint
-    directory = RunDirectory(workspace.runs / run_name(run.config, fingerprint))
+    directory = directory_of(workspace, run)
     if not directory.config_file.is_file():
-        return "new", 0
+        return ("kept", run.config.steps) if is_kept(run, kept_run(folder, directory.name)) else ("new", 0)
     state, _ = directory.state()
     saved = max(checkpoint_steps(directory.checkpoints), default=0)
     return state, {"finished": run.config.steps, "running": last_step(directory.metrics_file)}.get(state, saved)

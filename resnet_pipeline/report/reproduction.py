@@ -11,12 +11,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from resnet_pipeline.evaluation.exhibits import EXHIBITS, Exhibit, PaperRow
+from resnet_pipeline.progress import cost, hours
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.findings import Finding, findings_of, spread
 from resnet_pipeline.report.kept import Kept, KeptEnsemble, KeptRun, KeptTest, Setting
 
-Costs = Mapping[str, Mapping[str, int]]
-"""Depth, parameters and multiply-adds of each recipe's network (`jobs.recipes.kept_costs`)."""
+
+@dataclass(frozen=True)
+class Costs:
+    """What networks cost.
+
+    ``counted`` is depth, parameters and multiply-adds of each recipe's network (`jobs.recipes.kept_costs`). ``seconds``
+    are estimates of each recipe's training on ``hardware`` (`jobs.hardware`); ``price`` is that of an hour of it, None
+    if nothing is to be said of money.
+    """
+
+    counted: Mapping[str, Mapping[str, int]]
+    seconds: Mapping[str, float]
+    hardware: str
+    price: float | None = None
+
 
 NONE = "–"
 _ORIGINAL = {"cifar10": ("CIFAR-10",), "imagenet": ("ILSVRC-2012 archives", "Kaggle's ILSVRC")}
@@ -64,7 +78,7 @@ class Study:
 def study_of(kept: Kept, costs: Costs) -> Study:
     """Return what the page shows of what is kept.
 
-    Example: ``study_of(read_kept(Path("docs/reproduction")), kept_costs()).sections[0].lines``
+    Example: ``study_of(read_kept(Path("docs/reproduction")), costs).sections[0].lines``
     """
     return Study(
         sections=tuple(_section(exhibit, kept, costs) for exhibit in EXHIBITS.values()),
@@ -224,31 +238,34 @@ def _missing(
 
 
 def _estimate(recipes: Sequence[str], costs: Costs, known: Sequence[KeptRun]) -> str:
-    """Return the hours of full runs of these recipes, from the fastest kept run of their family, by multiply-adds."""
-    family = recipes[0].partition("/")[0]
+    """Return about how long full runs of these recipes take: on a GPU, and where a run of their family is kept from."""
+    seconds = sum(costs.seconds[recipe] for recipe in recipes)
+    family, counted = recipes[0].partition("/")[0], costs.counted
+    # from published rates of ResNet-50
+    found = f"about {hours(seconds)} on {costs.hardware}{cost(seconds, costs.price)}"
     rates = [
-        (run.result.images_per_second * costs[run.recipe]["multiply_adds"], run)
+        (run.result.images_per_second * counted[run.recipe]["multiply_adds"], run)
         for run in known
-        if run.result and run.recipe.startswith(f"{family}/") and run.recipe in costs
+        if run.result and run.recipe.startswith(f"{family}/")
     ]
     if not rates:
-        return "time not known: no run of its family is kept"
+        return found
+    # by multiply-adds, from the fastest
     rate, run = max(rates, key=lambda pair: (pair[0], pair[1].run))
     configs = [get_recipe(recipe) for recipe in recipes]
-    work = sum(config.steps * config.batch * costs[config.recipe]["multiply_adds"] for config in configs)
-    assert run.result is not None
-    where = run.environment.get("hardware", run.result.device)
-    return f"about {work / rate / 3600:,.0f} hours on {where} (from {run.network}'s pace there, by multiply-adds)"
+    work = sum(config.steps * config.batch * counted[config.recipe]["multiply_adds"] for config in configs)
+    where = run.environment.get("hardware", "the machine of our runs")
+    return f"{found}, {hours(work / rate)} on {where}"
 
 
 def _cost_line(row: PaperRow, costs: Costs) -> Line:
-    own, printed = costs[row.recipe]["multiply_adds"], row.multiply_adds or 0.0
+    own, printed = costs.counted[row.recipe]["multiply_adds"], row.multiply_adds or 0.0
     return Line(
         label=row.label,
         paper=f"{printed / 1e9:.1f}",
         ours=f"{own / 1e9:.3f}",
         difference=f"{(own - printed) / 1e9:+.3f}",
-        remarks=(f"{costs[row.recipe]['parameters']:,} parameters",),
+        remarks=(f"{costs.counted[row.recipe]['parameters']:,} parameters",),
     )
 
 

@@ -30,7 +30,7 @@ def write_page(folder: Path, kept: Kept, costs: Costs) -> Path:
 
     The same kept files give the same bytes.
 
-    Example: ``write_page(folder, read_kept(folder), kept_costs())``
+    Example: ``write_page(folder, read_kept(folder), costs)``
     """
     study = study_of(kept, costs)
     figures = {section.exhibit.name: exhibit_figure(section.exhibit, section.drawn) for section in study.sections}
@@ -128,7 +128,8 @@ def _markdown(study: Study, figures: dict[str, str]) -> Iterator[str]:
     yield (
         f"Written by `resnet-pipeline reproduce` from the {len(study.runs)} runs that are kept beside it; the same as "
         f"a page: [{PAGE}]({PAGE}). Errors in percent, with Wilson's 95 % interval; of several seeds mean ± standard "
-        "deviation."
+        "deviation. A difference in brackets is not one to the paper's own conditions. Times on a GPU are estimated "
+        "from published rates of ResNet-50, not measured: of small networks they may be many times as long."
     )
     yield from ("", "## Claims", "", "| claim | our runs | |", "|---|---|---|")
     for finding in study.findings:

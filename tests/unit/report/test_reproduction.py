@@ -17,15 +17,20 @@ from resnet_pipeline.jobs.reproduce import page_of
 from resnet_pipeline.recipes import recipe_names
 from resnet_pipeline.report.findings import findings_of
 from resnet_pipeline.report.kept import Kept, KeptEnsemble, keep, read_kept
-from resnet_pipeline.report.reproduction import study_of
+from resnet_pipeline.report.reproduction import Costs, study_of
 from resnet_pipeline.report.reproduction_page import PAGE, TABLES, write_page
 from tests.sample_kept import CIFAR10, JPEGS, sample_kept, sample_run, sample_test
 from tests.unit.report.test_report import Checker
 
 
 def lines_of(kept, exhibit):
-    (section,) = [s for s in study_of(kept, kept_costs()).sections if s.exhibit.name == exhibit]
+    (section,) = [s for s in study_of(kept, costs()).sections if s.exhibit.name == exhibit]
     return section.lines
+
+
+def costs(price=None):
+    """Return what the page is made with, an hour of the GPU for every recipe."""
+    return Costs(kept_costs(), dict.fromkeys(recipe_names(), 7200.0), "1xa100", price)
 
 
 def kept(*runs, ensembles=()):
@@ -143,14 +148,21 @@ def test_what_was_not_run_says_how_to_and_how_long():
     assert not missing.ran and missing.remarks == ("not run",)
     assert missing.command == "resnet-pipeline reproduce table6 --cifar10 cifar10 --networks resnet32"
     # 64,000 iterations of 128 images at 512 images/s of 20 layers, by multiply-adds (recipes/costs.json)
-    hours = 64_000 * 128 / (512 * 40_551_040 / 68_862_592) / 3600
-    assert missing.estimate.startswith(f"about {hours:,.0f} hours on x86_64, 2 CPU cores (from resnet20's pace")
+    seconds = 64_000 * 128 / (512 * 40_551_040 / 68_862_592)
+    assert missing.estimate == f"about 2.0 hours on 1xa100, {seconds / 3600:.1f} hours on x86_64, 2 CPU cores"
     (other,) = [line for line in lines_of(kept(), "table2") if line.label == "ResNet-18"]
-    assert "time not known" in other.estimate
+    assert other.estimate == "about 2.0 hours on 1xa100"
+    (six,) = [line for line in lines_of(kept(), "table5") if line.label == "ensemble of six"]
+    assert six.estimate == "about 12.0 hours on 1xa100"
+
+
+def test_a_price_is_said_if_there_is_one():
+    (section,) = [s for s in study_of(kept(), costs(price=1.5)).sections if s.exhibit.name == "table2"]
+    assert section.lines[0].estimate == "about 2.0 hours on 1xa100, 3.00 at 1.50 an hour"
 
 
 def test_with_nothing_kept_there_is_a_page_of_what_can_be_run_and_counted(tmp_path):
-    text = write_page(tmp_path, Kept(runs=(), ensembles=()), kept_costs()).read_text()
+    text = write_page(tmp_path, Kept(runs=(), ensembles=()), costs()).read_text()
     assert all(exhibit.name in text for exhibit in EXHIBITS.values())
     assert not list(tmp_path.glob("*.svg"))
     assert {line.ours for line in lines_of(kept(), "table1")} == {"1.795", "3.644", "3.858", "7.570", "11.282"}
