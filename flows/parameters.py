@@ -158,6 +158,14 @@ Price = Annotated[
     ),
 ]
 Profile = Annotated[bool, Parameter(help="Name a step's bottleneck, and keep a trace of a few steps.")]
+ValidateAside = Annotated[
+    bool,
+    Parameter(
+        help="Let another worker on Ray, with a GPU or CPUs of its own, validate in mid-training while training goes "
+        "on. Not for recipes whose learning rate follows the validation errors.",
+        flags=("--validate-aside",),
+    ),
+]
 RegisteredAs = Annotated[
     str | None,
     Parameter(

@@ -25,6 +25,7 @@ from flows.parameters import (
     RegisteredAs,
     Seed,
     Steps,
+    ValidateAside,
     Workers,
 )
 from flows.shell import form, logged, outcome, phase
@@ -89,6 +90,7 @@ def imagenet_train(
     registered_as: RegisteredAs = None,
     profile: Profile = False,
     price: Price = None,
+    validate_aside: ValidateAside = False,
     protocols: Protocols = ["center", "10-crop"],  # noqa: B006 - Prefect shows it in its form and never changes it
     evaluation_images: Images = None,
 ) -> JsonObject:
@@ -98,8 +100,9 @@ def imagenet_train(
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
     launch = Launch(
-        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
-    )
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price,
+        validate_aside=validate_aside,
+    )  # fmt: skip
     tests = [
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
@@ -124,6 +127,7 @@ def cifar10_train(
     registered_as: RegisteredAs = None,
     profile: Profile = False,
     price: Price = None,
+    validate_aside: ValidateAside = False,
     protocols: Protocols = ["center"],  # noqa: B006
     evaluation_images: Images = None,
 ) -> JsonObject:
@@ -133,8 +137,9 @@ def cifar10_train(
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
     launch = Launch(
-        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
-    )
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price,
+        validate_aside=validate_aside,
+    )  # fmt: skip
     tests = [
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
@@ -158,14 +163,16 @@ def digits_train(
     registered_as: RegisteredAs = None,
     profile: Profile = False,
     price: Price = None,
+    validate_aside: ValidateAside = False,
     protocols: Protocols = ["center", "10-crop"],  # noqa: B006
     evaluation_images: Images = None,
 ) -> JsonObject:
     """Train a small network on the built-in handwritten digits: minutes on a laptop, the same way as ImageNet."""
     config = run_config(f"digits/{network}", overrides, steps=steps, seed=seed)
     launch = Launch(
-        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
-    )
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price,
+        validate_aside=validate_aside,
+    )  # fmt: skip
     tests = [
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]

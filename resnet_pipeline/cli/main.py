@@ -37,6 +37,7 @@ from flows.parameters import (
     Source,
     StagingWorkers,
     Steps,
+    ValidateAside,
     Workers,
 )
 from resnet_pipeline import __version__
@@ -251,6 +252,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    validate_aside: ValidateAside = False,
     json_file: Json = None,
 ) -> None:
     """Train a recipe on a staged dataset; after an interruption the same command resumes."""
@@ -271,8 +273,9 @@ def train(
         _write(json_file, plan)
         return
     launch = Launch(
-        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price
-    )
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price,
+        validate_aside=validate_aside,
+    )  # fmt: skip
     trained = train_run(workspace, config, dataset, launch)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest

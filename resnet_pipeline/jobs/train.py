@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
+from resnet_pipeline.adapters.ray.aside import leaving_room, tested_aside
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost, worker_group
 from resnet_pipeline.config import RunConfig
@@ -63,7 +64,8 @@ class Launch:
     divides. ``max_failures`` workers or nodes may die on Ray. ``mirror`` is a folder or ``s3://`` address where
     checkpoints are kept too, and found if this root has none; None takes the environment's RESNET_PIPELINE_MIRROR.
     ``profile`` traces a few steps and names their bottleneck (``training.profile``). ``price`` is what an hour of the
-    hardware costs; None is the environment's.
+    hardware costs; None is the environment's. With ``validate_aside`` another worker on Ray validates in mid-training
+    while the others train on.
     """
 
     launcher: Literal["ray", "local", "torchrun"] = "ray"
@@ -72,6 +74,7 @@ class Launch:
     mirror: str | None = None
     profile: bool = False
     price: float | None = None
+    validate_aside: bool = False
 
 
 def train_run(
@@ -90,6 +93,8 @@ def train_run(
     with found_by_all(launch.launcher):
         if launch.profile and config.steps < LEAST_STEPS:
             raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
+        if launch.validate_aside:
+            _check_validated_aside(config, launch)
         mirror = launch.mirror or settings().mirror
         # workers elsewhere have other current folders
         launch = replace(launch, mirror=storage_at(mirror).url if mirror else None)
@@ -139,6 +144,17 @@ def run_config(
     if twice is not None:
         raise UserError(f"{twice} is given twice, as --{twice} and as an override; leave one out")
     return with_overrides(get_recipe(recipe), {**(overrides or {}), **short})
+
+
+def _check_validated_aside(config: RunConfig, launch: Launch) -> None:
+    """Raise UserError if training has to wait for its validations, or has nobody else to leave them to."""
+    if launch.launcher != "ray":
+        raise UserError(f"--validate-aside needs workers on Ray; leave it out with --launcher {launch.launcher}")
+    if config.schedule.kind == "plateau":
+        raise UserError(
+            f"--validate-aside does not go with {config.recipe}: its learning rate follows the validation errors "
+            "(schedule.kind=plateau), so training has to wait for each"
+        )
 
 
 def check_splits(dataset: Dataset) -> None:
@@ -224,9 +240,12 @@ def _alone(run: RunDirectory) -> Iterator[None]:
 def _train_on_ray(attempt: _Attempt) -> None:
     config, launch = attempt.config, attempt.launch
     counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
+    beside = 1 if launch.validate_aside else 0
     with ray_cluster() as resources:
-        counts = counts or Workers(1, max(1, resources.gpus)).counts(config)[-1:]
+        counts = counts or Workers(1, max(1, resources.gpus - beside)).counts(config)[-1:]
         check_workers(counts[0], resources)
+        if beside:
+            counts = leaving_room(counts, resources)
         if idle := idle_gpus(config, counts[-1], resources.gpus):
             _log.warning("%s", idle)
         run = _prepared(attempt)
@@ -234,11 +253,21 @@ def _train_on_ray(attempt: _Attempt) -> None:
             _attended(attempt, run, counts) as follower,
             stop_on_signals(run.stop_file.touch, leave_at_once=True) as stop,
             worker_group(
-                attempt.workspace, run, counts=counts, resources=resources, max_failures=launch.max_failures
+                attempt.workspace,
+                run,
+                counts=counts,
+                resources=resources,
+                max_failures=launch.max_failures,
+                beside=beside,
             ) as group,
         ):
-            group.begin(run, attempt.dataset.storage.url, launch.mirror)
-            _wait_for(group, run, follower, stop)
+            address = attempt.dataset.storage.url
+            group.begin(run, address, launch.mirror, aside=launch.validate_aside)
+            if launch.validate_aside:
+                with tested_aside(run, attempt.workspace, address, resources=resources, cpus=group.cpus) as test:
+                    _wait_for(group, run, follower, stop, test)
+            else:
+                _wait_for(group, run, follower, stop)
 
 
 def _train_with(crew: Crew, attempt: _Attempt) -> None:
@@ -290,8 +319,14 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
             follower.poll()
 
 
-def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower, stop: Callable[[], bool]) -> None:
-    """Show the training's progress until it has returned; UserError if the workers have ended instead.
+def _wait_for(
+    group: WorkerGroup,
+    run: RunDirectory,
+    follower: Follower,
+    stop: Callable[[], bool],
+    test: Callable[[], None] = lambda: None,
+) -> None:
+    """Show the training's progress until it has returned, and ``test`` meanwhile; UserError if the workers have ended.
 
     UnavailableError if the cluster was lost. StoppedError at once if there was a signal before they have begun: they
     take up to half a minute to start, and have nothing to save.
@@ -307,6 +342,7 @@ def _wait_for(group: WorkerGroup, run: RunDirectory, follower: Follower, stop: C
             if stop() and Owner.of(run) == before:
                 raise _stopped(run)
             follower.poll()
+            test()
             time.sleep(_SECONDS_BETWEEN_POLLS)
     except UserError:
         raise

@@ -185,11 +185,14 @@ class Attempt:
         if self._log:
             self._owner.check()
 
-    def append(self, entry: Entry) -> None:
-        """Append an entry to the run's metrics, of the state's step; TakenOverError if a later attempt trains it."""
+    def append(self, entry: Entry, *, step: int | None = None) -> None:
+        """Append an entry to the run's metrics, of the state's step; TakenOverError if a later attempt trains the run.
+
+        With ``step`` it is of that one.
+        """
         if self._log:
             with self._owner.staying():
-                self._log.append(self._state.step, entry)
+                self._log.append(self._state.step if step is None else step, entry)
 
     def save(self, checkpoint: Checkpoint, *, val_error: float | None) -> int:
         """Write a checkpoint behind the training's back; return the bytes of the copy that was made for it."""

@@ -31,6 +31,7 @@ from resnet_pipeline.training.blame import bad_samples, blame
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import Notice, Notices, collective_timeout, distribute, from_rank_zero
 from resnet_pipeline.training.footprint import check_memory, explained
+from resnet_pipeline.training.handouts import Handouts
 from resnet_pipeline.training.metrics_log import CheckpointEntry, SystemEntry, TrainEntry, ValidationEntry
 from resnet_pipeline.training.optim import set_lr
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
@@ -38,7 +39,7 @@ from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.state import TrainingState
 from resnet_pipeline.training.step import FiniteGuard, compile_network, train_step
 from resnet_pipeline.training.system import SystemMetrics
-from resnet_pipeline.training.tasks import OpenBatches, Task, task_of
+from resnet_pipeline.training.tasks import Figures, OpenBatches, Task, task_of
 from resnet_pipeline.training.throughput import Throughput
 from resnet_pipeline.training.watchdog import HangError, Watchdog
 
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
+_SECONDS_BETWEEN_LOOKS = 0.2  # for the tests of others
 _SECONDS_BETWEEN_CHECKS = 2.0  # at the launcher's warnings: asking it may take some milliseconds
 
 
@@ -60,21 +62,23 @@ def train(
     *,
     backend: Backend = "auto",
     mirror: Storage | None = None,
+    aside: bool = False,
     task: Task[Any] | None = None,
 ) -> bool:
     """Train the run to its end, from its newest checkpoint if it has one, here or in the ``mirror``.
 
-    ``task`` None is the config's. Returns True when the run is finished and its result written, False when it was asked
-    to stop and has saved its state. Raises ConfigError if the workers can't share the batch, NoRoomError if a step does
-    not fit into the memory, CheckpointError, NonFiniteError, HangError if another process does not answer, and what the
-    loader raises.
+    With ``aside`` networks of mid-training are handed out for somebody else to test (`handouts`), and training goes on
+    meanwhile; the schedule must not follow their errors. ``task`` None is the config's. Returns True when the run is
+    finished and its result written, False when it was asked to stop and has saved its state. Raises ConfigError if the
+    workers can't share the batch, NoRoomError if a step does not fit into the memory, CheckpointError, NonFiniteError,
+    HangError if another process does not answer, and what the loader raises.
 
     Example: ``train(RunDirectory.create(folder, config, dataset.facts), dataset, LocalContext())``
     """
     if from_rank_zero(run.result_file.exists(), context.world_size):
         return True
     with log_context(run=run.name, rank=context.rank), noting(run):
-        return _train(run, dataset, context, backend=backend, mirror=mirror, task=task)
+        return _train(run, dataset, context, backend=backend, mirror=mirror, aside=aside, task=task)
 
 
 def _train(run: RunDirectory, dataset: Dataset, context: Context, **options: Any) -> bool:
@@ -115,6 +119,7 @@ class Trainer:
         *,
         backend: Backend = "auto",
         mirror: Storage | None = None,
+        aside: bool = False,
         task: Task[Any] | None = None,
         open_batches: OpenBatches[Any] | None = None,
         clock: Clock = time.perf_counter,
@@ -131,6 +136,9 @@ class Trainer:
         self.state = TrainingState(self.task, config, context, run=run.identity(), precision=precision)
         check_memory(self.state.network, config, precision, torchrun().local_world_size)
         self.attempt = Attempt(run, self.state, context, mirror)
+        self.handouts = Handouts(run) if aside else None
+        if self.handouts and context.rank == 0:
+            self.handouts.discard(beyond=self.state.step)
         if precision == "bf16" and context.rank == 0 and not has_bf16(context.device):
             _log.warning("this processor has no bf16 and emulates it: %s; precision=auto avoids that", EMULATION)
         self.model: nn.Module = self.state.network
@@ -162,7 +170,7 @@ class Trainer:
                 if self._at(config.log_every):
                     self.log()
                 # in mid-training: the finished network is validated by `finish`
-                improved = self._at(config.eval_every) and state.step < config.steps and self.validate()
+                improved = self._at(config.eval_every) and state.step < config.steps and self.test()
                 # if a node will be gone its state is saved, and training goes on until then
                 warned = notice >= Notice.LOOK and self.context.should_save()
                 stopping = notice is Notice.STOP and state.step < config.steps
@@ -174,6 +182,8 @@ class Trainer:
                     self.notices.close()
                     return False
         self.notices.close()
+        if self.handouts:
+            self._await_answers(self.handouts)
         self.finish()
         return True
 
@@ -226,6 +236,22 @@ class Trainer:
         self.attempt.append(entry)
         if self.context.rank == 0 and self.system.due():
             self.attempt.append(SystemEntry(values=self.system.read()))
+        if self.handouts and self.context.rank == 0:
+            self._take_answers(self.handouts)
+
+    def test(self) -> bool:
+        """Test the network of mid-training, or hand it out; return whether its error is the lowest so far, if known."""
+        if self.handouts is None:
+            return self.validate()
+        self.attempt.check_owner()
+        network = self.state.network
+        with self.throughput.paused(), averaged_statistics(network, self.context.world_size):
+            if self.context.rank == 0:
+                try:
+                    self.handouts.hand_out(self.state.step, network)
+                except OSError as error:  # a test may fail, training goes on
+                    _log.warning("the network of step %d can't be handed out: %s", self.state.step, error)
+        return False
 
     def validate(self) -> bool:
         """Test the network and note the result; return whether the error is the lowest so far."""
@@ -260,6 +286,32 @@ class Trainer:
         self.validate()
         self.attempt.check_owner()
         self.attempt.finish()
+
+    def _take_answers(self, handouts: Handouts) -> None:
+        """Note what the tests of others came to; rank 0 alone knows it, and nothing that is trained depends on it."""
+        for step, answer in handouts.answers():
+            best = False
+            if answer.problem is not None:
+                _log.warning("the network of step %d was not tested: %s", step, answer.problem)
+            else:
+                found = Figures(dict(answer.figures), answer.error)
+                best = self.state.take_test(step, found)
+                self.attempt.append(ValidationEntry(figures=found.values), step=step)
+            handouts.settle(step, best=best)
+
+    def _await_answers(self, handouts: Handouts) -> None:
+        """Wait for the tests of others, whose lowest error is a part of the result; a stop ends the waiting."""
+
+        def unanswered() -> bool:
+            if self.context.rank == 0:
+                self._take_answers(handouts)
+            return bool(handouts.asked()) and not self.context.should_stop()
+
+        while from_rank_zero(unanswered(), self.context.world_size):
+            self.watchdog.alive()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if self.context.rank == 0:
+            handouts.discard(beyond=0)
 
     def _at(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.config.steps

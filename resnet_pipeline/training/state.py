@@ -100,9 +100,13 @@ class TrainingState:
         error = found.decisive
         self.schedule.observe_validation(error)
         self.errors, self._error_at = dict(found.values), (self.step, error)
-        improved = not self.best or error < self.best[found.error]
+        return self.take_test(self.step, found)
+
+    def take_test(self, step: int, found: Figures) -> bool:
+        """Take in the error of a step, this one or one before; return whether it is the lowest so far."""
+        improved = not self.best or found.decisive < self.best[found.error]
         if improved:
-            self.best = {"step": self.step, found.error: error}
+            self.best = {"step": step, found.error: found.decisive}
         return improved
 
     @property

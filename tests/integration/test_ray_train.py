@@ -17,7 +17,14 @@ from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
 from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps
-from resnet_pipeline.training.metrics_log import ResumeEntry, TrainEntry, complete_lines, entries_of
+from resnet_pipeline.training.metrics_log import (
+    NoteEntry,
+    ResumeEntry,
+    TrainEntry,
+    ValidationEntry,
+    complete_lines,
+    entries_of,
+)
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from tests.launching import launch
 from tests.metrics import entries
@@ -112,6 +119,27 @@ def test_an_interrupted_run_on_the_cluster_saves_at_once(workspace, digits, clus
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "saving the state" in out and "the same command resumes it" in out, out
     assert len(checkpoint_steps(run.checkpoints)) == 1 and run.result() is None
+
+
+def test_a_run_validated_by_another_worker_has_the_errors_and_weights_of_one_that_waits(
+    workspace, digits, tmp_path, cluster
+):
+    changes = ("eval_every=10", "checkpoint_every=20")
+    run_config = config("steps=60", *changes)
+    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
+    options = ["--steps", "60", *(part for change in changes for part in ("--set", change))]
+    done = run_command(workspace, *options, "--workers", "1", "--validate-aside")
+    assert done.returncode == 0, done.stdout
+    expected = reference(digits, tmp_path, run_config, world=1)
+    assert run.result().weights_sha256 == expected.result().weights_sha256
+    found, whole = entries(run, ValidationEntry), entries(expected, ValidationEntry)
+    # this training may be too fast for each to be tested; the newest one always is
+    assert all(one in whole for one in found) and found[-2:] == whole[-2:]
+    assert {tuple(entry.figures) for _, entry in found} == {tuple(whole[0][1].figures)}, "a line shows the first"
+    skipped = [entry.text for _, entry in entries(run, NoteEntry)]
+    assert len(found) + len(skipped) == len(whole) and all("was not tested" in text for text in skipped), skipped
+    lowest = min(entry.figures["top1"] for _, entry in found)
+    assert run.result().best["top1"] == lowest
 
 
 @pytest.mark.soak

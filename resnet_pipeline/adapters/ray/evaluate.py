@@ -23,7 +23,7 @@ from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.manifest import NoDatasetError
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.evaluation.protocols import Protocol
 from resnet_pipeline.evaluation.scores import Parts, Scores, merge_scores
 from resnet_pipeline.evaluation.scoring import Plan, Prepared, pieces, prepare, score_chunks
@@ -113,8 +113,8 @@ def _results(
 ) -> Iterator[tuple[_Piece, Mapping[str, Scores]]]:
     """Yield each piece with its scores, in any order; none waits for a worker for which there is no room yet.
 
-    A worker that is lost is replaced, and its piece is the next one. UserError if the same piece, or the start, has
-    cost too many workers.
+    A worker that is lost is replaced, and its piece is the next one. UnavailableError if the same piece, or the start,
+    has cost too many workers.
     """
     import ray
 
@@ -150,7 +150,8 @@ def _results(
                 if losses[piece] <= _MOST_LOSSES:
                     start()
                 elif piece or not busy:
-                    raise UserError(f"evaluation failed on Ray: {_reason(error)}, {losses[piece]} times") from error
+                    lost = f"evaluation failed on Ray: {_reason(error)}, {losses[piece]} times"
+                    raise UnavailableError(lost) from error
                 continue
             if waiting and not isinstance(found, UserError):
                 following = waiting.popleft()

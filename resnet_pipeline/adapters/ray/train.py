@@ -45,11 +45,12 @@ _SECONDS_BETWEEN_CHECKS = 0.2  # at the stop file, which may lie on a network dr
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A run's directory, the address of its dataset, and where its checkpoints are kept too."""
+    """A run's directory, the address of its dataset, where its checkpoints are kept too, and if it is tested aside."""
 
     run: str
     dataset: str
     mirror: str | None
+    aside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,9 @@ class WorkerGroup:
     A folder of its own below ``folder``, which every node sees, holds the orders: ``order-N.json`` names a run,
     ``order-N.done`` says that its training has returned, and ``end`` sends the workers home. ``counts`` are the numbers
     of workers that the group may have, in increasing order: one, or several for an elastic run, which takes the largest
-    that there is room for, now and whenever nodes come or go. A worker or node that dies is replaced, and its run
-    resumes from its newest checkpoint, ``max_failures`` times (pre-empted nodes don't count). The workers start at
-    once, in the background.
+    that there is room for, now and whenever nodes come or go; they leave room for ``beside`` others. A worker or node
+    that dies is replaced, and its run resumes from its newest checkpoint, ``max_failures`` times (pre-empted nodes
+    don't count). The workers start at once, in the background.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class WorkerGroup:
         resources: Resources,
         max_failures: int = 3,
         elastic: RunDirectory | None = None,
+        beside: int = 0,
     ) -> None:
         check_workers(counts[0], resources)
         self.counts = counts
@@ -94,13 +96,18 @@ class WorkerGroup:
             if left == self._folder or not psutil.pid_exists(int(left.name.rpartition("-")[2])):
                 shutil.rmtree(left)
         self._folder.mkdir()
-        trainer = _trainer(self._folder, root, counts, resources, max_failures, elastic)
+        self.cpus = resources.cpus_per_worker(min(counts[-1] + beside, resources.most_workers()))
+        """CPUs of each worker."""
+        trainer = _trainer(self._folder, root, counts, resources, self.cpus, max_failures, elastic)
         self._fitting = in_thread(trainer.fit)
 
-    def begin(self, run: RunDirectory, dataset: str, mirror: str | None = None) -> None:
-        """Order the training of a run on the dataset at an address; ``mirror`` is where checkpoints are kept too."""
+    def begin(self, run: RunDirectory, dataset: str, mirror: str | None = None, *, aside: bool = False) -> None:
+        """Order the training of a run on the dataset at an address; ``mirror`` is where checkpoints are kept too.
+
+        With ``aside`` the networks of mid-training are handed out for tests.
+        """
         self._orders += 1
-        order = Order(run=str(run.path), dataset=dataset, mirror=mirror)
+        order = Order(run=str(run.path), dataset=dataset, mirror=mirror, aside=aside)
         write_json(self._folder / f"order-{self._orders}.json", plain_record(order))
 
     def finished(self) -> bool:
@@ -145,13 +152,21 @@ def standing_workers(workspace: Workspace, count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def worker_group(
-    workspace: Workspace, run: RunDirectory, *, counts: tuple[int, ...], resources: Resources, max_failures: int = 3
+    workspace: Workspace,
+    run: RunDirectory,
+    *,
+    counts: tuple[int, ...],
+    resources: Resources,
+    max_failures: int = 3,
+    beside: int = 0,
 ) -> Iterator[WorkerGroup]:
     """Yield the standing workers if they have these ``counts``, else a group for this run alone.
 
-    After an error they take no more orders.
+    With ``beside`` it is one for this run alone, which leaves room for that many other workers. After an error they
+    take no more orders.
     """
-    group = next((standing for standing in _standing if standing.sound and standing.counts == counts), None)
+    fitting = (standing for standing in _standing if standing.sound and standing.counts == counts and not beside)
+    group = next(fitting, None)
     if group is None:
         dismiss_standing_workers()
         group = WorkerGroup(
@@ -161,6 +176,7 @@ def worker_group(
             resources=resources,
             max_failures=max_failures,
             elastic=run if len(counts) > 1 else None,
+            beside=beside,
         )
     try:
         yield group
@@ -210,6 +226,7 @@ def _trainer(
     root: Path,
     counts: tuple[int, ...],
     resources: Resources,
+    cpus: int,
     max_failures: int,
     elastic: RunDirectory | None,
 ) -> Any:
@@ -217,7 +234,6 @@ def _trainer(
     from ray.train.torch import TorchConfig
 
     use_gpu = resources.gpus > 0
-    cpus = resources.cpus_per_worker(min(counts[-1], resources.most_workers()))
     seconds = collective_timeout().total_seconds()
     standing = Standing(folder=str(folder), root=str(root), threads=cpus, timeout=seconds)
     return trainer_class(counts, elastic)(
@@ -312,7 +328,7 @@ def _train_orders(config: JsonObject) -> None:
         context = RayContext(run)
         try:
             dataset = open_dataset_at(workspace, order.dataset)
-            train(run, dataset, context, mirror=mirror_of(run, order.mirror))
+            train(run, dataset, context, mirror=mirror_of(run, order.mirror), aside=order.aside)
         except (TakenOverError, UnavailableError):
             raise  # a later attempt resumes the run
         except UserError as error:

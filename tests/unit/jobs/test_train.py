@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from resnet_pipeline.adapters.ray.aside import leaving_room
+from resnet_pipeline.adapters.ray.cluster import Resources
 from resnet_pipeline.adapters.ray.train import WorkerGroup
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.memory_dataset import EncodedDataset
@@ -132,3 +134,27 @@ def test_what_can_t_be_validated_on_is_refused_before_the_first_step(splits, sai
     dataset.splits = {name: SimpleNamespace(labels=np.array(labels)) for name, labels in splits.items()}
     with pytest.raises(UserError, match=said) if said else nullcontext():
         check_splits(dataset)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "launch", "said"),
+    [
+        (
+            {"schedule.kind": "plateau", "schedule.warmup": 0},
+            Launch(validate_aside=True),
+            "follows the validation errors",
+        ),
+        ({}, Launch(validate_aside=True, launcher="local"), "needs workers on Ray"),
+    ],
+)
+def test_what_can_t_be_validated_aside_is_refused_before_anything(workspace, overrides, launch, said):
+    with pytest.raises(UserError, match=said) as error:
+        train_run(workspace, run_config("digits/resnet8", overrides), "digits", launch)
+    assert "\n" not in str(error.value) and not workspace.runs.exists()
+
+
+def test_workers_leave_room_for_the_one_that_validates():
+    resources = Resources(nodes=((8, 4), (8, 4)))
+    assert leaving_room((4, 8), resources) == (4,)
+    with pytest.raises(UserError, match=r"one worker more than the 8 that train, .* room for 8"):
+        leaving_room((8,), resources)
