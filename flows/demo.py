@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from flows.parameters import DemoWorkers, Protocol
 from flows.shell import form, logged
 from flows.stage import stage_dataset
 from flows.train import DigitsNetwork, digits_train
-from resnet_pipeline.adapters.mlflow.client import tracking_uri
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.adapters.ray.train import standing_workers
 from resnet_pipeline.jobs.report import report_on_runs
 from resnet_pipeline.jobs.stage import DIGITS
@@ -27,7 +26,6 @@ from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.records import JsonObject
 from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.services.temporary_prefect import TemporaryPrefect
-from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -91,15 +89,6 @@ def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -
         networks=len(results),
         reused=sum(result["reused"] for result in results),
         seconds=time.monotonic() - start,
-        mlflow=mlflow_command(workspace),
+        mlflow=Tracking(workspace).page_of_dataset(DATASET),
         prefect=prefect.page,
     )
-
-
-def mlflow_command(workspace: Workspace) -> str:
-    """Return the command that opens MLflow's page on the runs, or its address if a server is set."""
-    address = without_secrets(tracking_uri(workspace))
-    if address.startswith("http"):
-        return address
-    program = Path(sys.executable).with_name("mlflow")  # by its path: the reader's shell may not have it on its own
-    return f"{program} server --backend-store-uri {address} --port 5000"

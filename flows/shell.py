@@ -20,10 +20,12 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Failed, get_state_exception
+from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from flows.parameters import Parameter
 from flows.progress import shown_on_the_flow_run
+from resnet_pipeline.adapters.mlflow.descriptions import FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_PAGE
 from resnet_pipeline.errors import NoClusterError, StoppedError, UnavailableError, UserError
 from resnet_pipeline.logs import handled
 from resnet_pipeline.settings import cleaned
@@ -165,3 +167,10 @@ def _bounded(kind: Any, parameter: Parameter) -> Any:
     if get_origin(kind) is list and parameter.least is not None:
         return Annotated[kind, Field(min_length=int(parameter.least))]
     return None if kind is NoneType else kind
+
+
+def flow_run_tags() -> dict[str, str]:
+    """Return what the MLflow run of a training says of the flow run that it is part of: id, name and page."""
+    page = url_for("flow-run", obj_id=flow_run.id) if flow_run.id else None
+    tags = {FLOW_RUN_ID: flow_run.id, FLOW_RUN_NAME: flow_run.name, FLOW_RUN_PAGE: cleaned(page or "")}
+    return {key: value for key, value in tags.items() if value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from prefect import flow
@@ -28,7 +29,7 @@ from flows.parameters import (
     ValidateAside,
     Workers,
 )
-from flows.shell import form, logged, outcome, phase
+from flows.shell import flow_run_tags, form, logged, outcome, phase
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.evaluation.protocols import TestSpec
@@ -199,7 +200,7 @@ def _train_test_register(
     """Return what the finished run came to; nothing in the processes that torchrun started to help rank 0."""
     check_network_name(name, registered=registered)
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
-    trained = outcome(train(config, dataset, launch))
+    trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags())))
     if trained is None:
         return {}
     evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]

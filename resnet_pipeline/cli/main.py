@@ -284,6 +284,7 @@ def train(
         say(f"{recipe}: {version.describe()}")
     errors = trained.result.validation
     say(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
+    say(f"MLflow's page on it: {trained.mlflow_page}")
     _write(
         json_file,
         {

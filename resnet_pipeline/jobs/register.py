@@ -15,6 +15,7 @@ from resnet_pipeline.adapters.mlflow.registry import (
     ModelVersion,
     describe,
     fetch_card,
+    record_members,
     register,
     register_ensemble,
     resolve,
@@ -25,7 +26,7 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config import RunConfig, ViewConfig
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.ensemble import average, interval_errors
+from resnet_pipeline.evaluation.ensemble import Errors, average, interval_errors
 from resnet_pipeline.evaluation.paper import PUBLISHED, PUBLISHED_ENSEMBLE, PublishedError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
@@ -104,7 +105,7 @@ def register_run(
     tests = {e.path: e.scores for e in evaluations}
     record_tests(tracking, version, tests, card=_network_card(trained, config, dataset).markdown())
     if version.new:
-        errors = {f"val_{k}_error": result.validation[k] for k in ("top1", "top5")}
+        errors = {f"val/{k}_error": result.validation[k] for k in ("top1", "top5")}
         tracking.log_values(run, errors, step=result.steps)
     Registration(version=str(version), uri=version.uri).keep(run)
     return version
@@ -154,6 +155,8 @@ def register_ensemble_of(
     partial = [text for v in versions if (text := _partial(tracking, v))]
     card = _ensemble_card(name, members, partial, dataset).markdown()
     record_tests(tracking, version, {path: scores}, card=card)
+    alone = [_metrics_of(e.scores.protocol, e.errors) for e in evaluations]
+    record_members(tracking, version, list(zip(members, alone, strict=True)))
     return version
 
 
@@ -179,10 +182,15 @@ def record_tests(
         tracking,
         version,
         tags=error_tags(tested.values()),
-        metrics={f"{t.protocol}_{k}_error": getattr(t, k) for t in tested.values() for k in ("top1", "top5")},
+        metrics={name: value for t in tested.values() for name, value in _metrics_of(t.protocol, t).items()},
         scores={scores.protocol: path for path, scores in tests.items()},
         card=with_errors(card, list(everything.values())),
     )
+
+
+def _metrics_of(protocol: str, errors: Errors | MeasuredErrors) -> dict[str, float]:
+    """Return errors under the names that they have in MLflow."""
+    return {f"test/{protocol}_top1_error": errors.top1, f"test/{protocol}_top5_error": errors.top5}
 
 
 def measured_errors(scores: Scores, of: int) -> MeasuredErrors:

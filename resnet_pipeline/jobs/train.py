@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
@@ -46,11 +46,12 @@ _RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run: its directory, result and MLflow run; ``reused`` if it was finished before."""
+    """A finished run: its directory, result, MLflow run and where that is shown; ``reused`` if finished before."""
 
     run: RunDirectory
     result: RunResult
     mlflow_run: str
+    mlflow_page: str
     reused: bool
 
 
@@ -65,7 +66,7 @@ class Launch:
     checkpoints are kept too, and found if this root has none; None takes the environment's RESNET_PIPELINE_MIRROR.
     ``profile`` traces a few steps and names their bottleneck (``training.profile``). ``price`` is what an hour of the
     hardware costs; None is the environment's. With ``validate_aside`` another worker on Ray validates in mid-training
-    while the others train on.
+    while the others train on. ``tags`` are for the MLflow run: what has started it (``flows.shell``).
     """
 
     launcher: Literal["ray", "local", "torchrun"] = "ray"
@@ -75,6 +76,7 @@ class Launch:
     profile: bool = False
     price: float | None = None
     validate_aside: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def train_run(
@@ -123,8 +125,9 @@ def train_run(
     result = run.result()
     if result is None:
         raise _stopped(run)
-    _record(tracking, run, config, dataset, result)
-    return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), reused=reused)
+    _record(attempt, run, result)
+    page = tracking.page(run)
+    return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), mlflow_page=page, reused=reused)
 
 
 def run_config(
@@ -185,13 +188,15 @@ def _stopped(run: RunDirectory) -> StoppedError:
 
 
 @contextmanager
-def delivering(tracking: Tracking, run: RunDirectory, tags: Mapping[str, str] | None = None) -> Iterator[None]:
+def delivering(
+    tracking: Tracking, run: RunDirectory, dataset: Dataset, tags: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Deliver the run's metrics while inside, and what is left at the end.
 
-    Its parameters, and ``tags``, go first. The MLflow run says what the end was: FAILED after an error, KILLED if the
-    run was stopped. Whoever resumes it marks it as running again.
+    Its parameters, dataset and ``tags`` go first. The MLflow run says what the end was: FAILED after an error, KILLED
+    if the run was stopped. Whoever resumes it marks it as running again.
     """
-    sender = MetricsSender(tracking, run, parameters=flattened(to_dict(run.config())), tags=tags or {})
+    sender = MetricsSender(tracking, run, dataset, parameters=flattened(to_dict(run.config())), tags=tags or {})
     status: str | None = "KILLED"
     try:
         yield
@@ -217,6 +222,10 @@ class _Attempt:
     dataset: Dataset
     launch: Launch
     tracking: Tracking
+
+    def tags(self, run: RunDirectory, counts: Sequence[int] = ()) -> dict[str, str]:
+        """Return what is known of the run before its first step, and what has started it."""
+        return {**start_tags(run, self.dataset, counts), **self.launch.tags}
 
 
 def _processes(launch: Launch) -> AbstractContextManager[Crew | None]:
@@ -308,7 +317,7 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
         config.recipe, named, config.steps, config.batch, gigabytes(disk),
     )  # fmt: skip
     with (
-        delivering(attempt.tracking, run, start_tags(run, attempt.dataset, counts)),
+        delivering(attempt.tracking, run, attempt.dataset, attempt.tags(run, counts)),
         priced(attempt.launch.price),
         progress(config.recipe, total=config.steps, unit="steps", images_per_unit=config.batch) as bar,
     ):
@@ -352,17 +361,16 @@ def _wait_for(
         ) from error
 
 
-def _record(tracking: Tracking, run: RunDirectory, config: RunConfig, dataset: Dataset, result: RunResult) -> None:
+def _record(attempt: _Attempt, run: RunDirectory, result: RunResult) -> None:
+    tracking = attempt.tracking
     tracking.deliver(run)
     marker = run.path / "recorded"
     if marker.exists() and marker.read_text() == tracking.run_id(run):
         return
-    tracking.describe(run, flattened(to_dict(config)), {**start_tags(run, dataset), **result_tags(result)})
-    tracking.log_values(
-        run,
-        {"training_seconds": result.seconds, "training_images_per_second": result.images_per_second},
-        step=result.steps,
-    )
+    tags = {**attempt.tags(run), **result_tags(result)}
+    tracking.describe(run, flattened(to_dict(attempt.config)), tags, attempt.dataset)
+    totals = {"train/total/seconds": result.seconds, "train/total/images_per_second": result.images_per_second}
+    tracking.log_values(run, totals, step=result.steps)
     newest, _ = newest_checkpoint(run.checkpoints)
     for file, folder in ((run.config_file, "run"), (run.result_file, "run"), (run.metrics_file, "run")):
         tracking.log_file(run, file, folder)

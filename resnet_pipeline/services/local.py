@@ -21,6 +21,7 @@ from types import FrameType
 import psutil
 
 from resnet_pipeline.adapters.mlflow.client import make_database
+from resnet_pipeline.adapters.mlflow.descriptions import experiments_page
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import read_json, write_json
 from resnet_pipeline.records import RecordError, plain, read_record
@@ -279,7 +280,7 @@ def _what_next(workspace: Workspace, api: str, mlflow: str, deployments: int) ->
     binaries = Path(sys.executable).parent
     return f"""
 Prefect  {api.removesuffix("/api")}   {deployments} deployments in the work pool '{POOL}', one worker online
-MLflow   {mlflow}
+MLflow   {experiments_page(mlflow)}
 
 In another terminal:
   export PATH={binaries}:$PATH

@@ -38,6 +38,8 @@ class TemporaryPrefect:
         workspace.prefect.mkdir(parents=True, exist_ok=True)
         port = _free_port()
         os.environ["PREFECT_API_URL"] = self._api = f"http://127.0.0.1:{port}/api"
+        # what links to these flow runs leads to the server that `page` starts, on this database
+        os.environ.setdefault("PREFECT_UI_URL", "http://127.0.0.1:4200")
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "server", "start", "--no-services", "--host", "127.0.0.1",

@@ -8,11 +8,13 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from tests.integration.conftest import BINARIES, free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
+IDS = ("center-16-of-18", "10-crop-16-of-18")
 STEPS = get_recipe("digits/resnet20").steps
 
 
@@ -51,7 +54,7 @@ def test_it_shows_progress_and_ends_with_the_report(demo):
 def test_the_ensemble_s_error_is_small_and_comes_from_score_files(demo):
     root, out = demo
     dataset = Dataset.open(root / "datasets" / "digits")
-    for protocol in ("center-16-of-18", "10-crop-16-of-18"):
+    for protocol in IDS:
         files = sorted((root / "scores" / dataset.fingerprint[:12] / "val" / protocol).glob("*.parquet"))
         scores = [read_scores(f) for f in files]
         assert len(scores) == 3
@@ -66,21 +69,35 @@ def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monke
     from resnet_pipeline.adapters.mlflow.runs import Tracking
     from resnet_pipeline.workspace import Workspace
 
-    root, _ = demo
+    root, out = demo
     client = Tracking(Workspace(root)).client
-    (experiment,) = [e for e in client.search_experiments() if e.name == "resnet-pipeline"]
+    (experiment,) = [e for e in client.search_experiments() if e.name == "resnet-pipeline/digits"]
+    assert f"/#/experiments/{experiment.experiment_id}?workflowType=machine_learning" in out
     runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) == 4 and {r.info.status for r in runs} == {"FINISHED"}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    with sqlite3.connect(root / "prefect" / "prefect.db") as database:
+        flow_runs = [(str(UUID(i)), name) for i, name in database.execute("select id, name from flow_run")]
+    database.close()
     (ensemble,) = [r for r in runs if "recipe" not in r.data.tags]
     runs.remove(ensemble)
+    members = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == ensemble.info.run_id]
+    assert {r.data.tags["recipe"] for r in members} == {f"digits/resnet{depth}" for depth in (8, 14, 20)}
+    assert all({f"test/{p}_top1_error" for p in IDS} <= set(r.data.metrics) for r in (ensemble, *members))
+    runs = [r for r in runs if r not in members]
+    assert sorted(r.info.run_name for r in runs) == [f"resnet{depth} · seed 0 · digits" for depth in (14, 20, 8)]
     fingerprint = Dataset.open(root / "datasets" / "digits").fingerprint
     for run in runs:
         assert run.data.tags["dataset_fingerprint"] == fingerprint
         assert run.data.params["optim.lr"] == "0.1"
         assert run.data.tags["workers"] == "2"
-        history = client.get_metric_history(run.info.run_id, "train_loss")
+        history = client.get_metric_history(run.info.run_id, "train/loss")
         assert [m.step for m in history] == list(range(10, STEPS + 1, 10))
-        assert {"val_top1_error", "images_per_second", "data_wait", "gradient_norm"} <= set(run.data.metrics)
+        sections = {"val/top1_error", "train/pace/images_per_second", "train/optim/learning_rate"}
+        assert sections | {f"test/{p}_top1_error" for p in IDS} <= set(run.data.metrics)
+        (of_prefect,) = [f for f in flow_runs if f[0] == run.data.tags["prefect.flow_run_id"]]
+        assert of_prefect[1] == run.data.tags["prefect.flow_run"]
+        page = f"http://127.0.0.1:4200/runs/flow-run/{of_prefect[0]}"
+        assert run.data.tags["prefect.flow_run_page"] == page and f"]({page})" in run.data.tags["mlflow.note.content"]
         assert [a.path for a in client.list_artifacts(run.info.run_id, "checkpoints")]
     models = client.search_registered_models()
     networks = {"digits-resnet8", "digits-resnet14", "digits-resnet20"}
@@ -119,8 +136,6 @@ def test_a_registered_model_loads_in_mlflow_and_scores_the_same(demo):
 
 
 def test_prefect_has_the_flow_runs(demo):
-    import sqlite3
-
     root, _ = demo
     with sqlite3.connect(root / "prefect" / "prefect.db") as database:
         rows = database.execute(

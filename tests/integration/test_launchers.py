@@ -203,7 +203,7 @@ def test_rank_0_of_torchrun_s_processes_alone_speaks_tracks_and_registers(two_wo
     assert (result["workers"], result["version"]) == (2, "models:/digits-resnet8/1")
     found = tracked(space)
     assert found.info.status == "FINISHED"
-    assert len(client_of(space).get_metric_history(found.info.run_id, "train_loss")) == 6
+    assert len(client_of(space).get_metric_history(found.info.run_id, "train/loss")) == 6
     status, again = run(space, "slurm", 2)
     assert status == 0 and again.count("finished before") == 1, again
 

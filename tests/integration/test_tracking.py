@@ -86,7 +86,7 @@ def test_mlflow_away_for_a_while_costs_no_metric_and_holds_no_step(
         nonlocal steps
         steps += 1
         if steps == 15:  # what the run is has been recorded long before its end
-            until(lambda: tracking.client.get_run(tracking.run_id(run)).data.metrics.get("train_loss"))
+            until(lambda: tracking.client.get_run(tracking.run_id(run)).data.metrics.get("train/loss"))
             found = tracking.client.get_run(tracking.run_id(run))
             assert found.data.params["optim.lr"] == "0.1" and found.info.status == "RUNNING"
             tags = found.data.tags
@@ -104,13 +104,13 @@ def test_mlflow_away_for_a_while_costs_no_metric_and_holds_no_step(
     server.start()
     try:
         server.wait()
-        with delivering(tracking, run, start_tags(run, digits, (1,))):
+        with delivering(tracking, run, digits, start_tags(run, digits, (1,))):
             assert train(run, digits, LocalContext(stop=events))
         for kind, value_of, name in (
-            (TrainEntry, lambda entry: entry.figures["loss"], "train_loss"),
-            (TrainEntry, lambda entry: entry.pace.step_p95, "step_seconds_p95"),
-            (ValidationEntry, lambda entry: entry.figures["top1"], "val_top1_error"),
-            (CheckpointEntry, lambda entry: entry.bytes, "checkpoint_bytes"),
+            (TrainEntry, lambda entry: entry.figures["loss"], "train/loss"),
+            (TrainEntry, lambda entry: entry.pace.step_p95, "train/pace/step_seconds_p95"),
+            (ValidationEntry, lambda entry: entry.figures["top1"], "val/top1_error"),
+            (CheckpointEntry, lambda entry: entry.bytes, "train/checkpoint/bytes"),
         ):
             arrived = tracking.client.get_metric_history(tracking.run_id(run), name)
             expected = [(step, value_of(entry)) for step, entry in entries(run, kind)]

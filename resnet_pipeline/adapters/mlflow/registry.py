@@ -13,6 +13,7 @@ from typing import Any
 
 from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.client import guarded
+from resnet_pipeline.adapters.mlflow.descriptions import origin_tags
 from resnet_pipeline.adapters.mlflow.ensembles import (
     COLUMN,
     DEFAULTS,
@@ -34,6 +35,7 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 """The alias that each newly registered version takes, and that of the version that ``promote`` let through."""
 
 CARD_FILE = "model_card.md"
+_PARENT = "mlflow.parentRunId"
 _DESCRIPTION_LIMIT = 5000  # MLflow's
 
 
@@ -131,7 +133,9 @@ def register_ensemble(
     before = _found(tracking, name, own_tags)
     if before:
         return before
-    run_id = guarded(lambda: client.create_run(tracking.experiment(), run_name=name, tags=own_tags)).info.run_id
+    experiment = tracking.experiment(dataset.name)
+    created = guarded(lambda: client.create_run(experiment, run_name=name, tags={**origin_tags(), **own_tags}))
+    run_id = created.info.run_id
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "ensemble"
         folder.mkdir()
@@ -139,6 +143,29 @@ def register_ensemble(
         version = _version(tracking, name, folder, run_id, {**own_tags, **tags}, example)
     guarded(lambda: client.set_terminated(run_id))
     return version
+
+
+def record_members(
+    tracking: Tracking, version: ModelVersion, members: Sequence[tuple[MemberVersion, Mapping[str, float]]]
+) -> None:
+    """Give an ensemble's MLflow run a child run for each member, with that member's own metrics; once.
+
+    The members' own training runs stay where they are: a run has one parent, and a network may be in many ensembles.
+    """
+    client = tracking.client
+    experiment = guarded(lambda: client.get_run(version.run_id)).info.experiment_id
+    of_this = f"tags.`{_PARENT}` = '{version.run_id}'"
+    children = {run.data.tags.get("member"): run for run in guarded(lambda: client.search_runs([experiment], of_this))}
+    for member, metrics in members:
+        child = children.get(member.uri)
+        if child is None:
+            name = f"{member.recipe.rpartition('/')[2]} · {member.uri.removeprefix('models:/')}"
+            tags = {**origin_tags(), _PARENT: version.run_id, "member": member.uri, "recipe": member.recipe}
+            child = guarded(lambda name=name, tags=tags: client.create_run(experiment, run_name=name, tags=tags))  # type: ignore[misc]
+        for key, value in metrics.items():
+            if child.data.metrics.get(key) != value:
+                guarded(lambda i=child.info.run_id, k=key, v=value: client.log_metric(i, k, v))  # type: ignore[misc]
+        guarded(lambda i=child.info.run_id: client.set_terminated(i))  # type: ignore[misc]
 
 
 def describe(

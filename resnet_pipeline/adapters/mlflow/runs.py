@@ -14,6 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pipeline.adapters.mlflow.client import connect, guarded, tracking_uri
+from resnet_pipeline.adapters.mlflow.descriptions import (
+    FLOW_RUN_NAME,
+    FLOW_RUN_PAGE,
+    dataset_input,
+    experiment_of,
+    experiments_page,
+    origin_tags,
+    run_page,
+    run_title,
+)
+from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.parallel import start_thread
@@ -32,7 +43,7 @@ from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-EXPERIMENT = "resnet-pipeline"
+_NOTE, _NOTE_BEGINS = "mlflow.note.content", "Prefect flow run: "  # a run's description, which a user may write instead
 _BATCH = 900  # MLflow takes 1,000 metrics at once; a line has fewer than 100
 
 
@@ -56,9 +67,9 @@ class Tracking:
             self._client = guarded(lambda: connect(self.uri))
         return self._client
 
-    def experiment(self) -> str:
-        """Return the experiment's id, made on first use."""
-        return str(guarded(self._experiment))
+    def experiment(self, dataset: str) -> str:
+        """Return the id of the experiment of the runs on a dataset, made on first use."""
+        return str(guarded(lambda: self._experiment(experiment_of(dataset))))
 
     def run_id(self, run: RunDirectory) -> str:
         """Return the MLflow run of a run directory: the one it had at this MLflow, else a new one."""
@@ -67,22 +78,34 @@ class Tracking:
             if known.uri != self.address:  # earlier versions kept the password
                 replace(known, uri=self.address).keep(run)
             return known.run_id
-        created = guarded(lambda: self.client.create_run(self.experiment(), run_name=run.name))
-        new = Delivery(uri=self.address, run_id=str(created.info.run_id))
+        experiment, title = self.experiment(run.dataset().name), run_title(run.config())
+        created = guarded(lambda: self.client.create_run(experiment, run_name=title, tags=origin_tags()))
+        new = Delivery(uri=self.address, run_id=str(created.info.run_id), experiment_id=experiment)
         new.keep(run)
         return new.run_id
 
-    def describe(self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Record the run's parameters and tags; recording them again changes nothing."""
+    def page(self, run: RunDirectory) -> str:
+        """Return the address of the run's page, or how to get there; that of all experiments for runs of old."""
+        known = Delivery.of(run)
+        if not known.experiment_id:
+            return experiments_page(self.uri)
+        return run_page(self.uri, known.experiment_id, known.run_id)
+
+    def page_of_dataset(self, dataset: str) -> str:
+        """Return the address of all runs on a dataset, or how to get there; TrackingError if MLflow is away."""
+        return experiments_page(self.uri, self.experiment(dataset))
+
+    def describe(
+        self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset
+    ) -> None:
+        """Record the run's parameters, tags and dataset; recording them again changes nothing."""
         from mlflow.entities import Param, RunTag
 
         run_id = self.run_id(run)
         params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
-        guarded(
-            lambda: self.client.log_batch(
-                run_id, params=params, tags=[RunTag(k, str(v)[:500]) for k, v in tags.items()]
-            )
-        )
+        all_tags = [RunTag(key, str(value)[:500]) for key, value in {**tags, **self._note(run_id, tags)}.items()]
+        guarded(lambda: self.client.log_batch(run_id, params=params, tags=all_tags))
+        guarded(lambda: self.client.log_inputs(run_id, [dataset_input(dataset)]))
 
     def resume(self, run: RunDirectory) -> None:
         """Mark the MLflow run as running: an earlier start may have ended it as failed or killed.
@@ -105,7 +128,7 @@ class Tracking:
         run_id = self.run_id(run)
         if not run.metrics_file.exists():
             return 0
-        before = Delivery.of(run)
+        before = replace(Delivery.of(run), uri=self.address, run_id=run_id)
         with run.metrics_file.open("rb") as file:
             file.seek(before.delivered)
             data = file.read()
@@ -122,9 +145,9 @@ class Tracking:
                 guarded(lambda metrics=batch: self.client.log_batch(run_id, metrics=metrics))  # type: ignore[misc]
                 batch = []
                 kept = read
-                Delivery(uri=self.address, run_id=run_id, delivered=kept, steps=steps).keep(run)
+                replace(before, delivered=kept, steps=steps).keep(run)
         if read != kept:
-            Delivery(uri=self.address, run_id=run_id, delivered=read, steps=steps).keep(run)
+            replace(before, delivered=read, steps=steps).keep(run)
         return len(lines)
 
     def log_values(self, run: RunDirectory, values: Mapping[str, float], step: int) -> None:
@@ -143,32 +166,49 @@ class Tracking:
         run_id = self.run_id(run)
         guarded(lambda: self.client.set_terminated(run_id, status=status))
 
-    def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found and found.lifecycle_stage == "deleted":
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if not found:
+            location = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException:  # another training has made it meanwhile
+                found = self.client.get_experiment_by_name(name)
+                if not found:
+                    raise
+        if found.lifecycle_stage == "deleted":
             raise UserError(
-                f"MLflow's experiment {EXPERIMENT!r} was deleted; bring it back: MLFLOW_TRACKING_URI={self.address} "
+                f"MLflow's experiment {name!r} was deleted; bring it back: MLFLOW_TRACKING_URI={self.address} "
                 f"mlflow experiments restore --experiment-id {found.experiment_id}"
             )
-        if found:
-            return str(found.experiment_id)
-        location = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
-        return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+        return str(found.experiment_id)
+
+    def _note(self, run_id: str, tags: Mapping[str, str]) -> dict[str, str]:
+        """Return a description with the link that a tag can't be, to the flow run; nothing over a user's own text."""
+        if FLOW_RUN_PAGE not in tags:
+            return {}
+        before = guarded(lambda: self.client.get_run(run_id)).data.tags.get(_NOTE, "")
+        if before and not before.startswith(_NOTE_BEGINS):
+            return {}
+        return {_NOTE: f"{_NOTE_BEGINS}[{tags[FLOW_RUN_NAME]}]({tags[FLOW_RUN_PAGE]})"}
 
 
 class MetricsSender:
-    """A thread that delivers a run's parameters, tags and metrics as they appear, for as long as it is open."""
+    """A thread that delivers what a run is, and its metrics as they appear, for as long as it is open."""
 
     def __init__(
         self,
         tracking: Tracking,
         run: RunDirectory,
+        dataset: Dataset,
         *,
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         interval: float = 2.0,
     ) -> None:
-        self._tracking, self._run, self._interval = tracking, run, interval
+        self._tracking, self._run, self._dataset, self._interval = tracking, run, dataset, interval
         self._parameters, self._tags = parameters or {}, tags or {}
         self._closing = threading.Event()
         self._away = self._described = False
@@ -204,7 +244,7 @@ class MetricsSender:
     def _send(self) -> None:
         if not self._described:
             self._tracking.resume(self._run)
-            self._tracking.describe(self._run, self._parameters, self._tags)
+            self._tracking.describe(self._run, self._parameters, self._tags, self._dataset)
             self._described = True
         self._tracking.deliver(self._run)
 
@@ -218,6 +258,7 @@ class Delivery:
 
     uri: str = ""
     run_id: str = ""
+    experiment_id: str = ""
     delivered: int = field(default=0, metadata=json_key("sent"))
     steps: Mapping[str, int] = field(default_factory=dict)
 
@@ -257,27 +298,29 @@ def _metrics(line: Line) -> list[Any]:
 def _named(entry: Entry) -> dict[str, float]:
     """Return an entry's numbers under the names that they have in MLflow; nothing of an entry that is no measurement.
 
-    A task's own figures keep their names, after ``train_`` and ``val_``.
+    The part before the last slash is a section of MLflow's charts, in which they stand by the alphabet. So the losses
+    and errors, which one looks for first, have ``train`` and ``val`` to themselves. A task's own figures keep their
+    names.
     """
     match entry:
         case TrainEntry(figures=figures, pace=pace):
             return {
-                **{f"train_{name}": value for name, value in figures.items()},
-                "learning_rate": entry.lr,
-                "epoch": entry.epoch,
-                "gradient_norm": entry.gradient_norm,
-                "images_per_second": pace.images_per_second,
-                "data_wait": pace.data_wait,
-                "shard_wait_seconds": entry.shard_wait_seconds,
-                "step_seconds_p50": pace.step_p50,
-                "step_seconds_p95": pace.step_p95,
-                "step_seconds_max": pace.step_max,
+                **{f"train/{name}": value for name, value in figures.items()},
+                "train/optim/learning_rate": entry.lr,
+                "train/optim/gradient_norm": entry.gradient_norm,
+                "train/optim/epoch": entry.epoch,
+                "train/pace/images_per_second": pace.images_per_second,
+                "train/pace/data_wait": pace.data_wait,
+                "train/pace/shard_wait_seconds": entry.shard_wait_seconds,
+                "train/pace/step_seconds_p50": pace.step_p50,
+                "train/pace/step_seconds_p95": pace.step_p95,
+                "train/pace/step_seconds_max": pace.step_max,
             }
         case ValidationEntry(figures=figures):
-            names = {"top1": "val_top1_error", "top5": "val_top5_error"}
-            return {names.get(name, f"val_{name}"): value for name, value in figures.items() if name != "images"}
+            names = {"top1": "top1_error", "top5": "top5_error"}
+            return {f"val/{names.get(name, name)}": value for name, value in figures.items() if name != "images"}
         case CheckpointEntry(pause=pause, bytes=held):
-            return {"checkpoint_pause_seconds": pause, "checkpoint_bytes": float(held)}
+            return {"train/checkpoint/pause_seconds": pause, "train/checkpoint/bytes": float(held)}
         case SystemEntry(values=values):
             return {f"system/{name}": value for name, value in values.items()}
         case _:

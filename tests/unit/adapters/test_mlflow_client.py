@@ -25,13 +25,13 @@ def kill(connection, cursor, statement, *rest):
         os._exit(9)
 
 event.listen(Engine, "after_cursor_execute", kill)
-Tracking(Workspace(Path(sys.argv[1]))).experiment()
+Tracking(Workspace(Path(sys.argv[1]))).experiment("digits")
 """
 
 
 def test_a_kill_while_the_database_is_made_leaves_a_root_that_works(tmp_path):
     assert Started(KILLED, [str(tmp_path)], os.environ).wait(100) == 9
-    assert Tracking(Workspace(tmp_path)).experiment() == "1"
+    assert Tracking(Workspace(tmp_path)).experiment("digits") == "1"
 
 
 def test_a_database_that_is_there_is_left_alone(tmp_path):

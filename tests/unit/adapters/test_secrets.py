@@ -31,7 +31,9 @@ class MlflowOfOneRun(BaseHTTPRequestHandler):
     """As much of MLflow's API as a run's metrics need."""
 
     def do_GET(self) -> None:
-        self._answer({"experiment": {"experiment_id": "1", "name": "resnet-pipeline", "lifecycle_stage": "active"}})
+        self._answer(
+            {"experiment": {"experiment_id": "1", "name": "resnet-pipeline/digits", "lifecycle_stage": "active"}}
+        )
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -70,7 +72,7 @@ def found(folder, capfd):
 
 
 @pytest.mark.slow
-def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeypatch, capfd):
+def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, digits, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{MARKER}@127.0.0.1:{mlflow.server_port}")
     run, workspace = make_run(), Workspace(tmp_path / "work")
     earlier = {"uri": Tracking(workspace).uri, "run_id": "0" * 32, "sent": 0, "steps": {}}
@@ -81,7 +83,7 @@ def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeyp
         log.append(1, training(loss=1.0))
         log.close()
         with configured():
-            MetricsSender(Tracking(workspace), run, interval=0.01).close()
+            MetricsSender(Tracking(workspace), run, digits, interval=0.01).close()
         send(run, LocalStorage(tmp_path / "mirror"))
         assert json.loads(run.delivery_file.read_text())["run_id"] == "0" * 32
     assert mlflow.authorized and all(mlflow.authorized)
@@ -90,12 +92,12 @@ def test_a_run_keeps_and_mirrors_no_password(mlflow, make_run, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_messages_about_servers_name_no_password(workspace, make_run, monkeypatch, capfd):
+def test_messages_about_servers_name_no_password(workspace, make_run, digits, monkeypatch, capfd):
     for name in SERVERS:
         monkeypatch.setenv(name, NOWHERE + "/api")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with configured():
-        MetricsSender(Tracking(workspace), make_run(), interval=0.01).close()
+        MetricsSender(Tracking(workspace), make_run(), digits, interval=0.01).close()
     with pytest.raises(UserError) as error:
         resolve(Tracking(workspace), "models:/a/1")
     print(error.value)

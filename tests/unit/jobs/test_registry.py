@@ -74,7 +74,7 @@ def registered(tmp_path_factory, digits, mlflow_database):
         config = with_overrides(get_recipe("digits/resnet8"), {"seed": seed, "steps": steps, "bn_images": 256})
         run = RunDirectory.create(workspace.runs, config, facts)
         train(run, digits, LocalContext())
-        trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=False)
+        trained = TrainedRun(run=run, result=run.result(), mlflow_run="", mlflow_page="", reused=False)
         version = register_run(workspace, trained, evaluations(workspace, str(run.path)))
         assert version.new and version.version == str(seed + 1)
         runs.append(trained)
@@ -278,7 +278,7 @@ def test_an_ensemble_by_name_takes_versions_by_recipe_and_seed_and_its_card_name
     for tag in ("steps", "seed"):
         tracking.client.delete_model_version_tag(NAME, newest.version.version, tag)
     run = RunDirectory(workspace.runs / newest.version.tags["run"])
-    tracking.describe(run, {"steps": 50, "seed": 2}, {})
+    tracking.describe(run, {"steps": 50, "seed": 2}, {}, digits)
     assert [(t.version.version, t.steps, t.seed) for t in trained_by(tracking, "digits/resnet8")] == [
         ("3", 50, 2), ("2", 50, 1), ("1", 4, 0),
     ]  # fmt: skip
@@ -298,6 +298,17 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
         register_run(workspace, runs[2], name="digits-two")
     tags = resolve(Tracking(workspace), version.uri).tags
     assert tags["members"] == f"models:/{NAME}/2, models:/{NAME}/3"
+    # its run has a child for each member, once, with that member's own errors; the trainings stay where they were
+    client, run_id = Tracking(workspace).client, version.run_id
+    found = client.search_runs([client.get_run(run_id).info.experiment_id])
+    children = {r.data.tags["member"]: r for r in found if r.data.tags.get("mlflow.parentRunId") == run_id}
+    for protocol, tests in (("center", tested), ("10-crop", ten)):
+        for member, e in zip((f"models:/{NAME}/2", f"models:/{NAME}/3"), tests, strict=True):
+            named = f"test/{protocol}-16-of-18_top1_error"
+            assert children[member].data.metrics[named] == e.errors.top1
+            assert len(client.get_metric_history(children[member].info.run_id, named)) == 1
+    assert len([r for r in found if "mlflow.parentRunId" in r.data.tags]) == len(children) == 2
+    assert {r.info.status for r in children.values()} == {"FINISHED"}
     mean = average([e.scores for e in tested])
     assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(
         100 * float((mean.probabilities.argmax(1) != mean.labels).mean()), abs=1e-3
@@ -375,7 +386,7 @@ def test_the_report_s_commands_repeat_its_runs(registered, digits, tmp_path, mon
 
 def test_a_run_with_damaged_weights_is_refused_by_name_everywhere(damaged):
     space, run = damaged
-    trained = TrainedRun(run=run, result=run.result(), mlflow_run="", reused=True)
+    trained = TrainedRun(run=run, result=run.result(), mlflow_run="", mlflow_page="", reused=True)
     for use in (
         lambda: register_run(space, trained),
         lambda: train_run(space, run.config(), "digits", Launch(launcher="local")),
