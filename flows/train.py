@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow
@@ -35,6 +36,7 @@ from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.register import check_network_name, register_run
+from resnet_pipeline.jobs.report import report_on_training
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.records import JsonObject, plain
 from resnet_pipeline.workspace import Workspace
@@ -194,6 +196,14 @@ def register(trained: TrainedRun, evaluations: list[Evaluation], name: str | Non
     return str(version)
 
 
+@phase("report", "report · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
+def report(trained: TrainedRun, tests: list[TestSpec], evaluations: list[Evaluation]) -> Path:
+    """Write the page on the run, and the dataset's with it."""
+    page = report_on_training(Workspace.of(), trained, tests, evaluations)
+    _log.info("%s: report %s", trained.run.config().recipe, page)
+    return page
+
+
 def _train_test_register(
     config: RunConfig, dataset: str, launch: Launch, tests: list[TestSpec], *, registered: bool, name: str | None
 ) -> JsonObject:
@@ -205,6 +215,7 @@ def _train_test_register(
         return {}
     evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]
     version = outcome(register(trained, evaluations, name)) if registered else None
+    page = outcome(report(trained, tests, evaluations))
     errors = {
         test.protocol: {"top1": e.errors.top1, "top5": e.errors.top5, "images": e.errors.images}
         for test, e in zip(tests, evaluations, strict=True)
@@ -215,4 +226,11 @@ def _train_test_register(
         f"Errors of {config.recipe} on {dataset}, percent",
     )
     run = str(trained.run.path)
-    return {"run": run, "version": version, "errors": errors, "reused": trained.reused, **plain(trained.result)}
+    return {
+        "run": run,
+        "report": str(page),
+        "version": version,
+        "errors": errors,
+        "reused": trained.reused,
+        **plain(trained.result),
+    }

@@ -26,6 +26,7 @@ from resnet_pipeline.models import Classifier
 from resnet_pipeline.progress import Bar, priced, progress
 from resnet_pipeline.records import INLINE
 from resnet_pipeline.settings import surroundings
+from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -152,6 +153,25 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
         )
         for text, path in paths.items()
     ]
+
+
+def kept_scores(workspace: Workspace, run: RunDirectory, test: TestSpec) -> Scores | None:
+    """Return the scores that are kept of a finished run under a test of all images; None if there are none.
+
+    Example: ``kept_scores(Workspace.of(), run, TestSpec(dataset="digits", protocol="center"))``
+    """
+    dataset, result = open_dataset(workspace, test.dataset), run.result()
+    if result is None:
+        return None
+    split = test.split or dataset.eval_split
+    path = score_path(
+        workspace.scores,
+        dataset_fingerprint=dataset.fingerprint,
+        split=split,
+        protocol=protocol_of(test.protocol, run.config().views, scales=test.scales, average=test.average).id,
+        weights_sha256=result.weights_sha256,
+    )
+    return _kept(path, dataset.fingerprint, split, result.weights_sha256)
 
 
 def _kept(path: Path, fingerprint: str, split: str, weights_sha256: str) -> Scores | None:

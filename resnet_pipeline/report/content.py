@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from resnet_pipeline.report.model_card import MeasuredErrors
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -15,9 +17,10 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One trained network: what it is, how it did (protocol -> top-1, top-5 error), how it got there.
+    """One trained network: what it is, how it did under each protocol that it was tested under, how it got there.
 
-    ``images_per_second`` and ``seconds`` are training's, ``test_images_per_second`` the last protocol's.
+    ``images_per_second`` and ``seconds`` are training's, ``test_images_per_second`` the last protocol's, None if it was
+    not tested under that.
     """
 
     name: str
@@ -25,10 +28,10 @@ class Member:
     depth: int
     parameters: int
     multiply_adds: int
-    errors: dict[str, tuple[float, float]]
+    errors: dict[str, MeasuredErrors]
     images_per_second: float
     seconds: float
-    test_images_per_second: float
+    test_images_per_second: float | None
     train_loss: Curve
     train_error: Curve
     val_error: Curve
@@ -40,10 +43,10 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """The members' averaged probabilities: errors per protocol, over this many samples."""
+    """The members' averaged probabilities: errors under each protocol that all were tested under, on ``samples``."""
 
     members: list[str]
-    errors: dict[str, tuple[float, float]]
+    errors: dict[str, MeasuredErrors]
     samples: int
     test_images_per_second: float
 
@@ -68,3 +71,7 @@ class ReportData:
     def protocols(self) -> list[str]:
         """The protocols that the members were tested under, in order."""
         return list(dict.fromkeys(p for member in self.members for p in member.errors))
+
+    def best(self, protocol: str) -> Member:
+        """Return the member with the lowest top-1 error under one of the protocols."""
+        return min((m for m in self.members if protocol in m.errors), key=lambda m: m.errors[protocol].top1)

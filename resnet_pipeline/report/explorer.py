@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration
 from resnet_pipeline.files import replacing
 from resnet_pipeline.report.evaluation_figures import reliability_figure
+from resnet_pipeline.report.figures import inline
 from resnet_pipeline.report.model_card import MeasuredErrors
 
 THUMBNAIL = 144
@@ -111,7 +111,9 @@ def write_explorer(data: ExplorerData, path: Path) -> Path:
     )
     page = environment.get_template("explorer.html.j2").render(
         data=data,
-        figure=Markup(_figure(data.calibration)),  # matplotlib escapes the text that it draws
+        figure=Markup(
+            inline(reliability_figure({"this model": data.calibration}))
+        ),  # matplotlib escapes the text that it draws
     )
     try:
         with replacing(path) as temporary:
@@ -130,14 +132,3 @@ def thumbnail(encoded: bytes) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _figure(calibration: Calibration) -> str:
-    buffer = io.StringIO()
-    figure = reliability_figure({"this model": calibration})
-    figure.patch.set_alpha(0)
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # the page sets the width; the picture keeps its proportions
-    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)

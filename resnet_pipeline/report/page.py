@@ -22,7 +22,7 @@ def write_report(data: ReportData, path: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("resnet_pipeline.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"human": human, "duration": duration, "per_second": per_second}
+    environment.filters |= {"human": human, "duration": duration, "per_second": per_second, "interval": _interval}
     page = environment.get_template("page.html.j2").render(
         data=data,
         # matplotlib escapes the text that it draws
@@ -32,3 +32,7 @@ def write_report(data: ReportData, path: Path) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.2f} to {ends[1]:.2f}"

@@ -12,6 +12,7 @@ from rich.table import Table
 from resnet_pipeline.names import printable
 from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.content import ReportData
+from resnet_pipeline.report.model_card import MeasuredErrors
 
 _WIDEST = 10_000
 _NAME = 30  # characters of a network's name on one line
@@ -60,7 +61,7 @@ def render_table(data: ReportData) -> Table:
             *_errors(data.protocols, member.errors),
             per_second(member.images_per_second),
             duration(member.seconds),
-            per_second(member.test_images_per_second),
+            per_second(member.test_images_per_second) if member.test_images_per_second is not None else "–",
         )
     if data.ensemble:
         table.add_section()
@@ -93,5 +94,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _errors(protocols: list[str], errors: dict[str, tuple[float, float]]) -> list[str]:
-    return [f"{value:.2f}" for protocol in protocols for value in errors.get(protocol, (float("nan"),) * 2)]
+def _errors(protocols: list[str], errors: dict[str, MeasuredErrors]) -> list[str]:
+    found = [errors.get(protocol) for protocol in protocols]
+    return [f"{value:.2f}" if e else "–" for e in found for value in ((e.top1, e.top5) if e else (0, 0))]

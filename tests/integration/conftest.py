@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,36 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = [
+    f"--{name}"
+    for name in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "hide-scrollbars", "disable-dev-shm-usage",
+    )
+]  # fmt: skip
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that starts a headless Chromium with options and an address."""
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if program is None:
+        pytest.skip(f"none of {', '.join(CHROMIUM)} is on this machine to look at the page with")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        profile = tmp_path / f"profile{len(list(tmp_path.iterdir()))}"
+        return subprocess.run(
+            [program, *OPTIONS, f"--user-data-dir={profile}", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,58 +1,45 @@
-"""The report in a real browser."""
+"""The report, the error explorer and the contact sheet in a real browser, by day and by night."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from resnet_pipeline.jobs.data import show_dataset
 from resnet_pipeline.jobs.explore import explorer_data
 from resnet_pipeline.report.explorer import write_explorer
 from resnet_pipeline.report.page import write_report
+from resnet_pipeline.workspace import Workspace
 from tests.sample_report import sample_report
 from tests.unit.report.test_explorer import scores_of
 
 pytestmark = pytest.mark.integration
 
-OPTIONS = [
-    f"--{name}"
-    for name in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "hide-scrollbars", "disable-dev-shm-usage",
-    )
-]  # fmt: skip
+DARK = "--blink-settings=preferredColorScheme=0"
 
 
-@pytest.fixture
-def browser(tmp_path):
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine to look at the report with")
+def picture(file: Path) -> npt.NDArray[np.int64]:
+    """Return a screenshot's pixels [H, W, 3]."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB")).astype(np.int64)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        profile = tmp_path / f"profile{len(list(tmp_path.iterdir()))}"
-        return subprocess.run(
-            [program, *OPTIONS, f"--user-data-dir={profile}", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
 
-    return run
+def luminance(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return relative luminance, 0 black to 1 white, without the gamma (Rec. 709's weights)."""
+    return pixels @ (0.2126, 0.7152, 0.0722) / 255
 
 
 @pytest.mark.parametrize("width", [1200, 500])
 def test_the_page_is_drawn_and_fits(browser, tmp_path, width):
     page = write_report(sample_report(), tmp_path / "report.html")
     browser(f"--window-size={width},2400", f"--screenshot={tmp_path / 'page.png'}", page.as_uri())
-    with Image.open(tmp_path / "page.png") as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
+    pixels = picture(tmp_path / "page.png")
     assert pixels.shape[1] == width
     background = pixels[2, 2]
     drawn = (np.abs(pixels - background).sum(2) > 30).mean()
@@ -83,8 +70,7 @@ def test_the_error_explorer_is_drawn_fits_sorts_and_runs_no_class_s_name(browser
     data = explorer_data(digits, scores_of(digits), title="Errors", models=["a"])
     page = write_explorer(data, tmp_path / "errors.html")
     browser(f"--window-size={width},1800", f"--screenshot={tmp_path / 'page.png'}", page.as_uri())
-    with Image.open(tmp_path / "page.png") as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
+    pixels = picture(tmp_path / "page.png")
     assert (pixels[2, 2] == 255).all(), "a light page"
     assert 0.02 < (pixels.sum(2) < 600).mean() < 0.6
     assert (np.abs(pixels - (0xB8, 0x4A, 0x00)).sum(2) < 40).sum() > 500, "the bars of wrong guesses"
@@ -99,3 +85,38 @@ def test_the_error_explorer_is_drawn_fits_sorts_and_runs_no_class_s_name(browser
     title, scroll, inner, broken, first = re.search(r"<title>(.*)</title>", dump)[1].split(":")
     assert title == "Errors" and int(scroll) <= int(inner) == width and int(broken) == 0
     assert int(first) == max(row.images for row in data.classes)
+
+
+@pytest.mark.parametrize("page", ["report", "explorer"])
+def test_a_page_is_dark_on_a_dark_screen_and_light_on_paper(browser, tmp_path, digits, page):
+    file = tmp_path / "page.html"
+    if page == "report":
+        write_report(sample_report(), file)
+    else:
+        write_explorer(explorer_data(digits, scores_of(digits), title="Errors", models=["a"], mistakes=6), file)
+    browser(DARK, "--window-size=1200,2600", f"--screenshot={tmp_path / 'dark.png'}", file.as_uri())
+    light = luminance(picture(tmp_path / "dark.png"))
+    assert light[2, 2] < 0.1 and np.median(light) < 0.15, "a dark page"
+    assert (light > 0.7).mean() > 0.002, "with light text"
+    # the figures too: their axes are drawn in a grey that both backgrounds show, and no part of them is black on black
+    svg = file.read_text().split("<svg")[1]
+    assert "stroke: #000000" not in svg and "#80868b" in svg
+    prints = []
+    for number, options in enumerate(([], [DARK])):
+        paper = tmp_path / f"{number}.pdf"
+        browser(*options, "--no-pdf-header-footer", f"--print-to-pdf={paper}", file.as_uri())
+        prints.append(re.sub(rb"\(D:[^)]*\)", b"", paper.read_bytes()))
+    assert prints[0] == prints[1] and len(prints[0]) > 10_000
+
+
+def test_the_contact_sheet_shows_images_and_the_crops_that_dali_cut(browser, tmp_path, photo_set):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "photos").symlink_to(photo_set.path)
+    sheet = show_dataset(Workspace.of(tmp_path), "photos", count=3, output=tmp_path / "sheet.png")
+    browser("--window-size=1500,400", f"--screenshot={tmp_path / 'page.png'}", sheet.as_uri())
+    pixels = picture(tmp_path / "page.png")
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 2_000, "pictures, not areas of one colour"
+    outlined = (np.abs(pixels - (255, 40, 40)).sum(2) < 12).sum(0)
+    assert (outlined > 20).sum() >= 6, "a window of two upright lines in each of three images"
+    dump = browser("--dump-dom", sheet.as_uri()).stdout
+    assert re.search(r"<img[^>]*sheet\.png", dump)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -19,7 +20,10 @@ from pathlib import PurePath
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
+from resnet_pipeline import __version__
+from resnet_pipeline.adapters.mlflow.descriptions import experiments_page, run_page
 from resnet_pipeline.adapters.mlflow.runs import Delivery
 from resnet_pipeline.services.deployments import deploy
 from resnet_pipeline.services.lost_runs import mark_lost_runs
@@ -177,6 +181,7 @@ def test_resnet152_is_trained_tested_and_registered_by_its_deployment(
     run = client.get_run(version.run_id)
     assert run.data.params["model.name"] == "resnet152" and run.data.params["augment.crop"] == "224"
     assert run.info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "report")] == ["report/report.html"]
     (weights,) = (folder / "work" / "runs").glob("imagenet-resnet152-*/weights.safetensors")
     assert weights.stat().st_size > 4 * 58.1e6  # float32, 60.2 million less the classifier of 1,000 classes
     # the registered version is a MODEL for the command line
@@ -245,10 +250,10 @@ def start_training(services, digits, launcher, steps, **changes):
 
 
 def tracked(environment, run):
-    """Return the status that MLflow has of a run."""
+    """Return what MLflow has of a run."""
     from mlflow import MlflowClient
 
-    return MlflowClient(environment["MLFLOW_TRACKING_URI"]).get_run(Delivery.of(run).run_id).info.status
+    return MlflowClient(environment["MLFLOW_TRACKING_URI"]).get_run(Delivery.of(run).run_id)
 
 
 @pytest.mark.parametrize(
@@ -284,9 +289,48 @@ def test_a_training_flow_that_is_stopped_saves_and_says_how_to_go_on(
     assert step == last_step(run.metrics_file) and path is not None and not problems
     assert path.stat().st_size > (450e6 if changes is BIG else 0)
     assert run.state() == ("interrupted", None)
-    assert tracked(environment, run) == "KILLED"
+    assert tracked(environment, run).info.status == "KILLED"
+    tags = tracked(environment, run).data.tags
+    page = f"{environment['PREFECT_API_URL'].removesuffix('/api')}/runs/flow-run/{flow_run.id}"
+    assert (tags["prefect.flow_run_id"], tags["prefect.flow_run_page"]) == (flow_run.id, page)
     said = [line for line in flow_run.log() if "to go on: prefect deployment run digits-train/resnet8" in line]
     assert len(said) == 1 and not any("Traceback" in line for line in flow_run.log()), flow_run.log()
+
+
+def text_of(dump: str) -> list[str]:
+    """Return the texts of a page's elements, in order."""
+    dump = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", dump, flags=re.S)
+    return [html.unescape(text.strip()) for text in re.findall(r">([^<]+)<", dump) if text.strip()]
+
+
+def test_mlflow_s_pages_open_on_the_runs_and_show_what_they_are(services, browser, tmp_path):
+    """After the training that was stopped: its name, dataset, flow run, and charts in sections, losses first."""
+    folder, environment, out = services
+    assert f"{environment['MLFLOW_TRACKING_URI']}/#/experiments?workflowType=machine_learning" in out
+    (found,) = (folder / "work" / "runs").glob("digits-resnet8-*/mlflow.json")
+    kept = json.loads(found.read_text())
+    run = tracked(environment, RunDirectory(found.parent))
+    at = [environment["MLFLOW_TRACKING_URI"], kept["experiment_id"]]
+    runs, page = experiments_page(*at), run_page(*at, run.info.run_id)
+    wait, window = "--virtual-time-budget=8000", "--window-size=1400,2400"
+    listed = text_of(browser(wait, window, "--dump-dom", runs).stdout)
+    assert "resnet-pipeline/digits" in listed and "Runs" in listed and "Evaluation runs" not in listed
+    assert run.info.run_name in listed and run.info.run_name.startswith("resnet8 · seed 0 · digits")
+    browser(wait, "--window-size=1400,800", f"--screenshot={tmp_path / 'runs.png'}", runs)
+    with Image.open(tmp_path / "runs.png") as image:
+        assert len(image.convert("RGB").getcolors(2**24)) > 500, "a page is drawn"
+    charts = text_of(browser(wait, window, "--dump-dom", page.replace("?", "/model-metrics?")).stdout)
+    sections = [text for text in charts if re.fullmatch("(train|val|test)(/[a-z]+)?", text)]
+    assert [section for section in sections if section.startswith("train")] == [
+        "train", "train/checkpoint", "train/optim", "train/pace",
+    ]  # fmt: skip
+    assert {"error", "loss"} == set(charts[charts.index("train") : charts.index("train/checkpoint")]) & {
+        "error", "loss", "learning_rate", "images_per_second",
+    }  # fmt: skip
+    about = browser(wait, window, "--dump-dom", page).stdout
+    assert f'href="{run.data.tags["prefect.flow_run_page"]}"' in about, "the flow run is a link"
+    assert {f"resnet-pipeline {__version__}", run.data.tags["mlflow.user"]} <= set(text_of(about))
+    assert any(run.inputs.dataset_inputs[0].dataset.digest[:8] in text for text in text_of(about)), "its dataset"
 
 
 @pytest.mark.soak
@@ -321,7 +365,7 @@ def test_a_flow_run_whose_process_is_lost_is_crashed_and_the_same_start_puts_all
             psutil.Process(pid).kill()
         kind, message = flow_run.ended()
         assert kind == "CRASHED" and "No heartbeat for 40 s" in message
-        assert tracked(environment, run) == "RUNNING", "nobody could tell MLflow"
+        assert tracked(environment, run).info.status == "RUNNING", "nobody could tell MLflow"
     finally:
         worker.resume()
     run_program("resnet-pipeline", "runs", "--json", "runs.json", cwd=folder, env=environment)
@@ -331,7 +375,7 @@ def test_a_flow_run_whose_process_is_lost_is_crashed_and_the_same_start_puts_all
         *shlex.split(row["resume"]), "--launcher", "local", "--no-register", cwd=folder, env=environment
     )
     assert resumed.returncode == 0, resumed.stdout
-    assert run.state() == ("finished", None) and tracked(environment, run) == "FINISHED"
+    assert run.state() == ("finished", None) and tracked(environment, run).info.status == "FINISHED"
 
 
 def test_an_archive_can_be_staged_by_its_deployment(services, tmp_path):

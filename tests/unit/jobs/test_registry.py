@@ -29,7 +29,7 @@ from resnet_pipeline.adapters.mlflow_model import _load_pyfunc
 from resnet_pipeline.cli.evaluation import ensemble
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.ensemble import average
+from resnet_pipeline.evaluation.ensemble import average, interval_errors
 from resnet_pipeline.evaluation.paper import ENSEMBLES, EnsembleMember
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores, write_scores
@@ -41,7 +41,7 @@ from resnet_pipeline.jobs.predict import predict_folder
 from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
 from resnet_pipeline.jobs.references import load, parse
 from resnet_pipeline.jobs.register import check_network_name, register_ensemble_of, register_run
-from resnet_pipeline.jobs.report import report_on_runs
+from resnet_pipeline.jobs.report import report_on_runs, report_on_training
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe
@@ -301,13 +301,14 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     # its run has a child for each member, once, with that member's own errors; the trainings stay where they were
     client, run_id = Tracking(workspace).client, version.run_id
     found = client.search_runs([client.get_run(run_id).info.experiment_id])
-    children = {r.data.tags["member"]: r for r in found if r.data.tags.get("mlflow.parentRunId") == run_id}
+    found = [r for r in found if r.data.tags.get("mlflow.parentRunId") == run_id]
+    children = {r.data.tags["member"]: r for r in found}
     for protocol, tests in (("center", tested), ("10-crop", ten)):
         for member, e in zip((f"models:/{NAME}/2", f"models:/{NAME}/3"), tests, strict=True):
             named = f"test/{protocol}-16-of-18_top1_error"
             assert children[member].data.metrics[named] == e.errors.top1
             assert len(client.get_metric_history(children[member].info.run_id, named)) == 1
-    assert len([r for r in found if "mlflow.parentRunId" in r.data.tags]) == len(children) == 2
+    assert len(found) == len(children) == 2
     assert {r.info.status for r in children.values()} == {"FINISHED"}
     mean = average([e.scores for e in tested])
     assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(
@@ -350,6 +351,34 @@ def damaged(registered, tmp_path):
     content[-8192:-4096] = bytes(byte ^ 1 for byte in content[-8192:-4096])
     run.weights_file.write_bytes(content)
     return space, run
+
+
+def test_a_training_s_report_is_in_its_run_and_the_dataset_s_page_is_written_anew(registered, caplog):
+    workspace, runs = registered
+    trained = runs[1]
+    tested = evaluations(workspace, str(trained.run.path))
+    scores = {file: file.stat().st_mtime_ns for file in workspace.scores.rglob("*.parquet")}
+    broken = workspace.runs / "broken"
+    broken.mkdir()
+    (broken / "result.json").write_text("{")
+    try:
+        page = report_on_training(workspace, trained, [TEST], tested)
+    finally:
+        shutil.rmtree(broken)
+    assert page == trained.run.path / "report.html"
+    text, interval = page.read_text(), interval_errors(tested[0].scores).top1_interval
+    assert "<h1>digits/resnet8 on digits</h1>" in text and "{:.2f} to {:.2f}".format(*interval) in text
+    tracking = Tracking(workspace)
+    assert [f.path for f in tracking.client.list_artifacts(tracking.run_id(trained.run), "report")] == [
+        "report/report.html"
+    ]
+    whole = (workspace.reports / "digits.html").read_text()
+    assert all(run.run.name in whole for run in runs) and "the report leaves it out" in caplog.text
+    assert {file: file.stat().st_mtime_ns for file in workspace.scores.rglob("*.parquet")} == scores, "none tested"
+    (workspace.reports / "digits.html").unlink()
+    few = TestSpec(dataset="digits", protocol="center", images=9)
+    text = report_on_training(workspace, trained, [few], evaluate_models(workspace, [str(trained.run.path)], few))
+    assert "9 of 364 images" in text.read_text() and not (workspace.reports / "digits.html").exists()
 
 
 def test_the_report_s_commands_repeat_its_runs(registered, digits, tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def test_the_page_is_whole_html_with_every_number(page):
         "8.75",
         "1,433 train",
         "270",
+        "0.82 0.41 to 1.86",
+        "95 % interval 0.41 to 1.86",
     ):
         assert part in text, part
 
@@ -86,6 +88,31 @@ def test_names_are_escaped_everywhere(tmp_path):
 @pytest.mark.slow
 def test_a_single_network_without_validation_needs_no_ensemble(tmp_path):
     assert "ensemble of" not in write_report(sample_report(members=1), tmp_path / "r.html").read_text()
+
+
+def test_a_network_that_was_not_tested_under_all_protocols_is_shown_without_an_ensemble(tmp_path):
+    data = sample_report(members=2)
+    first = replace(data.members[0], errors={"center": data.members[0].errors["center"]}, test_images_per_second=None)
+    data = replace(data, members=[first, data.members[1]], ensemble=None)
+    assert data.best("10-crop") == data.members[1]
+    text = write_report(data, tmp_path / "r.html").read_text()
+    assert text.count("<td>–</td>") == 3 and "ensemble of" not in text
+    few = replace(data.members[0].errors["center"], images=7)
+    text = write_report(
+        replace(data, members=[replace(first, errors={"center": few})]), tmp_path / "r.html"
+    ).read_text()
+    assert "7 of 364 images" in text
+    console = Console(width=140, record=True)
+    with console.capture() as captured:
+        console.print(render_table(data))
+    (row,) = [line for line in captured.get().splitlines() if data.members[0].name in line]
+    assert row.count("–") == 3
+
+
+def test_final_errors_can_be_read_on_the_axis():
+    """On a linear axis up to the first steps' 90 % the final errors, 1 % apart, are two pixels apart."""
+    figure = error_figure(sample_report().members)
+    assert "logarithmic axis" in figure and "digits/resnet20: " in figure
 
 
 @pytest.mark.filterwarnings("error")
