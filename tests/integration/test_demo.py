@@ -71,7 +71,7 @@ def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monke
 
     root, out = demo
     client = Tracking(Workspace(root)).client
-    (experiment,) = [e for e in client.search_experiments() if e.name == "resnet-pipeline/digits"]
+    (experiment,) = [e for e in client.search_experiments() if e.name == "digits (resnet-pipeline)"]
     assert f"/#/experiments/{experiment.experiment_id}?workflowType=machine_learning" in out
     runs = client.search_runs([experiment.experiment_id])
     assert {r.info.status for r in runs} == {"FINISHED"}

@@ -314,7 +314,7 @@ def test_mlflow_s_pages_open_on_the_runs_and_show_what_they_are(services, browse
     runs, page = experiments_page(*at), run_page(*at, run.info.run_id)
     wait, window = "--virtual-time-budget=8000", "--window-size=1400,2400"
     listed = text_of(browser(wait, window, "--dump-dom", runs).stdout)
-    assert "resnet-pipeline/digits" in listed and "Runs" in listed and "Evaluation runs" not in listed
+    assert "digits (resnet-pipeline)" in listed and "Runs" in listed and "Evaluation runs" not in listed
     assert run.info.run_name in listed and run.info.run_name.startswith("resnet8 · seed 0 · digits")
     browser(wait, "--window-size=1400,800", f"--screenshot={tmp_path / 'runs.png'}", runs)
     with Image.open(tmp_path / "runs.png") as image:

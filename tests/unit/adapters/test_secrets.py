@@ -32,7 +32,7 @@ class MlflowOfOneRun(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(
-            {"experiment": {"experiment_id": "1", "name": "resnet-pipeline/digits", "lifecycle_stage": "active"}}
+            {"experiment": {"experiment_id": "1", "name": "digits (resnet-pipeline)", "lifecycle_stage": "active"}}
         )
 
     def do_POST(self) -> None:

@@ -66,7 +66,7 @@ def test_a_run_says_what_it_is(tracking, make_run, digits):
         tracking.describe(run, {"steps": 4}, FLOW, digits)
     found = tracking.client.get_run(tracking.run_id(run))
     assert found.info.run_name.startswith("resnet8 · seed 3 · digits · steps=4 · optim.lr=0.2")
-    assert tracking.client.get_experiment(found.info.experiment_id).name == "resnet-pipeline/digits"
+    assert tracking.client.get_experiment(found.info.experiment_id).name == "digits (resnet-pipeline)"
     assert found.data.tags.items() >= FLOW.items()
     assert found.data.tags["mlflow.user"] and found.data.tags["mlflow.source.name"].startswith("resnet-pipeline ")
     (given,) = found.inputs.dataset_inputs
@@ -98,7 +98,7 @@ def test_two_trainings_that_make_the_experiment_at_once_share_it(tracking, monke
     client, get = tracking.client, tracking.client.get_experiment_by_name
     answers = iter([lambda name: client.create_experiment(name) and None, get])
     monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(answers)(name))
-    assert tracking.experiment("digits") == get("resnet-pipeline/digits").experiment_id
+    assert tracking.experiment("digits") == get("digits (resnet-pipeline)").experiment_id
 
 
 @pytest.mark.parametrize("named", [False, True])
