@@ -13,6 +13,7 @@ from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.aside import leaving_room, tested_aside
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost, worker_group
+from resnet_pipeline.adapters.ray.versions import check_versions
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
@@ -24,7 +25,7 @@ from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import priced, progress
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.settings import settings
+from resnet_pipeline.settings import settings, surroundings
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.training.attempt import Owner
@@ -251,6 +252,8 @@ def _train_on_ray(attempt: _Attempt) -> None:
     counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
     beside = 1 if launch.validate_aside else 0
     with ray_cluster() as resources:
+        if surroundings().ray_address:
+            check_versions()
         counts = counts or Workers(1, max(1, resources.gpus - beside)).counts(config)[-1:]
         check_workers(counts[0], resources)
         if beside:

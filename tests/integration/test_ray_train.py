@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
 import pytest
 
@@ -140,6 +141,20 @@ def test_a_run_validated_by_another_worker_has_the_errors_and_weights_of_one_tha
     assert len(found) + len(skipped) == len(whole) and all("was not tested" in text for text in skipped), skipped
     lowest = min(entry.figures["top1"] for _, entry in found)
     assert run.result().best["top1"] == lowest
+
+
+def test_a_driver_of_another_version_than_the_nodes_is_refused(workspace, cluster, tmp_path, monkeypatch):
+    installed = tmp_path / "other" / "torch-0.0.1.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, (str(installed.parent), os.environ.get("PYTHONPATH"))))
+    )
+    done = run_command(workspace)
+    assert done.returncode == 2, done.stdout
+    line = done.stdout.splitlines()[-1]
+    assert "Ray's nodes have other versions" in line and f"has torch {version('torch')}, here is 0.0.1" in line
+    assert not list(workspace.runs.glob("*"))
 
 
 @pytest.mark.soak

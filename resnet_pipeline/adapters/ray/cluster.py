@@ -91,6 +91,12 @@ def ray_cluster() -> Iterator[Resources]:
             reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
             if not address:
                 raise UserError(f"Ray can't be started on this machine: {reason}") from None
+            if reason.startswith("Version mismatch"):  # Ray says the versions in the lines that follow
+                versions = " ".join(str(error).removeprefix("Version mismatch:").split())
+                raise UserError(
+                    f"RAY_ADDRESS={without_secrets(address)} has other versions; install the same there and here. "
+                    f"{versions}"
+                ) from None
             raise NoClusterError(f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}") from None
     os.environ.update(set_here)
     try:

@@ -11,6 +11,7 @@ from resnet_pipeline.errors import UserError
 PACKAGES = ("resnet-pipeline", "ray", "torch", "torchvision", "nvidia-dali-cuda130", "mlflow")
 """What a worker computes with, and what is pickled between driver and workers."""
 
+_THE_SAME = ("Python", "resnet-pipeline", "ray", "torch")
 _SECONDS = 60
 
 
@@ -66,6 +67,20 @@ def differences(here: Mapping[str, str], nodes: Iterable[Node]) -> list[str]:
         for name, found in node.versions.items()
         if found != here[name]
     ]
+
+
+def check_versions() -> None:
+    """Raise UserError if a node of the cluster that RAY_ADDRESS names has another version of what computes than here.
+
+    What is pickled in one version may not be read by another, and the last bits of weights are PyTorch's.
+
+    Example: ``with ray_cluster(): check_versions()``
+    """
+    here, nodes = nodes_and_versions()
+    if found := [text for text in differences(here, nodes) if any(f" has {name} " in text for name in _THE_SAME)]:
+        raise UserError(
+            f"Ray's nodes have other versions than this process: {'; '.join(found)}; install the same on all"
+        )
 
 
 def _reader(packages: Sequence[str]) -> Callable[[], dict[str, str]]:

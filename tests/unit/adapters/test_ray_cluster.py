@@ -161,3 +161,19 @@ def test_a_lost_cluster_is_told_from_a_training_that_failed():
 
     assert all(is_lost(one) for one in (ActorDiedError(), ActorUnavailableError("away", None), RaySystemError("gone")))
     assert not any(is_lost(one) for one in (WorkerGroupError("CUDA error", {}), RuntimeError("the workers ended")))
+
+
+def test_a_cluster_of_another_version_is_named_with_both(monkeypatch):
+    import ray
+    from ray._private.utils import check_version_info
+
+    def init(**options: object) -> None:
+        check_version_info({"ray_version": "2.9.0", "python_version": "3.8.1"}, "10.0.0.7:6379")  # as Ray does there
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match="install the same there and here") as error, ray_cluster():
+        pass
+    text = str(error.value)
+    assert "Ray: 2.9.0 Python: 3.8.1" in text and f"Ray: {ray.__version__}" in text and "\n" not in text
+    assert not isinstance(error.value, NoClusterError), "trying again would not help"
