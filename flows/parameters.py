@@ -248,7 +248,8 @@ ScaleName = Annotated[
     Literal["full", "small"],
     Parameter(
         help="full: the paper's iterations, networks and seeds. small: for two cores: a quarter of CIFAR-10's "
-        "iterations, a thousandth of ImageNet's, the shallowest and the deepest of the networks, one seed."
+        "iterations, a thousandth of ImageNet's on a hundredth of its training images, the shallowest and the deepest "
+        "of the networks, one seed."
     ),
 ]
 Networks = Annotated[
@@ -261,6 +262,14 @@ Seeds = Annotated[
     Parameter(help="A run of each network for each of these seeds. Default: those of the scale.", metavar="N,N,…",
               read=_seeds),
 ]  # fmt: skip
+Share = Annotated[
+    float | None,
+    Parameter(
+        help="Train on this part of each class's training images. Default: all; small: 0.01 of ImageNet's.",
+        least=0,
+        most=1,
+    ),
+]
 StudyLauncher = Annotated[
     Literal["ray", "local"],
     Parameter(help="ray: start workers on a Ray cluster. local: train in this process alone."),

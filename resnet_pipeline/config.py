@@ -281,6 +281,9 @@ class RunConfig:
     0 keeps the moving averages."""
     seed: int = 0
     """Decides initial weights, sample order and augmentation."""
+    train_share: float | None = field(default=None, metadata=OMIT_NONE)
+    """Part of each class's training images that the network is trained on, evenly spaced among them; mean and colours
+    stay those of all. Unset: all (the paper)."""
     order: Literal["full", "block"] = "full"
     """How samples are shuffled: full over the whole epoch, block within blocks of shards, for data from a bucket."""
     block_shards: int = 16
@@ -293,6 +296,10 @@ class RunConfig:
             value = getattr(self, name)
             _check(value >= 1, f"{name} must be at least 1, not {value}")
         _check(self.bn_images >= 0, f"bn_images must be at least 0, not {self.bn_images}")
+        _check(
+            self.train_share is None or 0 < self.train_share <= 1,
+            f"train_share must lie in (0, 1], not {self.train_share}",
+        )
         _check(0 <= self.seed < 2**63, f"seed must be a non-negative 64-bit integer, not {self.seed}")
         _check(
             self.batch % self.micro_batch == 0,

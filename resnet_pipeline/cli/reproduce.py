@@ -23,6 +23,7 @@ from flows.parameters import (
     Registered,
     ScaleName,
     Seeds,
+    Share,
     Steps,
     StudyLauncher,
     Workers,
@@ -46,6 +47,7 @@ def reproduce(
     steps: Steps = None,
     networks: Networks = None,
     seeds: Seeds = None,
+    share: Share = None,
     overrides: Overrides = None,
     workers: Workers = None,
     launcher: StudyLauncher = "ray",
@@ -72,7 +74,7 @@ def reproduce(
     workspace = Workspace.of(root)
     study = Study(
         exhibit=exhibit, imagenet=imagenet, cifar10=cifar10, scale=scale, steps=steps, networks=networks, seeds=seeds,
-        overrides=overrides or {},
+        share=share, overrides=overrides or {},
     )  # fmt: skip
     folder = kept_folder(workspace, Path(kept_in) if kept_in else None)
     if plan_only:

@@ -113,6 +113,11 @@ class Split:
         """Return offset and length of a sample's encoded bytes in its shard."""
         return int(self._offset[sample]), int(self._length[sample])
 
+    def part(self, samples: Int64) -> Split:
+        """Return a split of some of the samples, int64 [N], in the same shards."""
+        checksums = None if self.checksums is None else self.checksums[samples]
+        return Split(self.shards, self._table.take(samples), self.files, checksums)
+
 
 class Dataset:
     """A staged dataset, in a folder or in a bucket.
@@ -166,6 +171,29 @@ class Dataset:
             color_basis=np.array(manifest.statistics.color_basis, dtype=np.float64),
         )
         return cls(storage, path, manifest, splits, statistics)
+
+    def trained_on(self, share: float | None) -> Dataset:
+        """Return the dataset with this part of each class's training images, evenly spaced; None for all of them.
+
+        Raises UserError if that leaves a class without any.
+
+        Example: ``len(open_dataset(workspace, "digits").trained_on(0.1).splits["train"])``
+        """
+        train = self.splits.get("train")
+        if share is None or train is None:
+            return self
+        chosen = []
+        for label, name in enumerate(self.classes):
+            own = np.flatnonzero(train.labels == label)
+            kept = int(share * len(own) + 1e-9)  # 0.29 of 100 are 29
+            if kept == 0:
+                raise UserError(
+                    f"train_share {share:g} leaves no image of class {name!r}, which has {len(own)} for training; take "
+                    "a larger one"
+                )
+            chosen.append(own[np.arange(kept) * len(own) // kept])
+        part = train.part(np.sort(np.concatenate(chosen)))
+        return Dataset(self.storage, self.path, self.manifest, {**self.splits, "train": part}, self.statistics)
 
     @property
     def facts(self) -> DatasetFacts:

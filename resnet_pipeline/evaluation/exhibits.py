@@ -16,6 +16,9 @@ Scale = Literal["full", "small"]
 SMALL_STEPS: dict[Family, int] = {"imagenet": 1_000, "cifar10": 4}
 """What ``--scale small`` divides a recipe's iterations by: 600 of 600,000, and 16,000 of 64,000."""
 
+SMALL_SHARE: dict[Family, float | None] = {"imagenet": 0.01, "cifar10": None}
+"""The part of each class's training images that ``--scale small`` trains on; None for all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:

@@ -145,7 +145,7 @@ def plan_of(workspace: Workspace, config: RunConfig, dataset: str, hardware: str
         recipe=config.recipe,
         steps=config.steps,
         batch=config.batch,
-        epochs=config.steps * config.batch / len(opened.splits["train"]),
+        epochs=config.steps * config.batch / len(opened.trained_on(config.train_share).splits["train"]),
         hardware=str(named),
         hours=hours_in_all,
         disk_bytes=disk_bytes(config, classes=len(opened.classes)),

@@ -44,7 +44,7 @@ def keepable(
     tags, mlflow_run = _tags(workspace, run), Delivery.of(run).run_id
     train = _errors(history, TrainEntry, "error")
     validation = _errors(history, ValidationEntry, "top1")
-    images, wrong = _last_epoch(train, config.batch, len(dataset.splits["train"]))
+    images, wrong = _last_epoch(train, config.batch, len(dataset.trained_on(config.train_share).splits["train"]))
     changes = {key: value for key, value in changes_of(config).items() if key not in ("steps", "seed")}
     return KeptRun(
         run=run.name,

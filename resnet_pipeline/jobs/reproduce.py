@@ -86,8 +86,11 @@ def reproduce(
     Example: ``reproduce(Workspace.of(), Study(exhibit="figure1", cifar10="cifar10", scale="small"))``
     """
     wanted = study_runs(study)
-    for name in dict.fromkeys(run.dataset for run in wanted):  # before the first hours of training
-        check_splits(open_dataset(workspace, name))
+    for name, share in dict.fromkeys((run.dataset, run.config.train_share) for run in wanted):
+        # before the first hours of training
+        dataset = open_dataset(workspace, name)
+        check_splits(dataset)
+        dataset.trained_on(share)
     folder = kept_folder(workspace, output)
     done: dict[str, bool] = {}
     failed: dict[str, UserError] = {}

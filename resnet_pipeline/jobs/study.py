@@ -11,7 +11,7 @@ from typing import Any
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import dataset_names, open_dataset
 from resnet_pipeline.errors import UserError, did_you_mean
-from resnet_pipeline.evaluation.exhibits import SMALL_STEPS, Exhibit, Family, Scale, exhibits_of
+from resnet_pipeline.evaluation.exhibits import SMALL_SHARE, SMALL_STEPS, Exhibit, Family, Scale, exhibits_of
 from resnet_pipeline.jobs.recipes import kept_costs
 from resnet_pipeline.jobs.repeat import training
 from resnet_pipeline.jobs.train import run_config
@@ -33,8 +33,8 @@ _PACES = 20  # log points whose median is a run's pace
 class Study:
     """What is to be reproduced, on which datasets, how far.
 
-    ``exhibit`` is the name of a table or figure, or ``all``. ``steps``, ``networks``, ``seeds`` and ``overrides``
-    replace what the scale says; the schedule keeps its proportions.
+    ``exhibit`` is the name of a table or figure, or ``all``. ``steps``, ``networks``, ``seeds``, ``share`` (of each
+    class's training images) and ``overrides`` replace what the scale says; the schedule keeps its proportions.
     """
 
     exhibit: str
@@ -44,6 +44,7 @@ class Study:
     steps: int | None = None
     networks: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
+    share: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def dataset(self, family: Family) -> str | None:
@@ -155,13 +156,20 @@ def _run(study: Study, exhibit: Exhibit, recipe: str, seed: int, dataset: str) -
     if steps is None and study.scale == "small":
         steps = get_recipe(recipe).steps // SMALL_STEPS[exhibit.family]
     return StudyRun(
-        config=_config(recipe, steps, seed, study.overrides),
+        config=_config(recipe, steps, seed, {**_share(study, exhibit.family), **study.overrides}),
         family=exhibit.family,
         dataset=dataset,
         exhibits=(exhibit.name,),
         protocols=(exhibit.protocol,),
         responses=exhibit.kind == "responses",
     )
+
+
+def _share(study: Study, family: Family) -> dict[str, float]:
+    share = study.share
+    if share is None and study.scale == "small":
+        share = SMALL_SHARE[family]
+    return {} if share in (None, 1) else {"train_share": float(share)}
 
 
 def _merged(before: StudyRun | None, run: StudyRun) -> StudyRun:

@@ -108,6 +108,7 @@ def train_run(
             return None
         dataset = open_dataset(workspace, dataset_name)
         check_splits(dataset)
+        dataset.trained_on(config.train_share)  # now, and not when workers have started
         run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
         finished = run.result()
         if finished is not None:

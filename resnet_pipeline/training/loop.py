@@ -124,8 +124,9 @@ class Trainer:
         open_batches: OpenBatches[Any] | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
-        self.run, self.dataset, self.context, self.clock = run, dataset, context, clock
         self.config = config = run.config()
+        dataset = dataset.trained_on(config.train_share)
+        self.run, self.dataset, self.context, self.clock = run, dataset, context, clock
         config.check_workers(context.world_size)
         # the network, on the device in its precision
         # rank 0's choice: the others may run on other hardware

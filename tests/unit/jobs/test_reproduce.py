@@ -63,6 +63,24 @@ def test_the_small_study_of_figure_6_is_plain_and_residual_20_and_56_for_a_quart
         assert (run.config.eval_every, run.config.checkpoint_every, run.config.log_every) == (1_000, 1_000, 50)
 
 
+def test_the_small_scale_trains_on_a_hundredth_of_imagenet_and_says_so():
+    def shares(**options):
+        return {
+            run.config.train_share for run in study_runs(Study(exhibit="all", imagenet="i", cifar10="c", **options))
+        }
+
+    assert shares() == {None} and shares(scale="small") == {0.01, None}
+    assert shares(scale="small", share=1) == {None} and shares(share=0.5) == {0.5}
+
+
+def test_a_share_that_leaves_no_image_of_a_class_is_refused_before_anything_is_trained(workspace):
+    with pytest.raises(
+        UserError, match=r"train_share 0.001 leaves no image of class '\w+', which has 1\d\d for training"
+    ):
+        reproduce(workspace, tiny(share=0.001), LOCAL)
+    assert not workspace.runs.exists()
+
+
 def test_a_short_run_on_imagenet_has_fixed_drops_and_saves_often():
     (run,) = study_runs(Study(exhibit="table3", imagenet="i", scale="small", networks=["resnet50"]))
     config = run.config

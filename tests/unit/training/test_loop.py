@@ -386,3 +386,32 @@ def test_training_from_a_bucket_is_training_from_the_folder(make_run, sharded_di
     assert remote.result().validation == local.result().validation
     waits = [[entry.shard_wait_seconds for _, entry in entries(run, TrainEntry)] for run in (local, remote)]
     assert set(waits[0]) == {0.0} and 0 < waits[1][0] <= waits[1][-1]
+
+
+def test_a_share_of_the_training_images_is_the_same_part_of_each_class(digits, make_run):
+    part = digits.trained_on(0.25).splits["train"]
+    whole = digits.splits["train"]
+    counts = np.bincount(whole.labels)
+    assert np.bincount(part.labels).tolist() == [int(0.25 * count) for count in counts]
+    # an image is the same under its new number, with its checksum
+    rows = {key: row for row, key in enumerate(whole.keys)}
+    assert len(set(part.keys)) == len(part)
+    for sample in (0, len(part) // 2, len(part) - 1):
+        before = rows[part.keys[sample]]
+        assert whole.labels[before] == part.labels[sample]
+        assert np.array_equal(whole.encoded(before), part.encoded(sample))
+    assert digits.trained_on(None) is digits and len(digits.trained_on(1.0).splits["train"]) == len(whole)
+    # a run counts its epochs of the part, and no batch holds anything else
+    run = make_run("train_share=0.25", "steps=12")
+    trainer = Trainer(run, digits, LocalContext())
+    with trainer.open_batches(0, 12) as batches:
+        seen = {int(index) for batch in batches for index in batch.index}
+    assert seen == set(range(len(part))), "two epochs of 352 images"
+    trainer.run_to_end()
+    (last,) = [entry for step, entry in entries(run, TrainEntry) if step == 12]
+    assert last.epoch == pytest.approx(12 * 64 / len(part), abs=0.01)
+
+
+def test_a_share_that_leaves_no_image_of_a_class_is_refused(digits):
+    with pytest.raises(UserError, match=r"train_share 0.005 leaves no image of class .*; take a larger one"):
+        digits.trained_on(0.005)
