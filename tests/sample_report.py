@@ -33,6 +33,7 @@ def sample_report(*, name: str | None = None, members: int = 3) -> ReportData:
             train_loss=Curve(steps=steps, values=[2.3 * math.exp(-s / (90 + 40 * i)) + 0.05 for s in steps]),
             train_error=Curve(steps=steps, values=[90 * math.exp(-s / (80 + 40 * i)) + 2 for s in steps]),
             val_error=Curve(steps=steps[9::10], values=[85 * math.exp(-s / (90 + 40 * i)) + 1 for s in steps[9::10]]),
+            used="0.01 worker-hours in 1 start, validations included, 0.24 at 24.00 an hour",
             registered=f"digits-resnet{depth} version 1 @candidate",
             mlflow_run="48d893931785457797f7c37fa23a6c93",
             paper_error=8.75 if i == 2 else None,

@@ -36,7 +36,7 @@ from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.references import RegisteredModel
 from resnet_pipeline.jobs.train import TrainedRun
-from resnet_pipeline.progress import cost, per_second, price_an_hour
+from resnet_pipeline.progress import per_second, price_an_hour
 from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.records import RecordError, load_record, plain
 from resnet_pipeline.report.deviations import deviations_of
@@ -289,6 +289,7 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
     result = trained.result
     cost = network_cost(config, classes=len(dataset.classes))
     published = PUBLISHED.get(config.recipe)
+    used = Usage.of(trained.run.metrics_file).describe(price_an_hour())
     return ModelCard(
         title=f"{config.recipe} on {dataset.name}",
         facts={
@@ -307,23 +308,12 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
             "seed": str(config.seed),
             "took": f"{duration(result.seconds)} on {result.workers} × {result.device}, "
             f"{per_second(result.images_per_second)} images/s",
-            **_used(trained.run),
+            **({"used": used} if used else {}),
             "made by": _made_by(),
         },
         errors=(),
         deviations=deviations_of(config),
     )
-
-
-def _used(run: RunDirectory) -> dict[str, str]:
-    """Return what a run used in all its starts, in hours and at the price that is known now; nothing of an old one."""
-    usage = Usage.of(run.metrics_file)
-    if not usage.starts:
-        return {}
-    workers = (
-        f"{usage.worker_seconds / 3600:,.2f} worker-hours in {usage.starts} start{'s' if usage.starts > 1 else ''}"
-    )
-    return {"used": f"{workers}, validations included{cost(usage.seconds, price_an_hour())}"}
 
 
 def _ensemble_card(name: str, members: Sequence[MemberVersion], partial: Sequence[str], dataset: Dataset) -> ModelCard:

@@ -23,11 +23,13 @@ from resnet_pipeline.jobs.register import Registration, measured_errors
 from resnet_pipeline.jobs.repeat import commands, told_apart
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.models import depth_of
+from resnet_pipeline.progress import price_an_hour
 from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
 from resnet_pipeline.report.model_card import MeasuredErrors
 from resnet_pipeline.report.page import write_report
 from resnet_pipeline.training.metrics_log import Line, TrainEntry, ValidationEntry, entries_of, read_metrics
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.usage import Usage
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -188,6 +190,7 @@ def _member(run: RunDirectory, name: str, tested: _Tested) -> Member:
         train_loss=_curve(history, TrainEntry, "loss"),
         train_error=_curve(history, TrainEntry, "error"),
         val_error=_curve(history, ValidationEntry, "top1"),
+        used=Usage.of(run.metrics_file).describe(price_an_hour()),
         registered=registration.version if registration else None,
         mlflow_run=Delivery.of(run).run_id or None,
         paper_error=published.top1 if published else None,

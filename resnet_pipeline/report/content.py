@@ -20,7 +20,7 @@ class Member:
     """One trained network: what it is, how it did under each protocol that it was tested under, how it got there.
 
     ``images_per_second`` and ``seconds`` are training's, ``test_images_per_second`` the last protocol's, None if it was
-    not tested under that.
+    not tested under that. ``used`` says the worker-hours of all its starts, and their price.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Member:
     train_loss: Curve
     train_error: Curve
     val_error: Curve
+    used: str = ""
     registered: str | None = None
     mlflow_run: str | None = None
     paper_error: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_pipeline.progress import cost
 from resnet_pipeline.training.metrics_log import ResumeEntry, complete_lines
 
 
@@ -35,3 +36,15 @@ class Usage:
                 passed = max(0.0, line.time - last)
                 seconds, worker_seconds, last = seconds + passed, worker_seconds + workers * passed, line.time
         return cls(seconds=seconds, worker_seconds=worker_seconds, starts=starts)
+
+    def describe(self, an_hour: float | None) -> str:
+        """Return it in words, with what it cost if an hour has a price; empty for a run of before starts were noted.
+
+        >>> Usage(seconds=5400, worker_seconds=10800, starts=1).describe(24.0)
+        '3.00 worker-hours in 1 start, validations included, 36.00 at 24.00 an hour'
+        """
+        if not self.starts:
+            return ""
+        starts = f"{self.starts} start{'s' if self.starts > 1 else ''}"
+        hours = f"{self.worker_seconds / 3600:,.2f} worker-hours in {starts}, validations included"
+        return hours + cost(self.seconds, an_hour)

@@ -55,6 +55,7 @@ def test_the_page_is_whole_html_with_every_number(page):
         "digits-resnet20 version 1 @candidate",
         "8.75",
         "1,433 train",
+        "0.01 worker-hours in 1 start, validations included, 0.24 at 24.00 an hour",
         "270",
         "0.82 0.41 to 1.86",
         "95 % interval 0.41 to 1.86",
