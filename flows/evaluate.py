@@ -7,7 +7,7 @@ import logging
 from prefect import flow
 from prefect.runtime import task_run
 
-from flows.artifacts import key_of, table
+from flows.artifacts import error_row, even, key_of, paper_errors, table
 from flows.parameters import (
     AllowPartial,
     Average,
@@ -99,9 +99,10 @@ def evaluate(
     )  # fmt: skip
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
     evaluations = outcome(score(models, test))
-    rows = [_row(evaluation.reference, Measured.of(evaluation.scores)) for evaluation in evaluations]
-    table(key_of("evaluation", dataset, protocol), rows, f"Errors on {dataset}, {protocol}, percent")
-    return rows
+    found = [(evaluation, Measured.of(evaluation.scores)) for evaluation in evaluations]
+    rows = [error_row(e.reference, protocol, tested, recipe=e.member.recipe) for e, tested in found]
+    table(key_of("evaluation", dataset, protocol), even(rows), f"Errors on {dataset}, {protocol}, percent")
+    return [_row(e.reference, tested) for e, tested in found]
 
 
 @flow(name="ensemble-evaluate", flow_run_name="{dataset} · {protocol}")
@@ -137,9 +138,15 @@ def ensemble_evaluate(
         average_members(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
     )
     tested_on = f"{dataset or 'score files'}, {protocol}"
-    rows = [*(_row(row.model, row.tested) for row in result.members), _row("ensemble", result.ensemble)]
-    table(key_of("ensemble", tested_on), rows, f"Errors on {tested_on}, percent")
     name, errors, paper = f"ensemble of {len(sources)}", result.ensemble.errors, result.paper
+    recipes = [source.evaluation.member.recipe if source.evaluation else None for source in sources]
+    rows = [
+        error_row(row.model, protocol, row.tested, recipe=recipe)
+        for row, recipe in zip(result.members, recipes, strict=True)
+    ]
+    published = paper_errors(None, paper.top5, paper.source) if paper else {}
+    rows.append(error_row(name, protocol, result.ensemble) | published)
+    table(key_of("ensemble", tested_on), even(rows), f"Errors on {tested_on}, percent")
     found = f"top-1 error {errors.top1:.2f} %, top-5 error {errors.top5:.2f} %" if errors else "no labels, no errors"
     also = f" (the paper: top-5 {paper.top5} %; {paper.source}, not these images)" if paper else ""
     _log.info("%s on %s: %s%s", name, tested_on, found, also)
@@ -148,10 +155,11 @@ def ensemble_evaluate(
         version = outcome(register_average(registered_as, sources, test))
     plain = plain_record(result)
     more: JsonObject = {key: plain[key] for key in ("fitted", "greedy", "without") if key in plain}
-    return {"version": version, "members": rows[:-1], "ensemble": rows[-1], **more}
+    members_rows = [_row(row.model, row.tested) for row in result.members]
+    return {"version": version, "members": members_rows, "ensemble": _row("ensemble", result.ensemble), **more}
 
 
 def _row(model: str, found: Measured) -> JsonObject:
-    """Return a row of a table of errors; images without labels have none."""
+    """Return what the flow returns of a network; images without labels have no errors."""
     errors = {"top1": found.errors.top1, "top5": found.errors.top5} if found.errors else {}
     return {"model": model, "images": found.images, **errors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.artifacts import key_of, table
+from flows.artifacts import Links, curves, error_row, even, key_of, table
 from flows.evaluate import SECONDS_TO_REGISTER, score
 from flows.parameters import (
     DatasetName,
@@ -31,17 +32,23 @@ from flows.parameters import (
     Workers,
 )
 from flows.shell import flow_run_tags, form, logged, outcome, phase
+from resnet_pipeline.adapters.mlflow.runs import Delivery, Tracking
+from resnet_pipeline.adapters.ray.cluster import dashboard
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.evaluation.ensemble import Measured
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation
-from resnet_pipeline.jobs.register import check_network_name, register_run
-from resnet_pipeline.jobs.report import report_on_training
-from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
+from resnet_pipeline.jobs.register import Registration, check_network_name, register_run
+from resnet_pipeline.jobs.report import curves_of, report_on_training
+from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, run_of, train_run
+from resnet_pipeline.parallel import repeated
 from resnet_pipeline.records import JsonObject, plain
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 2.0
 
 ImageNetNetwork = Literal[
     "plain18", "plain34", "resnet18", "resnet34", "resnet34-b", "resnet34-c", "resnet50", "resnet101", "resnet152"
@@ -183,9 +190,21 @@ def digits_train(
 
 
 @phase("train", "train · {config.recipe} · {dataset} · seed {config.seed}")
-def train(config: RunConfig, dataset: str, launch: Launch) -> TrainedRun | None:
-    """Train, from the newest checkpoint if there is one."""
-    return train_run(Workspace.of(), config, dataset, launch)
+def train(config: RunConfig, dataset: str, launch: Launch, links: Links) -> TrainedRun | None:
+    """Train, from the newest checkpoint if there is one; show where to look as soon as there is something."""
+    workspace = Workspace.of()
+    run = run_of(workspace, config, open_dataset(workspace, dataset))
+    shown: list[dict[str, str | None]] = []
+
+    def show() -> None:
+        places = {"MLflow run": Tracking(workspace).page(run), "Ray dashboard": dashboard()}
+        if Delivery.of(run).run_id and places not in shown:
+            shown.append(places)
+            with suppress(Exception):  # it is no concern of the training's, and shown again at the end
+                links.show(places)
+
+    with repeated(show, every=_SECONDS_BETWEEN_LOOKS):
+        return train_run(workspace, config, dataset, launch)
 
 
 @phase("register", "register · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
@@ -200,7 +219,9 @@ def register(trained: TrainedRun, evaluations: list[Evaluation], name: str | Non
 def report(trained: TrainedRun, tests: list[TestSpec], evaluations: list[Evaluation]) -> Path:
     """Write the page on the run, and the dataset's with it."""
     page = report_on_training(Workspace.of(), trained, tests, evaluations)
-    _log.info("%s: report %s", trained.run.config().recipe, page)
+    recipe = trained.run.config().recipe
+    _log.info("%s: report %s", recipe, page)
+    curves(recipe, curves_of(trained.run))
     return page
 
 
@@ -210,7 +231,8 @@ def _train_test_register(
     """Return what the finished run came to; nothing in the processes that torchrun started to help rank 0."""
     check_network_name(name, registered=registered)
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
-    trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags())))
+    links = Links(config.recipe)
+    trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links))
     if trained is None:
         return {}
     evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]
@@ -220,14 +242,22 @@ def _train_test_register(
         test.protocol: {"top1": e.errors.top1, "top5": e.errors.top5, "images": e.errors.images}
         for test, e in zip(tests, evaluations, strict=True)
     }
-    table(
-        key_of("errors", config.recipe),
-        [{"protocol": protocol, **values} for protocol, values in errors.items()],
-        f"Errors of {config.recipe} on {dataset}, percent",
+    rows = [
+        error_row(config.recipe, test.protocol, Measured.of(e.scores), recipe=config.recipe)
+        for test, e in zip(tests, evaluations, strict=True)
+    ]
+    table(key_of("errors", config.recipe), even(rows), f"Errors of {config.recipe} on {dataset}, percent")
+    registration = Registration.of(trained.run) if registered else None
+    tracking = Tracking(Workspace.of())
+    links.show(
+        {
+            "MLflow run": tracking.page(trained.run),
+            "registered version": tracking.page_of_version(registration.uri) if registration else None,
+            "report": str(page),
+        }
     )
-    run = str(trained.run.path)
     return {
-        "run": run,
+        "run": str(trained.run.path),
         "report": str(page),
         "version": version,
         "errors": errors,

@@ -59,6 +59,16 @@ class FlowRun:
         asked = {"logs": {"flow_run_id": {"any_": [self.id]}}, "sort": "TIMESTAMP_ASC"}
         return [line["message"] for line in self.api.ask("/logs/filter", asked)]
 
+    def tasks(self) -> list[str]:
+        """Return the names of its task runs."""
+        asked = {"flow_runs": {"id": {"any_": [self.id]}}}
+        return [str(one["name"]) for one in self.api.ask("/task_runs/filter", asked)]
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        """Return its artifacts and its tasks'."""
+        asked = {"artifacts": {"flow_run_id": {"any_": [self.id]}}}
+        return list(self.api.ask("/artifacts/filter", asked))
+
     def ended(self, timeout: float = 120) -> tuple[str, str]:
         """Wait for its end; return type and message of its state."""
         return self.until(lambda: self.state()[0] in ENDED, timeout).state()

@@ -25,6 +25,7 @@ from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.models import depth_of
 from resnet_pipeline.progress import price_an_hour
 from resnet_pipeline.report.content import Curve, Ensemble, Member, ReportData
+from resnet_pipeline.report.figures import error_figure, loss_figure
 from resnet_pipeline.report.model_card import MeasuredErrors
 from resnet_pipeline.report.page import write_report
 from resnet_pipeline.training.metrics_log import Line, TrainEntry, ValidationEntry, entries_of, read_metrics
@@ -102,6 +103,15 @@ def report_on_training(
         data = _report(workspace, dataset, _finished(workspace, dataset), protocols, kept)
         write_report(data, workspace.reports / f"{dataset.name}.html")
     return page
+
+
+def curves_of(run: RunDirectory) -> dict[str, str]:
+    """Return the figures of a finished run's errors and of its loss, as SVG.
+
+    Example: ``curves_of(RunDirectory.open(path))["loss"]``
+    """
+    members = [_member(run, run.config().recipe, _Tested({run.path: {}}))]
+    return {"error": error_figure(members), "loss": loss_figure(members)}
 
 
 @dataclass

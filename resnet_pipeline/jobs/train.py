@@ -109,7 +109,7 @@ def train_run(
         dataset = open_dataset(workspace, dataset_name)
         check_splits(dataset)
         dataset.trained_on(config.train_share)  # now, and not when workers have started
-        run = RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
+        run = run_of(workspace, config, dataset)
         finished = run.result()
         if finished is not None:
             run.check_weights(finished.weights_sha256)
@@ -182,7 +182,15 @@ def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> b
         dataset = open_dataset(workspace, dataset_name)
     except UserError:
         return False
-    return RunDirectory(workspace.runs / run_name(config, dataset.fingerprint)).result() is not None
+    return run_of(workspace, config, dataset).result() is not None
+
+
+def run_of(workspace: Workspace, config: RunConfig, dataset: Dataset) -> RunDirectory:
+    """Return where a config is trained on a dataset, whether it was or not.
+
+    Example: ``run_of(Workspace.of(), run_config("digits/resnet8"), open_dataset(Workspace.of(), "digits")).result()``
+    """
+    return RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
 
 
 def _stopped(run: RunDirectory) -> StoppedError:

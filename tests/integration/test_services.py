@@ -18,13 +18,18 @@ from datetime import timedelta
 from pathlib import PurePath
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import shell
 from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.descriptions import experiments_page, run_page
 from resnet_pipeline.adapters.mlflow.runs import Delivery
+from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.services.deployments import deploy
 from resnet_pipeline.services.lost_runs import mark_lost_runs
 from resnet_pipeline.services.prefect_api import prefect_client
@@ -331,6 +336,64 @@ def test_mlflow_s_pages_open_on_the_runs_and_show_what_they_are(services, browse
     assert f'href="{run.data.tags["prefect.flow_run_page"]}"' in about, "the flow run is a link"
     assert {f"resnet-pipeline {__version__}", run.data.tags["mlflow.user"]} <= set(text_of(about))
     assert any(run.inputs.dataset_inputs[0].dataset.digest[:8] in text for text in text_of(about)), "its dataset"
+
+
+def test_prefect_s_pages_show_what_a_training_came_to(services, digits, browser, tmp_path):
+    """Its name and tasks, how far each phase is, errors, curves and links."""
+    folder, environment, _ = services
+    add_digits(folder, digits)
+    api, mlflow = Api(environment["PREFECT_API_URL"]), environment["MLFLOW_TRACKING_URI"]
+    flow_run = api.start(
+        "digits-train/resnet8", steps=4, seed=3, launcher="local", workers=1, registered_as="watched",
+        protocols=["center"], overrides={"bn_images": 64, "log_every": 2},
+    )  # fmt: skip
+    assert flow_run.ended(500)[0] == "COMPLETED", flow_run.log()
+    tasks = [name.partition(" · ")[0] for name in flow_run.tasks()]
+    assert sorted(tasks) == ["evaluate", "register", "report", "train"]
+    kept = flow_run.artifacts()
+    keys = ["curves-digits-resnet8", "errors-digits-resnet8", "links-digits-resnet8", "progress-center-digits-resnet8",
+            "progress-digits-resnet8"]  # fmt: skip
+    assert sorted(one["key"] for one in kept) == keys, "one of each, updated"
+    curves, errors, links, tested, trained = sorted(kept, key=lambda one: one["key"])
+    assert (trained["data"], tested["data"]) == (100, 100) and "4/4 steps" in trained["description"]
+    (row,) = json.loads(errors["data"])
+    assert row["network"] == "digits/resnet8" and re.fullmatch(r"\d+\.\d\d to \d+\.\d\d", row["top-1 interval"])
+    (run,) = (folder / "work" / "runs").glob("digits-resnet8-*-s3-*")
+    known = Delivery.of(RunDirectory(run))
+    for address in (run_page(mlflow, known.experiment_id, known.run_id), f"{mlflow}/#/models/watched/versions/1?"):
+        assert f"]({address}" in links["data"]
+    pages, wait = environment["PREFECT_API_URL"].removesuffix("/api"), "--virtual-time-budget=10000"
+    seen = text_of(browser(wait, "--dump-dom", f"{pages}/v2/runs/flow-run/{flow_run.id}?tab=Artifacts").stdout)
+    assert {"resnet8 · digits · seed 3", "Completed", "4 Task runs", *keys} <= set(seen), seen
+    shown = [wait, "--window-size=1300,1000", f"--screenshot={tmp_path / 'curves.png'}"]
+    browser(*shown, f"{pages}/v2/artifacts/artifact/{curves['id']}")
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert (np.abs(pixels - (0x00, 0x72, 0xB2)).sum(2) < 40).sum() > 200, "the curves are drawn"
+
+
+def test_a_phase_is_tried_again_if_a_service_was_away_and_only_then(services, monkeypatch):
+    monkeypatch.setattr(shell, "_SECONDS_BETWEEN_TRIES", [0.1, 0.1, 0.1])
+    kinds, tries = {"away": UnavailableError, "wrong": UserError}, []
+
+    @shell.phase("work", "work · {kind}")
+    def work(kind: str) -> int:
+        tries.append(kind)
+        if tries.count(kind) < 3:
+            raise kinds[kind]("so it is")
+        return tries.count(kind)
+
+    @flow(name="phases")
+    @shell.logged
+    def phases(kind: str) -> int:
+        return shell.outcome(work(kind))
+
+    _, environment, _ = services
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        assert phases("away") == 3
+        with pytest.raises(UserError, match="so it is"):
+            phases("wrong")
+    assert tries == ["away", "away", "away", "wrong"]
 
 
 @pytest.mark.soak

@@ -99,6 +99,15 @@ def run_page(uri: str, experiment: str, run: str) -> str:
     return _opened(uri, f"experiments/{experiment}/runs/{run}")
 
 
+def version_page(uri: str, name: str, version: str) -> str:
+    """Return the address of a registered version, as ``experiments_page`` does.
+
+    >>> version_page("http://127.0.0.1:5000", "digits-resnet8", "1")
+    'http://127.0.0.1:5000/#/models/digits-resnet8/versions/1?workflowType=machine_learning'
+    """
+    return _opened(uri, f"models/{name}/versions/{version}")
+
+
 def _opened(uri: str, page: str) -> str:
     address = without_secrets(uri)
     if address.startswith("http"):

@@ -23,6 +23,7 @@ from resnet_pipeline.adapters.mlflow.descriptions import (
     origin_tags,
     run_page,
     run_title,
+    version_page,
 )
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
@@ -94,6 +95,11 @@ class Tracking:
     def page_of_dataset(self, dataset: str) -> str:
         """Return the address of all runs on a dataset, or how to get there; TrackingError if MLflow is away."""
         return experiments_page(self.uri, self.experiment(dataset))
+
+    def page_of_version(self, reference: str) -> str:
+        """Return the address of ``models:/NAME/VERSION``, or how to get there."""
+        name, _, version = reference.removeprefix("models:/").rpartition("/")
+        return version_page(self.uri, name, version)
 
     def describe(
         self, run: RunDirectory, parameters: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset

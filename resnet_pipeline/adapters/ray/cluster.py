@@ -86,7 +86,7 @@ def ray_cluster() -> Iterator[Resources]:
             set_here = {name: value for name, value in _ON_THIS_MACHINE.items() if name not in os.environ}
         try:
             with _apart(), _handlers_kept():
-                ray.init(**options)
+                _dashboards.append(ray.init(**options).dashboard_url or "")
         except (OSError, ValueError, RuntimeError) as error:
             reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
             if not address:
@@ -104,9 +104,22 @@ def ray_cluster() -> Iterator[Resources]:
         yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
     finally:
         if own:
+            _dashboards.clear()
             ray.shutdown()
         for name in set_here:
             os.environ.pop(name, None)
+
+
+_dashboards: list[str] = []
+"""Of the cluster that this process has joined; empty if it has none."""
+
+
+def dashboard() -> str | None:
+    """Return the address of the joined cluster's dashboard; None without a cluster, or if it has none.
+
+    Example: ``with ray_cluster(): print(dashboard())``
+    """
+    return f"http://{_dashboards[0]}" if _dashboards and _dashboards[0] else None
 
 
 _starting = threading.local()

@@ -8,7 +8,6 @@ import threading
 
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.artifacts import key_of
 from flows.progress import ProgressArtifacts
 from resnet_pipeline.progress import displayed_on, progress
 
@@ -46,8 +45,3 @@ def test_a_server_in_trouble_is_asked_again_and_said_once(caplog):
     display.wait(60)
     (said,) = caplog.messages
     assert said.startswith("Prefect's page can't show how far digits/resnet8 is: ")
-
-
-def test_keys_are_what_prefect_takes():
-    assert key_of("progress", "10-crop: runs/A_b, models:/x@c") == "progress-10-crop-runs-a-b-models-x-c"
-    assert key_of("errors", "ä" * 200 + "x") == "errors-x" and len(key_of("a" * 300)) == 100
