@@ -15,6 +15,7 @@ import torch
 
 from resnet_pipeline.adapters.ray import evaluate as adapter
 from resnet_pipeline.adapters.ray.cluster import ray_cluster
+from resnet_pipeline.adapters.ray.train import standing_workers
 from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation import scoring
@@ -111,7 +112,9 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, digits, monkeypatc
 
     with ray_cluster():
         assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0", "nobody takes this machine away"
-        one, two = run("one", "10-crop", None), run("two", "10-crop", 2)
+        one = run("one", "10-crop", None)
+        with standing_workers(Workspace(tmp_path / "standing"), 2):  # they have all CPUs, and leave them to the test
+            two = run("two", "10-crop", 2)
         assert two.keys == one.keys == digits.splits["val"].keys
         np.testing.assert_array_equal(two.probabilities, one.probabilities)
         with pytest.raises(UserError, match="at most"):
