@@ -13,9 +13,14 @@ from PIL import Image
 
 from resnet_pipeline.jobs.data import show_dataset
 from resnet_pipeline.jobs.explore import explorer_data
+from resnet_pipeline.jobs.recipes import kept_costs
+from resnet_pipeline.recipes import recipe_names
 from resnet_pipeline.report.explorer import write_explorer
 from resnet_pipeline.report.page import write_report
+from resnet_pipeline.report.reproduction import Costs
+from resnet_pipeline.report.reproduction_page import write_page
 from resnet_pipeline.workspace import Workspace
+from tests.sample_kept import sample_kept
 from tests.sample_report import sample_report
 from tests.unit.report.test_explorer import scores_of
 
@@ -35,6 +40,15 @@ def luminance(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return pixels @ (0.2126, 0.7152, 0.0722) / 255
 
 
+def report(folder: Path) -> Path:
+    return write_report(sample_report(), folder / "report.html")
+
+
+def reproduction(folder: Path) -> Path:
+    costs = Costs(kept_costs(), dict.fromkeys(recipe_names(), 7200.0), "1xa100")
+    return write_page(folder, sample_kept(), costs)
+
+
 @pytest.mark.parametrize("width", [1200, 500])
 def test_the_page_is_drawn_and_fits(browser, tmp_path, width):
     page = write_report(sample_report(), tmp_path / "report.html")
@@ -49,9 +63,10 @@ def test_the_page_is_drawn_and_fits(browser, tmp_path, width):
         assert (np.abs(pixels - color).sum(2) < 40).sum() > 100, color
 
 
+@pytest.mark.parametrize("page", [report, reproduction])
 @pytest.mark.parametrize("width", [1200, 500])
-def test_nothing_sticks_out_to_the_side(browser, tmp_path, width):
-    page = write_report(sample_report(), tmp_path / "report.html")
+def test_nothing_sticks_out_to_the_side(browser, tmp_path, page, width):
+    page = page(tmp_path)
     probe = tmp_path / "probe.html"
     measure = "<script>document.title = document.documentElement.scrollWidth + '/' + innerWidth</script></body>"
     probe.write_text(page.read_text().replace("</body>", measure))
@@ -87,11 +102,13 @@ def test_the_error_explorer_is_drawn_fits_sorts_and_runs_no_class_s_name(browser
     assert int(first) == max(row.images for row in data.classes)
 
 
-@pytest.mark.parametrize("page", ["report", "explorer"])
+@pytest.mark.parametrize("page", ["report", "explorer", "reproduction"])
 def test_a_page_is_dark_on_a_dark_screen_and_light_on_paper(browser, tmp_path, digits, page):
     file = tmp_path / "page.html"
     if page == "report":
         write_report(sample_report(), file)
+    elif page == "reproduction":
+        file = reproduction(tmp_path)
     else:
         write_explorer(explorer_data(digits, scores_of(digits), title="Errors", models=["a"], mistakes=6), file)
     browser(DARK, "--window-size=1200,2600", f"--screenshot={tmp_path / 'dark.png'}", file.as_uri())
