@@ -51,10 +51,11 @@ def recipes(
 
     `train --set FIELD=VALUE` changes a field.
     """
-    from resnet_pipeline.jobs.hardware import hours_of, parse_hardware
     from resnet_pipeline.jobs.recipes import depth_against_vgg, recipe_row, recipe_rows
 
     if recipe is None and hardware is not None:
+        from resnet_pipeline.jobs.hardware import hours_of, parse_hardware  # it imports PyTorch
+
         named = parse_hardware(hardware)
         rows = recipe_rows(named.gpus)
         hours = hours_of(rows, named)

@@ -88,7 +88,7 @@ def training_seconds(config: RunConfig, hardware: Hardware) -> float:
     """Return about how many seconds a recipe's training takes, without validations; UserError if GPUs can't share it.
 
     >>> round(training_seconds(get_recipe("imagenet/resnet152"), parse_hardware("8xa100")) / 3600)
-    32
+    33
     """
     config.check_workers(hardware.gpus)
     rates = _RATES[hardware.kind]
