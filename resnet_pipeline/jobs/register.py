@@ -151,7 +151,7 @@ def register_ensemble_of(
     )
     write_scores(scores, path)
     tags = _about_tests(views, dataset, scores.split)
-    version = register_ensemble(tracking, name, members, dataset.facts, tags=tags, example=example_image(views))
+    version = register_ensemble(tracking, name, members, dataset, tags=tags, example=example_image(views))
     partial = [text for v in versions if (text := _partial(tracking, v))]
     card = _ensemble_card(name, members, partial, dataset).markdown()
     record_tests(tracking, version, {path: scores}, card=card)
@@ -190,7 +190,7 @@ def record_tests(
 
 def _metrics_of(protocol: str, errors: Errors | MeasuredErrors) -> dict[str, float]:
     """Return errors under the names that they have in MLflow."""
-    return {f"test/{protocol}_top1_error": errors.top1, f"test/{protocol}_top5_error": errors.top5}
+    return {f"test/{protocol}/top1_error": errors.top1, f"test/{protocol}/top5_error": errors.top5}
 
 
 def measured_errors(scores: Scores, of: int) -> MeasuredErrors:

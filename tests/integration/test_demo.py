@@ -82,7 +82,7 @@ def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monke
     runs.remove(ensemble)
     members = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == ensemble.info.run_id]
     assert {r.data.tags["recipe"] for r in members} == {f"digits/resnet{depth}" for depth in (8, 14, 20)}
-    assert all({f"test/{p}_top1_error" for p in IDS} <= set(r.data.metrics) for r in (ensemble, *members))
+    assert all({f"test/{p}/top1_error" for p in IDS} <= set(r.data.metrics) for r in (ensemble, *members))
     runs = [r for r in runs if r not in members]
     assert sorted(r.info.run_name for r in runs) == [f"resnet{depth} · seed 0 · digits" for depth in (14, 20, 8)]
     fingerprint = Dataset.open(root / "datasets" / "digits").fingerprint
@@ -93,7 +93,7 @@ def test_mlflow_has_runs_metrics_parameters_checkpoints_and_versions(demo, monke
         history = client.get_metric_history(run.info.run_id, "train/loss")
         assert [m.step for m in history] == list(range(10, STEPS + 1, 10))
         sections = {"val/top1_error", "train/pace/images_per_second", "train/optim/learning_rate"}
-        assert sections | {f"test/{p}_top1_error" for p in IDS} <= set(run.data.metrics)
+        assert sections | {f"test/{p}/top1_error" for p in IDS} <= set(run.data.metrics)
         (of_prefect,) = [f for f in flow_runs if f[0] == run.data.tags["prefect.flow_run_id"]]
         assert of_prefect[1] == run.data.tags["prefect.flow_run"]
         page = f"http://127.0.0.1:4200/runs/flow-run/{of_prefect[0]}"

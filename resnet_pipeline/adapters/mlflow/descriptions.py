@@ -59,8 +59,11 @@ def origin_tags() -> dict[str, str]:
     return tags
 
 
-def dataset_input(dataset: Dataset) -> Any:
-    """Return a dataset as an input of a run: its digest is the beginning of the fingerprint, its source its address."""
+def dataset_input(dataset: Dataset, use: str) -> Any:
+    """Return a dataset as an input of a run, for training or testing.
+
+    Its digest is the beginning of the fingerprint, its source the address of the staged dataset.
+    """
     from mlflow.entities import Dataset as Logged
     from mlflow.entities import DatasetInput, InputTag
 
@@ -78,7 +81,7 @@ def dataset_input(dataset: Dataset) -> Any:
         source=json.dumps({"uri": url}),
         profile=json.dumps(profile),
     )
-    return DatasetInput(dataset=logged, tags=[InputTag("mlflow.data.context", "training")])
+    return DatasetInput(dataset=logged, tags=[InputTag("mlflow.data.context", use)])
 
 
 def experiments_page(uri: str, experiment: str | None = None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.client import guarded
-from resnet_pipeline.adapters.mlflow.descriptions import origin_tags
+from resnet_pipeline.adapters.mlflow.descriptions import dataset_input, origin_tags
 from resnet_pipeline.adapters.mlflow.ensembles import (
     COLUMN,
     DEFAULTS,
@@ -25,7 +25,7 @@ from resnet_pipeline.adapters.mlflow.ensembles import (
     write_ensemble,
 )
 from resnet_pipeline.adapters.mlflow.runs import Tracking
-from resnet_pipeline.data.manifest import DatasetFacts
+from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
 from resnet_pipeline.models.weights import check_noted_weights
@@ -112,7 +112,7 @@ def register_ensemble(
     tracking: Tracking,
     name: str,
     members: Sequence[MemberVersion],
-    dataset: DatasetFacts,
+    dataset: Dataset,
     *,
     tags: Mapping[str, str],
     example: bytes,
@@ -136,10 +136,11 @@ def register_ensemble(
     experiment = tracking.experiment(dataset.name)
     created = guarded(lambda: client.create_run(experiment, run_name=name, tags={**origin_tags(), **own_tags}))
     run_id = created.info.run_id
+    guarded(lambda: client.log_inputs(run_id, [dataset_input(dataset, "testing")]))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "ensemble"
         folder.mkdir()
-        write_ensemble(folder, members, dataset)
+        write_ensemble(folder, members, dataset.facts)
         version = _version(tracking, name, folder, run_id, {**own_tags, **tags}, example)
     guarded(lambda: client.set_terminated(run_id))
     return version

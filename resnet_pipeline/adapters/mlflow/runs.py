@@ -111,7 +111,7 @@ class Tracking:
         params = [Param(key, str(value)[:500]) for key, value in parameters.items()]
         all_tags = [RunTag(key, str(value)[:500]) for key, value in {**tags, **self._note(run_id, tags)}.items()]
         guarded(lambda: self.client.log_batch(run_id, params=params, tags=all_tags))
-        guarded(lambda: self.client.log_inputs(run_id, [dataset_input(dataset)]))
+        guarded(lambda: self.client.log_inputs(run_id, [dataset_input(dataset, "training")]))
 
     def resume(self, run: RunDirectory) -> None:
         """Mark the MLflow run as running: an earlier start may have ended it as failed or killed.

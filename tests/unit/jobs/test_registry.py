@@ -305,11 +305,13 @@ def test_an_ensemble_is_registered_by_reference_and_answers_with_the_mean(
     children = {r.data.tags["member"]: r for r in found}
     for protocol, tests in (("center", tested), ("10-crop", ten)):
         for member, e in zip((f"models:/{NAME}/2", f"models:/{NAME}/3"), tests, strict=True):
-            named = f"test/{protocol}-16-of-18_top1_error"
+            named = f"test/{protocol}-16-of-18/top1_error"
             assert children[member].data.metrics[named] == e.errors.top1
             assert len(client.get_metric_history(children[member].info.run_id, named)) == 1
     assert len(found) == len(children) == 2
     assert {r.info.status for r in children.values()} == {"FINISHED"}
+    (given,) = client.get_run(run_id).inputs.dataset_inputs
+    assert (given.dataset.digest, given.tags[0].value) == (digits.fingerprint[:36], "testing")
     mean = average([e.scores for e in tested])
     assert float(tags["center-16-of-18_top1_error"]) == pytest.approx(
         100 * float((mean.probabilities.argmax(1) != mean.labels).mean()), abs=1e-3
