@@ -19,13 +19,18 @@ from itertools import pairwise
 from pathlib import PurePath
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import shell
 from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.descriptions import experiments_page, run_page
 from resnet_pipeline.adapters.mlflow.runs import Delivery
+from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.services.deployments import deploy
 from resnet_pipeline.services.lost_runs import mark_lost_runs
 from resnet_pipeline.services.prefect_api import prefect_client
@@ -304,10 +309,10 @@ def dump_of(browser, address, text):
         dump = browser(f"--virtual-time-budget={milliseconds}", "--dump-dom", address).stdout
         if text in dump:
             return dump
-    raise AssertionError(f"no {text!r} in {texts_of(dump)}")
+    raise AssertionError(f"no {text!r} in {text_of(dump)}")
 
 
-def texts_of(dump: str) -> list[str]:
+def text_of(dump: str) -> list[str]:
     """Return the texts of a page's elements, in order."""
     dump = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", dump, flags=re.S)
     return [html.unescape(text.strip()) for text in re.findall(r">([^<]+)<", dump) if text.strip()]
@@ -317,27 +322,85 @@ def test_mlflow_s_pages_open_on_the_runs_and_show_what_they_are(services, browse
     """After the training that was stopped: its name, dataset, flow run, and charts in sections, losses first."""
     folder, environment, out = services
     assert f"{environment['MLFLOW_TRACKING_URI']}/#/experiments?workflowType=machine_learning" in out
-    (found,) = (folder / "work" / "runs").glob("digits-resnet8-*/mlflow.json")
+    found, *_ = (folder / "work" / "runs").glob("digits-resnet8-*/mlflow.json")
     kept = json.loads(found.read_text())
     run = tracked(environment, RunDirectory(found.parent))
     at = [environment["MLFLOW_TRACKING_URI"], kept["experiment_id"]]
     runs, page = experiments_page(*at), run_page(*at, run.info.run_id)
     assert run.info.run_name.startswith("resnet8 · seed 0 · digits")
-    listed = texts_of(dump_of(browser, runs, run.info.run_name))
+    listed = text_of(dump_of(browser, runs, run.info.run_name))
     assert "digits (resnet-pipeline)" in listed and "Runs" in listed and "Evaluation runs" not in listed
     browser("--virtual-time-budget=8000", "--window-size=1400,800", f"--screenshot={tmp_path / 'runs.png'}", runs)
     with Image.open(tmp_path / "runs.png") as image:
         assert len(image.convert("RGB").getcolors(2**24)) > 500, "a page is drawn"
-    charts = texts_of(dump_of(browser, page.replace("?", "/model-metrics?"), "train/pace"))
+    charts = text_of(dump_of(browser, page.replace("?", "/model-metrics?"), "train/pace"))
     sections = {text: count for text, count in pairwise(charts) if text.startswith("train")}
     # those with the loss and the error come first, and the loss has but the error beside it
     assert list(sections.items()) == [
         ("train", "(2)"), ("train/checkpoint", "(2)"), ("train/optim", "(3)"), ("train/pace", "(6)"),
     ]  # fmt: skip
     link = f'href="{run.data.tags["prefect.flow_run_page"]}"'
-    about = texts_of(dump_of(browser, page, link))
+    about = text_of(dump_of(browser, page, link))
     assert {f"resnet-pipeline {__version__}", run.data.tags["mlflow.user"]} <= set(about)
     assert any(run.inputs.dataset_inputs[0].dataset.digest[:8] in text for text in about), "its dataset"
+
+
+def test_prefect_s_pages_show_what_a_training_came_to(services, digits, browser, tmp_path):
+    """Its name and tasks, how far each phase is, errors, curves and links."""
+    folder, environment, _ = services
+    add_digits(folder, digits)
+    api, mlflow = Api(environment["PREFECT_API_URL"]), environment["MLFLOW_TRACKING_URI"]
+    flow_run = api.start(
+        "digits-train/resnet8", steps=4, seed=3, launcher="local", workers=1, registered_as="watched",
+        protocols=["center"], overrides={"bn_images": 64, "log_every": 2},
+    )  # fmt: skip
+    assert flow_run.ended(500)[0] == "COMPLETED", flow_run.log()
+    tasks = [name.partition(" · ")[0] for name in flow_run.tasks()]
+    assert sorted(tasks) == ["evaluate", "register", "report", "train"]
+    kept = flow_run.artifacts()
+    keys = ["curves-digits-resnet8", "errors-digits-resnet8", "links-digits-resnet8", "progress-center-digits-resnet8",
+            "progress-digits-resnet8"]  # fmt: skip
+    assert sorted(one["key"] for one in kept) == keys, "one of each, updated"
+    curves, errors, links, tested, trained = sorted(kept, key=lambda one: one["key"])
+    assert (trained["data"], tested["data"]) == (100, 100) and "4/4 steps" in trained["description"]
+    (row,) = json.loads(errors["data"])
+    assert row["network"] == "digits/resnet8" and re.fullmatch(r"\d+\.\d\d to \d+\.\d\d", row["top-1 interval"])
+    (run,) = (folder / "work" / "runs").glob("digits-resnet8-*-s3-*")
+    known = Delivery.of(RunDirectory(run))
+    for address in (run_page(mlflow, known.experiment_id, known.run_id), f"{mlflow}/#/models/watched/versions/1?"):
+        assert f"]({address}" in links["data"]
+    pages, wait = environment["PREFECT_API_URL"].removesuffix("/api"), "--virtual-time-budget=10000"
+    seen = text_of(dump_of(browser, f"{pages}/v2/runs/flow-run/{flow_run.id}?tab=Artifacts", keys[0]))
+    assert {"resnet8 · digits · seed 3", "Completed", "4 Task runs", *keys} <= set(seen), seen
+    shown = [wait, "--window-size=1300,1000", f"--screenshot={tmp_path / 'curves.png'}"]
+    browser(*shown, f"{pages}/v2/artifacts/artifact/{curves['id']}")
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert (np.abs(pixels - (0x00, 0x72, 0xB2)).sum(2) < 40).sum() > 200, "the curves are drawn"
+
+
+def test_a_phase_is_tried_again_if_a_service_was_away_and_only_then(services, monkeypatch):
+    monkeypatch.setattr(shell, "_SECONDS_BETWEEN_TRIES", [0.1, 0.1, 0.1])
+    kinds, tries = {"away": UnavailableError, "wrong": UserError}, []
+
+    @shell.phase("work", "work · {kind}")
+    def work(kind: str) -> int:
+        tries.append(kind)
+        if tries.count(kind) < 3:
+            raise kinds[kind]("so it is")
+        return tries.count(kind)
+
+    @flow(name="phases")
+    @shell.logged
+    def phases(kind: str) -> int:
+        return shell.outcome(work(kind))
+
+    _, environment, _ = services
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        assert phases("away") == 3
+        with pytest.raises(UserError, match="so it is"):
+            phases("wrong")
+    assert tries == ["away", "away", "away", "wrong"]
 
 
 @pytest.mark.soak
