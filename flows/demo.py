@@ -26,6 +26,7 @@ from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.records import JsonObject
 from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.services.temporary_prefect import TemporaryPrefect
+from resnet_pipeline.settings import surroundings
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -73,9 +74,11 @@ class Demo:
 def run_demo(workspace: Workspace, prefect: TemporaryPrefect, *, workers: int) -> Demo:
     """Run the demo flow and write the report; return what it came to."""
     start = time.monotonic()
-    # The workers start beside Prefect and the staging, if there is anything to train.
+    # The workers start beside Prefect and the staging, if there is anything to train. On a cluster staging and testing
+    # are Ray's work too, and standing workers would have its CPUs.
     trained = all(is_finished(workspace, get_recipe(f"digits/{network}"), DATASET) for network in _NETWORKS)
-    standing = contextlib.nullcontext() if trained else standing_workers(workspace, workers)
+    none = trained or surroundings().ray_address is not None
+    standing = contextlib.nullcontext() if none else standing_workers(workspace, workers)
     # Nobody looks at the heartbeats of a temporary API, and each flow run would wait a second for the end of its own.
     silent = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if prefect.own else {})
     with standing, silent:

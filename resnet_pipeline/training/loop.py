@@ -138,8 +138,8 @@ class Trainer:
         check_memory(self.state.network, config, precision, torchrun().local_world_size)
         self.attempt = Attempt(run, self.state, context, mirror)
         self.handouts = Handouts(run) if aside else None
-        if self.handouts and context.rank == 0:
-            self.handouts.discard(beyond=self.state.step)
+        if context.rank == 0:
+            Handouts(run).discard(beyond=self.state.step if aside else 0)
         if precision == "bf16" and context.rank == 0 and not has_bf16(context.device):
             _log.warning("this processor has no bf16 and emulates it: %s; precision=auto avoids that", EMULATION)
         self.model: nn.Module = self.state.network

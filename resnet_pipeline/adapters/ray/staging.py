@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from resnet_pipeline.adapters.ray.cluster import Resources
-from resnet_pipeline.adapters.ray.train import dismiss_standing_workers
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.staging.area import IDENTITY
 from resnet_pipeline.staging.shard_writer import Outcome, Task, pack_shard
@@ -22,7 +21,6 @@ class RayTasks:
     def __init__(self, resources: Resources, count: int | None = None) -> None:
         import ray
 
-        dismiss_standing_workers()
         cpus = sum(cpus for cpus, _ in resources.nodes)
         self.count = min(count or cpus, cpus)
         self._work = ray.remote(num_cpus=1)(_work)

@@ -17,7 +17,7 @@ from resnet_pipeline.evaluation import scoring, trained_model
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
-from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models
+from resnet_pipeline.jobs.evaluate import TestRow, _on_ray, evaluate_models
 from resnet_pipeline.jobs.references import load
 from resnet_pipeline.logs import handled
 from resnet_pipeline.models import build_model, weights
@@ -80,6 +80,26 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
     np.testing.assert_array_equal(found[0].scores.probabilities, whole.probabilities)
     assert not list(again.scores.glob("*/*/*/*.parts"))
     assert [e.reused for e in run(again, models)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("address", "workers", "gpus", "chunks", "on_ray"),
+    [
+        (None, None, 0, 9, False),  # a laptop
+        (None, None, 1, 9, False),
+        (None, None, 8, 9, True),
+        (None, None, 8, 1, False),
+        (None, 1, 0, 1, True),
+        ("head:6379", None, 0, 1, True),  # a cluster: this process may have no GPU
+    ],
+)
+def test_who_tests(monkeypatch, address, workers, gpus, chunks, on_ray):
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    test = dataclasses.replace(CENTER, workers=workers)
+    plan = scoring.Plan(dataset=None, split="val", protocol=None, chunks=[np.arange(3)] * chunks)
+    assert _on_ray(test, plan) == on_ray
 
 
 @pytest.mark.slow

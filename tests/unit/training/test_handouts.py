@@ -62,6 +62,15 @@ def test_validated_aside_a_run_has_the_weights_and_errors_of_one_that_waits(make
     assert [path.name for path in (aside.path / "tests").iterdir()] == ["best.safetensors"]
 
 
+def test_a_run_that_is_resumed_and_waits_leaves_nothing_that_was_handed_out(make_run, digits):
+    run = make_run(*SMALL)
+    stops = iter([False] * 4 + [True])
+    assert not train(run, digits, LocalContext(stop=lambda: next(stops)), aside=True)
+    assert Handouts(run).asked() == [4]
+    assert train(run, digits, LocalContext())
+    assert list((run.path / "tests").iterdir()) == []
+
+
 def test_what_is_not_tested_is_said_and_stops_nothing(make_run, digits):
     run = make_run(*SMALL)
     with answering(run, digits, lambda step: Answer(problem="its worker was lost")):
