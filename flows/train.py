@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import Links, curves, error_row, even, key_of, table
 from flows.evaluate import SECONDS_TO_REGISTER, score
+from flows.gpus import reserved
 from flows.parameters import (
     DatasetName,
     Images,
@@ -232,10 +233,11 @@ def _train_test_register(
     check_network_name(name, registered=registered)
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
     links = Links(config.recipe)
-    trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links))
-    if trained is None:
-        return {}
-    evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]
+    with reserved(config, launch):
+        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links))
+        if trained is None:
+            return {}
+        evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]
     version = outcome(register(trained, evaluations, name)) if registered else None
     page = outcome(report(trained, tests, evaluations))
     errors = {

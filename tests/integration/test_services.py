@@ -27,10 +27,13 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import shell
+from flows.gpus import reserved
 from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.descriptions import experiments_page, run_page
 from resnet_pipeline.adapters.mlflow.runs import Delivery
 from resnet_pipeline.errors import UnavailableError, UserError
+from resnet_pipeline.jobs.train import Launch, run_config
+from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.services.deployments import deploy
 from resnet_pipeline.services.lost_runs import mark_lost_runs
 from resnet_pipeline.services.prefect_api import prefect_client
@@ -401,6 +404,39 @@ def test_a_phase_is_tried_again_if_a_service_was_away_and_only_then(services, mo
         with pytest.raises(UserError, match="so it is"):
             phases("wrong")
     assert tries == ["away", "away", "away", "wrong"]
+
+
+def test_trainings_share_the_gpus_that_a_limit_of_the_server_counts(services, caplog):
+    _, environment, _ = services
+    api, config, order = Api(environment["PREFECT_API_URL"]), run_config("digits/resnet8"), []
+    caplog.set_level("INFO", "flows.gpus")
+
+    def taken() -> int:
+        return int(api.ask("/v2/concurrency_limits/gpus")["active_slots"])
+
+    def second() -> None:
+        with reserved(config, Launch(workers=2)):
+            order.append("second")
+
+    with temporary_settings({PREFECT_API_URL: api.address}):
+        with reserved(config, Launch(workers=2)):
+            assert not caplog.messages, "without the limit there is nothing to wait for"
+        api.ask("/v2/concurrency_limits/", {"name": "gpus", "limit": 3})
+        try:
+            with reserved(config, Launch(launcher="local")), reserved(config, Launch(workers="1-2")):
+                assert taken() == 3
+                thread = start_thread(second, name="second")
+                while len(caplog.messages) < 3:
+                    time.sleep(0.1)
+                time.sleep(1)  # a training that did not wait would have begun
+                order.append("first")
+            thread.join(60)
+            assert order == ["first", "second"] and taken() == 0
+            with reserved(config, Launch(workers=8)):
+                assert taken() == 3, "never more than there are"
+        finally:
+            with httpx.Client(base_url=api.address) as server:
+                server.delete("/v2/concurrency_limits/gpus")
 
 
 @pytest.mark.soak
