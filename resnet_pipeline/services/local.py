@@ -32,7 +32,7 @@ from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-_SECONDS_TO_SAVE = 600  # gigabytes to a network drive; who can't wait has another Ctrl-C
+_SECONDS_TO_SAVE = 600  # gigabytes to a network drive; another Ctrl-C ends the wait
 _PROCESSES = ("prefect-server", "mlflow-server", "prefect-worker")  # in the order of their start
 
 
@@ -222,17 +222,21 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _left_after(seconds: float, processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Wait until all have ended; return those that have not after so long.
+    """Wait until all have ended; return those that have not after so long, or on another Ctrl-C, which ends the wait.
 
     A zombie has ended. It is gone only when its parent asks how, which in a container may be never.
     """
-    deadline = time.monotonic() + seconds
-    while True:
-        _, there = psutil.wait_procs(processes, timeout=0)
-        left = [process for process in there if not _is_zombie(process)]
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.05)
+    deadline, left = time.monotonic() + seconds, processes
+    try:
+        while True:
+            _, there = psutil.wait_procs(processes, timeout=0)
+            left = [process for process in there if not _is_zombie(process)]
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.05)
+    except KeyboardInterrupt:  # the rest is still to be stopped: nothing may be left behind
+        _log.warning("not waiting any longer")
+        return left
 
 
 def _is_zombie(process: psutil.Process) -> bool:

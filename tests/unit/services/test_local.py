@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
+import threading
 
 import psutil
 import pytest
@@ -44,3 +47,29 @@ def test_down_takes_a_zombie_for_what_has_ended(tmp_path, monkeypatch):
             assert signals == [signal.SIGTERM] and server.status() == psutil.STATUS_ZOMBIE
         finally:
             parent.kill()
+
+
+def test_another_ctrl_c_ends_the_wait_and_still_stops_all(tmp_path, caplog):
+    workspace = Workspace(tmp_path)
+    workspace.services.mkdir(parents=True)
+    # the first to be stopped takes no notice of SIGTERM, for which `down` would wait 15 seconds
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    then = "import time; print('ready', flush=True); time.sleep(300)"
+    code = {"prefect-server": then, "mlflow-server": deaf + then}
+    servers = {n: subprocess.Popen([sys.executable, "-c", c], stdout=subprocess.PIPE) for n, c in code.items()}
+    entries = {n: {"pid": p.pid, "started": psutil.Process(p.pid).create_time()} for n, p in servers.items()}
+    (workspace.services / "processes.json").write_text(json.dumps(entries))
+    try:
+        for server in servers.values():
+            server.stdout.readline()
+        impatient = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        impatient.start()
+        down(workspace)
+        assert "not waiting any longer" in caplog.messages
+        assert not any(psutil.pid_exists(server.pid) for server in servers.values())
+        assert not (workspace.services / "processes.json").exists()
+    finally:
+        for server in servers.values():
+            server.kill()
+            server.wait()
+            server.stdout.close()
