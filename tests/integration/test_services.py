@@ -131,7 +131,8 @@ def test_deploying_again_keeps_what_the_user_has_set(services, monkeypatch):
     api = environment["PREFECT_API_URL"]
     monkeypatch.setenv("PREFECT_API_URL", api)
     monkeypatch.chdir(folder)
-    with httpx.Client(base_url=api) as server:
+    answered = {"response": [httpx.Response.raise_for_status]}  # else a busy server's refusal would go unnoticed
+    with httpx.Client(base_url=api, timeout=60, event_hooks=answered) as server:
 
         def known() -> dict[str, dict[str, object]]:
             found = server.post("/deployments/filter", json={}).json()
