@@ -81,7 +81,7 @@ def free_memory(processes: int) -> int:
 
     Example: ``free_memory(2)``
     """
-    return min(int(psutil.virtual_memory().available), *_container_limits()) // processes
+    return min([int(psutil.virtual_memory().available), *_container_limits()]) // processes
 
 
 def check_memory(network: nn.Module, config: RunConfig, precision: Precision, processes: int) -> None:

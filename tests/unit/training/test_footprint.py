@@ -119,3 +119,8 @@ def test_a_disk_without_room_is_said_before_the_start(make_run, monkeypatch):
     with pytest.raises(NoRoomError, match=r"needs some 3\.2 GB for checkpoints .* has 0 MB free; make room"):
         footprint.check_disk(run.path, 3_200_000_000)
     footprint.check_disk(run.path, 1000)
+
+
+def test_outside_of_any_container_the_machine_s_memory_counts(monkeypatch):
+    monkeypatch.setattr(footprint, "_container_limits", list)
+    assert footprint.free_memory(1) > footprint.free_memory(1000) > 0
