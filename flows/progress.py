@@ -14,6 +14,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.context import FlowRunContext
 from prefect.utilities.context import get_task_and_flow_run_ids
 
 from flows.artifacts import key_of
@@ -66,8 +67,13 @@ _artifacts = ProgressArtifacts()
 def shown_on_the_flow_run() -> Iterator[None]:
     """Inside, bars are progress artifacts, too; at the end the server knows the last states, unless it is away.
 
+    Outside of a flow run, where nobody would see them, there are none: a client would start a server of its own.
+
     Example: ``with shown_on_the_flow_run(): train_run(Workspace.of(), config, "digits")``
     """
+    if not FlowRunContext.get():
+        yield
+        return
     with displayed_also_on(_artifacts):
         try:
             yield

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from resnet_pipeline.adapters.mlflow.descriptions import PARENT
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config_io import hash_of
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
@@ -106,7 +108,7 @@ def reproduce(
             continue
         _log.info("%d/%d  %s, for %s", number, len(wanted), named, ", ".join(run.exhibits))
         try:
-            name, reused = _one(workspace, run, launch, folder, registered=registered)
+            name, reused = _one(workspace, study, run, launch, folder, registered=registered)
         except StoppedError:
             page_of(folder, launch.price)
             raise
@@ -129,18 +131,31 @@ def reproduce(
     )
 
 
+def _parent_tag(workspace: Workspace, study: Study, dataset: str) -> dict[str, str]:
+    """Return the tag that folds a run under the study's in MLflow; none if MLflow is away: training needs it not."""
+    try:
+        return {PARENT: Tracking(workspace).parent(study.title, dataset)}
+    except UserError as error:
+        _log.warning("%s; its runs stand by themselves", error)
+        return {}
+
+
 def _is_running(workspace: Workspace, run: StudyRun) -> bool:
     directory = directory_of(workspace, run)
     return directory.config_file.is_file() and directory.state()[0] == "running"
 
 
-def _one(workspace: Workspace, run: StudyRun, launch: Launch, folder: Path, *, registered: bool) -> tuple[str, bool]:
+def _one(
+    workspace: Workspace, study: Study, run: StudyRun, launch: Launch, folder: Path, *, registered: bool
+) -> tuple[str, bool]:
     """Train, test, measure and keep a run; return its name and whether it was finished before."""
     dataset, directory = open_dataset(workspace, run.dataset), directory_of(workspace, run)
     before = kept_run(folder, directory.name)
     if not directory.config_file.is_file() and is_kept(run, before):
         _log.info("%s: kept from before in %s; nothing to train", run.config.recipe, folder)
         return directory.name, True
+    if not directory.result_file.is_file():  # a finished run has its place
+        launch = replace(launch, tags={**launch.tags, **_parent_tag(workspace, study, run.dataset)})
     try:
         trained = train_run(workspace, run.config, run.dataset, launch)
     finally:

@@ -47,6 +47,15 @@ class Study:
     share: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What tells this study from others of the exhibit: its scale, and the steps if they are not the scale's.
+
+        >>> Study(exhibit="table6", scale="small", steps=2000).title
+        'table6 · small · 2,000 steps'
+        """
+        return " · ".join([self.exhibit, self.scale, *([f"{self.steps:,} steps"] if self.steps else [])])
+
     def dataset(self, family: Family) -> str | None:
         """Return the dataset that stands for the family's; None if none was named."""
         return self.imagenet if family == "imagenet" else self.cifar10

@@ -20,6 +20,9 @@ from resnet_pipeline.settings import without_secrets
 FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_PAGE = "prefect.flow_run_id", "prefect.flow_run", "prefect.flow_run_page"
 """Tags of a run that a Prefect flow has started; whoever starts the training fills them in."""
 
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag of a run that its pages fold under another one."""
+
 _NAME_LENGTH = 120
 _DIGEST_LENGTH = 36  # MLflow's limit
 _ML = "?workflowType=machine_learning"  # without it MLflow 3 opens on a page for language models

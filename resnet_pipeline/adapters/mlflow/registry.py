@@ -13,7 +13,7 @@ from typing import Any
 
 from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.client import guarded
-from resnet_pipeline.adapters.mlflow.descriptions import dataset_input, origin_tags
+from resnet_pipeline.adapters.mlflow.descriptions import PARENT, dataset_input, origin_tags
 from resnet_pipeline.adapters.mlflow.ensembles import (
     COLUMN,
     DEFAULTS,
@@ -35,7 +35,6 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 """The alias that each newly registered version takes, and that of the version that ``promote`` let through."""
 
 CARD_FILE = "model_card.md"
-_PARENT = "mlflow.parentRunId"
 _DESCRIPTION_LIMIT = 5000  # MLflow's
 
 
@@ -155,13 +154,13 @@ def record_members(
     """
     client = tracking.client
     experiment = guarded(lambda: client.get_run(version.run_id)).info.experiment_id
-    of_this = f"tags.`{_PARENT}` = '{version.run_id}'"
+    of_this = f"tags.`{PARENT}` = '{version.run_id}'"
     children = {run.data.tags.get("member"): run for run in guarded(lambda: client.search_runs([experiment], of_this))}
     for member, metrics in members:
         child = children.get(member.uri)
         if child is None:
             name = f"{member.recipe.rpartition('/')[2]} · {member.uri.removeprefix('models:/')}"
-            tags = {**origin_tags(), _PARENT: version.run_id, "member": member.uri, "recipe": member.recipe}
+            tags = {**origin_tags(), PARENT: version.run_id, "member": member.uri, "recipe": member.recipe}
             child = guarded(lambda name=name, tags=tags: client.create_run(experiment, run_name=name, tags=tags))  # type: ignore[misc]
         for key, value in metrics.items():
             if child.data.metrics.get(key) != value:

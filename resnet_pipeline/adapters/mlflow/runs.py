@@ -45,6 +45,7 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 _NOTE, _NOTE_BEGINS = "mlflow.note.content", "Prefect flow run: "  # a run's description, which a user may write instead
+_STUDY = "study"
 _BATCH = 900  # MLflow takes 1,000 metrics at once; a line has fewer than 100
 
 
@@ -84,6 +85,23 @@ class Tracking:
         new = Delivery(uri=self.address, run_id=str(created.info.run_id), experiment_id=experiment)
         new.keep(run)
         return new.run_id
+
+    def parent(self, name: str, dataset: str) -> str:
+        """Return the run that stands for several ones on a dataset, as a table of the paper; made on first use.
+
+        A run with the tag `descriptions.PARENT` of its id is folded under it. TrackingError if MLflow is away.
+
+        Example: ``tracking.parent("table6 · small", "cifar10")``
+        """
+        experiment = self.experiment(dataset)
+        quoted = name.replace("'", "")
+        found = guarded(lambda: self.client.search_runs([experiment], f"tags.{_STUDY} = '{quoted}'", max_results=1))
+        if found:
+            return str(found[0].info.run_id)
+        tags = {**origin_tags(), _STUDY: quoted}
+        created = guarded(lambda: self.client.create_run(experiment, run_name=name, tags=tags))
+        guarded(lambda: self.client.set_terminated(created.info.run_id))  # it does nothing itself
+        return str(created.info.run_id)
 
     def page(self, run: RunDirectory) -> str:
         """Return the address of the run's page, or how to get there; that of all experiments for runs of old."""

@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from resnet_pipeline.adapters.mlflow.descriptions import PARENT
+from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import label_places
 from resnet_pipeline.evaluation.exhibits import EXHIBITS
@@ -156,6 +158,14 @@ def test_a_study_is_trained_tested_measured_and_kept_and_then_reused(workspace, 
         measured = measure_responses(workspace, [path], "digits", split=None, images=1000)[path]
         assert run.responses == pytest.approx(measured.tolist(), abs=1e-5)
         assert run.commit and run.mlflow_run and str(workspace.root) not in run.command
+    # in MLflow the runs are folded under the study's
+    tracking = Tracking(workspace)
+    shown = {run.info.run_id: run for run in tracking.client.search_runs([tracking.experiment("digits")])}
+    parent = tracking.parent(tiny().title, "digits")
+    assert shown[parent].info.run_name == tiny().title and shown[parent].info.status == "FINISHED"
+    assert {i for i, run in shown.items() if run.data.tags.get(PARENT) == parent} == {
+        run.mlflow_run for run in kept.values()
+    }
     before = {file: file.read_bytes() for file in found.page.parent.rglob("*.json")}
     more = reproduce(workspace, tiny("table6", ["resnet20", "resnet32"]), LOCAL, registered=False)
     assert len(more.runs) == 2 and more.reused == (kept["resnet20"].run,)

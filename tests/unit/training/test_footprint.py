@@ -19,9 +19,10 @@ from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.footprint import NoRoomError, disk_bytes, explained, step_memory
 from resnet_pipeline.training.loop import train
 
-# a step in a process of its own: how much more than before it the kernel says that the process had at most
+# steps in a process of its own: how much more than before them the kernel says that it had at most. The maximum that
+# getrusage tells would be that of the process that it was forked from
 STEPS = """
-import resource, sys, torch
+import re, sys, torch
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.recipes import get_recipe
@@ -34,13 +35,15 @@ network = build_model(config.model.name, checkpointing=keep)
 network = Classifier(Normalize(torch.zeros(3)), network).to(memory_format=torch.channels_last)
 estimate = step_memory(network, config).total(micro)
 optimizer = build_optimizer(network, config.optim)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def most():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+before = most()
 size = config.augment.crop
 for _ in range(2):
     images = torch.zeros(micro, size, size, 3, dtype=torch.uint8)
     torch.nn.functional.cross_entropy(network(images), torch.zeros(micro, dtype=torch.long)).backward()
     optimizer.step()
-print(estimate, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(estimate, most() - before)
 """
 
 
