@@ -35,8 +35,6 @@ _KINDS = (  # the first that a process's command has is what it counts as
     (_WORKER, "the training worker"),
     ("resnet_pipeline.services.flow_process", "the flow: driver, MLflow's sender, Prefect's engine"),
     ("prefect.engine", "the flow: driver, MLflow's sender, Prefect's engine"),
-    ("flow_engine", "the flow: driver, MLflow's sender, Prefect's engine"),
-    ("prefect.flow_engine", "the flow: driver, MLflow's sender, Prefect's engine"),
     ("ray", "Ray's other processes"),
     ("mlflow", "MLflow's server"),
     ("worker start", "Prefect's worker"),

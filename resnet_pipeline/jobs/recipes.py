@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from resnet_pipeline.config import RunConfig
+from resnet_pipeline.config import ModelConfig, RunConfig
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.paper import PUBLISHED
 from resnet_pipeline.recipes import get_recipe, recipe_names, recipes_for
@@ -123,14 +123,17 @@ def network_cost(config: RunConfig, *, classes: int) -> Complexity:
 
     Example: ``network_cost(get_recipe("imagenet/resnet50"), classes=1000).parameters``
     """
+    return _counted(config.model, config.augment.crop, classes)
+
+
+@cache  # a report asks of each run, and of most several times
+def _counted(model: ModelConfig, crop: int, classes: int) -> Complexity:
     import torch
 
     from resnet_pipeline.models import build_model
     from resnet_pipeline.models.complexity import complexity
 
     with torch.device("meta"):  # weights need no values
-        network = build_model(
-            config.model.name, num_classes=classes, shortcut=config.model.shortcut, stride=config.model.stride
-        )
+        network = build_model(model.name, num_classes=classes, shortcut=model.shortcut, stride=model.stride)
     # one image is computed: the meta device's shapes would import PyTorch's compiler, four seconds more
-    return complexity(network.to_empty(device="cpu"), config.augment.crop)
+    return complexity(network.to_empty(device="cpu"), crop)

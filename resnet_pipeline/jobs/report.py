@@ -147,7 +147,7 @@ def _report(
 
 
 def _tested(dataset: Dataset, runs: Sequence[RunDirectory], protocols: Sequence[str], scores_of: ScoresOf) -> _Tested:
-    """Return the errors of the runs, and of the ensemble if all were tested; one run.s scores are in memory."""
+    """Return the errors of the runs, and of the ensemble if all were tested; one run's scores are in memory."""
     found = _Tested({run.path: {} for run in runs})
     for protocol in protocols:
         mean, count = Mean(), 0

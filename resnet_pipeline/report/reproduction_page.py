@@ -88,7 +88,7 @@ def caption(section: Section) -> str:
         [
             what,
             *([f"Not drawn: {', '.join(missing)}."] if missing else []),
-            *([f"Unfinished: {', '.join(half)}."] * bool(half)),
+            *([f"Unfinished: {', '.join(half)}."] if half else []),
         ]
     )
 

@@ -87,7 +87,8 @@ def free_memory(processes: int) -> int:
 def check_memory(network: nn.Module, config: RunConfig, precision: Precision, processes: int) -> None:
     """Raise NoRoomError, which says what would fit, if a step would not fit into the memory of a CPU's machine.
 
-    There a process that takes too much is killed without a word. A GPU's first step says so itself: `explained`.
+    There a process that takes too much is killed without a word. A GPU's first step says so itself: `explained`. Of
+    networks that are no `Classifier` nothing is known before.
 
     Example: ``check_memory(network, config, "float32", processes=2)``
     """

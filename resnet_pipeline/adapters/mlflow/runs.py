@@ -94,11 +94,10 @@ class Tracking:
         Example: ``tracking.parent("table6 · small", "cifar10")``
         """
         experiment = self.experiment(dataset)
-        quoted = name.replace("'", "")
-        found = guarded(lambda: self.client.search_runs([experiment], f"tags.{_STUDY} = '{quoted}'", max_results=1))
+        found = guarded(lambda: self.client.search_runs([experiment], f"tags.{_STUDY} = '{name}'", max_results=1))
         if found:
             return str(found[0].info.run_id)
-        tags = {**origin_tags(), _STUDY: quoted}
+        tags = {**origin_tags(), _STUDY: name}
         created = guarded(lambda: self.client.create_run(experiment, run_name=name, tags=tags))
         guarded(lambda: self.client.set_terminated(created.info.run_id))  # it does nothing itself
         return str(created.info.run_id)

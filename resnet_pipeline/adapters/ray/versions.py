@@ -56,8 +56,10 @@ def nodes_and_versions() -> tuple[dict[str, str], list[Node]]:
     return versions(), found
 
 
-def differences(here: Mapping[str, str], nodes: Iterable[Node]) -> list[str]:
-    """Return a line for each version of a node that is not the one here.
+def differences(
+    here: Mapping[str, str], nodes: Iterable[Node], names: Sequence[str] = ("Python", *PACKAGES)
+) -> list[str]:
+    """Return a line for each version of a node that is not the one here, of the packages of these names.
 
     Example: ``differences(*nodes_and_versions())``
     """
@@ -65,19 +67,21 @@ def differences(here: Mapping[str, str], nodes: Iterable[Node]) -> list[str]:
         f"{node.address} has {name} {found}, here is {here[name]}"
         for node in nodes
         for name, found in node.versions.items()
-        if found != here[name]
+        if name in names and found != here[name]
     ]
 
 
 def check_versions() -> None:
     """Raise UserError if a node of the cluster that RAY_ADDRESS names has another version of what computes than here.
 
+    A node without CPUs, as a cluster's head often is, computes nothing.
+
     What is pickled in one version may not be read by another, and the last bits of weights are PyTorch's.
 
     Example: ``with ray_cluster(): check_versions()``
     """
     here, nodes = nodes_and_versions()
-    if found := [text for text in differences(here, nodes) if any(f" has {name} " in text for name in _THE_SAME)]:
+    if found := differences(here, (node for node in nodes if node.cpus), _THE_SAME):
         raise UserError(
             f"Ray's nodes have other versions than this process: {'; '.join(found)}; install the same on all"
         )

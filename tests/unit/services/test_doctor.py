@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from resnet_pipeline.adapters.ray import versions
 from resnet_pipeline.adapters.ray.versions import Node, differences
+from resnet_pipeline.errors import UserError
 from resnet_pipeline.services import connections
 from resnet_pipeline.services.decoder_check import check_decoders, decode
 from resnet_pipeline.storage import storage_at
@@ -85,3 +87,17 @@ def test_other_versions_on_a_node_are_named():
         Node(address="10.0.0.2", cpus=2, gpus=0, versions={"Python": "3.11.2", "torch": "none"}),
     ]
     assert differences(here, nodes) == ["10.0.0.2 has torch none, here is 2.14.1"]
+    assert differences(here, nodes, ["Python"]) == []
+
+
+def test_only_nodes_that_compute_must_have_the_versions_here(monkeypatch):
+    here = {"Python": "3.11.2", "torch": "2.14.1", "mlflow": "3.17.2"}
+    found = [
+        Node(address="10.0.0.1", cpus=0, gpus=0, versions={**here, "torch": "none"}),
+        Node(address="10.0.0.2", cpus=2, gpus=0, versions={**here, "mlflow": "none"}),
+    ]
+    monkeypatch.setattr(versions, "nodes_and_versions", lambda: (here, found))
+    versions.check_versions()
+    found.append(Node(address="10.0.0.3", cpus=2, gpus=0, versions={**here, "torch": "2.13.0"}))
+    with pytest.raises(UserError, match=r"other versions .* 10\.0\.0\.3 has torch 2\.13\.0, here is 2\.14\.1; install"):
+        versions.check_versions()
