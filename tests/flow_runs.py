@@ -54,6 +54,12 @@ class FlowRun:
         """Return its name."""
         return str(self.api.ask(f"/flow_runs/{self.id}")["name"])
 
+    def started(self) -> str:
+        """Return when it began to run, as a text that sorts; AssertionError if it has not."""
+        start = self.api.ask(f"/flow_runs/{self.id}")["start_time"]
+        assert start is not None, self.state()
+        return str(start)
+
     def log(self) -> list[str]:
         """Return the lines of its log and its tasks'."""
         asked = {"logs": {"flow_run_id": {"any_": [self.id]}}, "sort": "TIMESTAMP_ASC"}

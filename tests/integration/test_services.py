@@ -41,7 +41,7 @@ from resnet_pipeline.services.prefect_api import prefect_client
 from resnet_pipeline.training.checkpoint import checkpoint_steps, newest_checkpoint
 from resnet_pipeline.training.metrics_log import last_step
 from resnet_pipeline.training.run_directory import RunDirectory
-from tests.flow_runs import Api
+from tests.flow_runs import Api, FlowRun
 from tests.images import jpeg
 from tests.unit.flows.test_deployments import DEPLOYMENTS
 from tests.workspaces import with_digits
@@ -451,18 +451,33 @@ def test_trainings_share_the_gpus_that_a_limit_of_the_server_counts(here, caplog
 
 
 @pytest.mark.soak
-def test_a_second_training_waits_for_the_first(services, digits):
+def test_trainings_wait_for_the_first_and_the_earliest_start_is_next(services, digits, run_program):
     folder, environment, _ = services
     add_digits(folder, digits)
     api = Api(environment["PREFECT_API_URL"])
     short = {"launcher": "local", "workers": 1, "registered": False, "protocols": ["center"]}
+
+    def prefect(*words: str) -> str:
+        done = run_program("prefect", *words, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
     first = api.start("digits-train/resnet8", steps=20_000, seed=11, **short)  # longer than this test on any machine
     second = api.start("digits-train/resnet8", steps=4, seed=12, **short)
     first.until(lambda: first.state()[0] == "RUNNING")
+    given = json.dumps({"steps": 4, "seed": 13, **short})
+    asked = prefect("deployment", "run", "digits-train/resnet8", "--params", given, "--start-at", "yesterday")
+    ahead = FlowRun(api, re.search(r"UUID: ([0-9a-f-]{36})", asked)[1])
+    moved = api.start("digits-train/resnet8", steps=4, seed=14, **short)
+    state = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2020-01-01T00:00:00Z"}}
+    prefect("api", "POST", f"/flow_runs/{moved.id}/set_state", "--data", json.dumps({"state": state}))
     time.sleep(10)  # five times that the worker asks for more
-    assert (first.state()[0], second.state()[0]) == ("RUNNING", "SCHEDULED")
+    waiting = (second, ahead, moved)
+    assert [one.state()[0] for one in (first, *waiting)] == ["RUNNING", *3 * ["SCHEDULED"]]
     api.ask(f"/flow_runs/{first.id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
-    assert first.ended()[0] == "CANCELLED" and second.ended()[0] == "COMPLETED"
+    assert first.ended()[0] == "CANCELLED"
+    assert [one.ended(300)[0] for one in waiting] == 3 * ["COMPLETED"]
+    assert sorted(waiting, key=lambda one: one.started()) == [moved, ahead, second]
 
 
 @pytest.mark.soak
