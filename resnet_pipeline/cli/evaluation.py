@@ -30,7 +30,7 @@ from flows.parameters import (
     Split,
 )  # fmt: skip
 from resnet_pipeline.cli.console import say
-from resnet_pipeline.cli.options import Json, Root, write_result
+from resnet_pipeline.cli.options import Elsewhere, Json, Root, write_result
 from resnet_pipeline.cli.terminal import (
     ErrorLine,
     print_errors,
@@ -68,6 +68,7 @@ def evaluate(
     half: Half = False,
     allow_partial: AllowPartial = False,
     price: Price = None,
+    hardware: Elsewhere = None,
     json_file: Json = None,
 ) -> None:
     """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
@@ -81,6 +82,14 @@ def evaluate(
         workers=workers, half=half, allow_partial=allow_partial, price=price,
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models, ema=ema)]
+    if hardware is not None:
+        from resnet_pipeline.jobs.hardware import plans_of_test
+
+        plans = plans_of_test(Workspace.of(root), references, test, hardware, price)
+        for plan in plans:
+            say(plan.describe())
+        write_result(json_file, {"dataset": dataset, "protocol": protocol, "models": plans})
+        return
     evaluations = evaluate_models(Workspace.of(root), references, test)
     rows = [TestRow.of(evaluation) for evaluation in evaluations]
     print_errors(f"{protocol} on {dataset}", [ErrorLine(row.model, row.tested, row.images_per_second) for row in rows])

@@ -49,7 +49,7 @@ from resnet_pipeline.cli import reproduce as cli_reproduce
 from resnet_pipeline.cli import runs as cli_runs
 from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.console import say
-from resnet_pipeline.cli.options import Json, Root, command, complete_recipe
+from resnet_pipeline.cli.options import Elsewhere, Json, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
 from resnet_pipeline.names import printable
@@ -243,15 +243,7 @@ def train(
     registered_as: RegisteredAs = None,
     profile: Profile = False,
     price: Price = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N×GPU",
-            help="Say what the run would take on so many v100, a100 or h100 (8xh100), from published rates, and start "
-            "nothing.",
-            show_default=False,
-        ),
-    ] = None,
+    hardware: Elsewhere = None,
     validate_aside: ValidateAside = False,
     json_file: Json = None,
 ) -> None:

@@ -51,6 +51,15 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", help="Also write the result to this file, for machines; - is stdout, without the tables."),
 ]
+Elsewhere = Annotated[
+    str | None,
+    typer.Option(
+        "--hardware",
+        metavar="N×GPU",
+        help="Say what it would take on so many v100, a100 or h100 (8xh100), from published rates, and start nothing.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress, only results and warnings.")]
 
 

@@ -73,6 +73,12 @@ class Plan:
         """The names of all samples, in the split's order."""
         return [self.dataset.splits[self.split].keys[i] for i in np.sort(np.concatenate(self.chunks))]
 
+    @property
+    def pixels(self) -> int:
+        """How many pixels the views of all samples have together: those that a network sees."""
+        samples = self.dataset.splits[self.split]
+        return sum(int(_view_pixels(samples, self.protocol, chunk).sum()) for chunk in self.chunks)
+
     def only(self, numbers: Sequence[int]) -> Plan:
         """Return the plan of some chunks alone, by their numbers."""
         return replace(self, chunks=[self.chunks[number] for number in numbers])
@@ -101,17 +107,22 @@ def plan_chunks(
     samples = dataset.splits[split]
     if len(indices) == 0:
         raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images to evaluate")
-    mirrors = 2 if protocol.mirror else 1
     if protocol.kind == "whole":
         indices = indices[by_shape(samples.width[indices], samples.height[indices])]
-        sizes = [resized_sizes(samples.width[indices], samples.height[indices], side) for side in protocol.sides]
-        pixels = mirrors * np.sum([size.prod(1) for size in sizes], axis=0)
-    else:
-        views = (5 if protocol.kind == "10-crop" else 1) * mirrors * len(protocol.sides)
-        pixels = np.full(len(indices), views * protocol.crop**2)
+    pixels = _view_pixels(samples, protocol, indices)
     begins = np.cumsum(pixels) - pixels
     chunks = np.split(indices, np.flatnonzero(np.diff(begins // (chunk_pixels or CHUNK_PIXELS))) + 1)
     return Plan(dataset=dataset, split=split, protocol=protocol, chunks=chunks)
+
+
+def _view_pixels(samples: Split, protocol: Protocol, indices: Int64) -> Int64:
+    """Return how many pixels each sample has in all of its views, int64 [N]."""
+    mirrors = 2 if protocol.mirror else 1
+    if protocol.kind == "whole":
+        sizes = [resized_sizes(samples.width[indices], samples.height[indices], side) for side in protocol.sides]
+        return np.asarray(mirrors * np.sum([size.prod(1) for size in sizes], axis=0), np.int64)
+    views = (5 if protocol.kind == "10-crop" else 1) * mirrors * len(protocol.sides)
+    return np.full(len(indices), views * protocol.crop**2, np.int64)
 
 
 def pieces(plan: Plan, number: int, most: int) -> list[Int64]:

@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.data.dataset import Dataset, open_dataset
+from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import Errors, Measured, average, errors_of
@@ -97,16 +98,12 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
 
     Example: ``evaluate_models(Workspace.of(), ["digits-resnet8"], TestSpec(dataset="digits", protocol="10-crop"))``
     """
-    dataset = open_dataset(workspace, test.dataset)
-    split = test.split or dataset.eval_split
-    if split not in dataset.splits:
-        raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     # the networks, and the samples that they are tested on
+    dataset, split, indices = tested_samples(workspace, test)
     parsed = {
         text: parse(workspace, text)
         for text in dict.fromkeys(expanded(workspace, references, allow_partial=test.allow_partial))
     }
-    indices = chosen_samples(len(dataset.splits[split]), test.images)
     # load one network after the other; keep those whose scores are missing, by their form of the protocol
     groups: dict[Protocol, dict[str, tuple[Member, Path]]] = {}
     known: dict[str, NetworkFacts] = {}
@@ -153,6 +150,18 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
         )
         for text, path in paths.items()
     ]
+
+
+def tested_samples(workspace: Workspace, test: TestSpec) -> tuple[Dataset, str, Int64]:
+    """Return the dataset, split and sample numbers int64 [N] that a test is on; UserError if there is no such split.
+
+    Example: ``tested_samples(Workspace.of(), TestSpec(dataset="digits", protocol="center"))``
+    """
+    dataset = open_dataset(workspace, test.dataset)
+    split = test.split or dataset.eval_split
+    if split not in dataset.splits:
+        raise UserError(f"dataset {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
+    return dataset, split, chosen_samples(len(dataset.splits[split]), test.images)
 
 
 def kept_scores(workspace: Workspace, run: RunDirectory, test: TestSpec) -> Scores | None:

@@ -4,7 +4,7 @@ Nothing of this was measured with this program. The rates are one GPU's and eigh
 v1.5 at 224 pixels by NVIDIA's PyTorch program (DeepLearningExamples, PyTorch/Classification/ConvNets/resnet50v1.5,
 "Training performance results", container 21.03). Another network is taken to need as much more time as it has
 multiply-adds; small images and small batches use a GPU less well. What is lost between nodes `benchmarks/scaling.py`
-models.
+models. Tests are taken to need a third of that, since a training step is three times the arithmetic of a forward pass.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from resnet_pipeline.config import Precision, RunConfig
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import UserError, did_you_mean
+from resnet_pipeline.evaluation.protocols import TestSpec, protocol_of
+from resnet_pipeline.evaluation.scoring import check_models, plan_chunks
+from resnet_pipeline.jobs.evaluate import tested_samples
 from resnet_pipeline.jobs.recipes import RecipeRow, kept_costs
+from resnet_pipeline.jobs.references import expanded, load, parse
+from resnet_pipeline.models.complexity import complexity
 from resnet_pipeline.progress import cost, hours, price_an_hour, priced
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.footprint import disk_bytes, gigabytes
 from resnet_pipeline.workspace import Workspace
 
 _OF_A_NODE = 8
+_PASSES_OF_A_STEP = 3  # forward, and backward the derivatives by the inputs and by the weights: each as much arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +98,16 @@ def training_seconds(config: RunConfig, hardware: Hardware) -> float:
     33
     """
     config.check_workers(hardware.gpus)
-    rates = _RATES[hardware.kind]
     wanted: Precision = "bf16" if config.precision == "auto" else config.precision
-    rate = rates.get(wanted, rates["float32"]).of(hardware.gpus)
-    ours, known = kept_costs()[config.recipe]["multiply_adds"], kept_costs()["imagenet-fast/resnet50"]["multiply_adds"]
-    return config.steps * config.batch / (rate * known / ours)
+    work = config.steps * config.batch * kept_costs()[config.recipe]["multiply_adds"]
+    return work / _trained_a_second(hardware, wanted)
+
+
+def _trained_a_second(hardware: Hardware, precision: Precision) -> float:
+    """Return a training's images a second times a forward pass's multiply-adds; float32's if nothing is known."""
+    rates = _RATES[hardware.kind]
+    known = kept_costs()["imagenet-fast/resnet50"]["multiply_adds"]
+    return rates.get(precision, rates["float32"]).of(hardware.gpus) * known
 
 
 def hours_of(rows: Sequence[RecipeRow], hardware: Hardware) -> list[float]:
@@ -152,3 +164,73 @@ def plan_of(workspace: Workspace, config: RunConfig, dataset: str, hardware: str
         price=an_hour,
         cost=None if an_hour is None else an_hour * hours_in_all,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestPlan:
+    """What a network's test would take on hardware that is not here; ``views`` are those of one image on average.
+
+    A view is as large as the network's crop. ``price`` is an hour's, ``cost`` the whole's.
+    """
+
+    __test__: ClassVar[bool] = False  # no test of pytest's
+
+    model: str
+    network: str
+    split: str
+    protocol: str
+    images: int
+    views: float
+    hardware: str
+    hours: float
+    price: float | None
+    cost: float | None
+
+    def describe(self) -> str:
+        """Return it as a sentence."""
+        seconds, views = 3600 * self.hours, "1 view" if self.views == 1 else f"{self.views:,.4g} views"
+        return (
+            f"{self.model}: {self.images:,} images of {self.split}, {views} of each ({self.protocol}), on "
+            f"{self.hardware}: about {hours(seconds)}{cost(seconds, self.price)}. From published rates of training "
+            "ResNet-50 in float32, of which a forward pass is taken to be a third; decoding is not counted. Not "
+            "measured here: it may be twice as long"
+        )
+
+
+def plans_of_test(
+    workspace: Workspace, references: Sequence[str], test: TestSpec, hardware: str, price: float | None
+) -> list[TestPlan]:
+    """Return what each network's test would take on hardware named as ``8xh100``, if no scores of it were kept.
+
+    A forward pass is a third of a training step's arithmetic; tests are in float32. Networks are loaded, to see how
+    large they are, and nothing is run. Raises UserError as `parse_hardware` and `evaluate_models`.
+
+    Example: ``plans_of_test(Workspace.of(), ["torchvision:resnet50"], test, "8xa100", None)[0].hours``
+    """
+    named, (dataset, split, indices) = parse_hardware(hardware), tested_samples(workspace, test)
+    with priced(price):
+        an_hour = price_an_hour()
+    found = []
+    for text in dict.fromkeys(expanded(workspace, references, allow_partial=test.allow_partial)):
+        member = load(workspace, parse(workspace, text))
+        check_models({text: member.classifier}, dataset)
+        protocol = protocol_of(test.protocol, member.views, scales=test.scales, average=test.average)
+        views = plan_chunks(dataset, split, protocol, indices).pixels / protocol.crop**2
+        of_a_view = complexity(member.classifier.network.to("meta"), protocol.crop).multiply_adds
+        rate = _PASSES_OF_A_STEP * _trained_a_second(named, "float32")
+        hours_in_all = views * of_a_view / rate / 3600
+        found.append(
+            TestPlan(
+                model=text,
+                network=member.network,
+                split=split,
+                protocol=protocol.id,
+                images=len(indices),
+                views=views / len(indices),
+                hardware=str(named),
+                hours=hours_in_all,
+                price=an_hour,
+                cost=None if an_hour is None else an_hour * hours_in_all,
+            )
+        )
+    return found

@@ -1,10 +1,13 @@
-"""What training would take elsewhere, on the command line."""
+"""What training and tests would take elsewhere, on the command line."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
+
+from resnet_pipeline.models import build_model
 
 
 def test_a_plan_starts_nothing_and_counts_hours_and_money(run, workspace, tmp_path):
@@ -34,3 +37,18 @@ def test_recipes_on_named_hardware_have_hours_and_a_price(run, tmp_path):
     assert status == 0 and "imagenet/resnet50" not in table
     (row,) = [row for row in rows if row["recipe"] == "imagenet-2k/resnet152"]
     assert f"{200 * row['hours']:,.2f}" in table
+
+
+def test_a_test_s_plan_starts_nothing_and_counts_hours_and_money(run, workspace, tmp_path):
+    torch.save(build_model("cifar-resnet8").state_dict(), tmp_path / "8.pth")
+    file, model = tmp_path / "plan.json", f"cifar-resnet8={tmp_path / '8.pth'}"
+    options = ("--dataset", "digits", "--protocol", "10-crop", "--json", str(file), "--hardware", "8xh100")
+    status, text, _ = run("evaluate", model, *options, "--price", "32")
+    found = json.loads(file.read_text())
+    (plan,) = found["models"]
+    assert status == 0 and f"{model}: 364 images of val, 10 views of each" in text
+    assert "at 32.00 an hour" in text and "Not measured here" in text and text.count("\n") == 1
+    assert plan["cost"] == pytest.approx(32 * plan["hours"]) and found["protocol"] == "10-crop"
+    assert not workspace.scores.exists()
+    status, _, error = run("evaluate", model, "--dataset", "digits", "--hardware", "8xtpu")
+    assert status == 2 and "must be a number and one of" in error and error.count("\n") == 1
