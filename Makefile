@@ -46,7 +46,7 @@ format: $(READY)  ## Format and mend what can be mended
 test: $(READY)  ## All tests but the minutes of `make soak`
 	$(PYTEST) $(APART) -m "not soak"
 
-soak: $(READY)  ## Training through lost drivers, workers and nodes; torchrun's every end; CIFAR-10; ResNet-50's trace
+soak: $(READY)  ## Training through lost drivers, workers, nodes and clusters; torchrun's every end; CIFAR-10; ResNet-50's trace
 	$(PYTEST) -m soak
 
 tree:  ## One line on each module, its own first one

@@ -18,6 +18,7 @@ import time
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import PurePath
+from typing import Any
 
 import httpx
 import numpy as np
@@ -39,10 +40,13 @@ from resnet_pipeline.services.deployments import deploy
 from resnet_pipeline.services.lost_runs import mark_lost_runs
 from resnet_pipeline.services.prefect_api import prefect_client
 from resnet_pipeline.training.checkpoint import checkpoint_steps, newest_checkpoint
-from resnet_pipeline.training.metrics_log import last_step
+from resnet_pipeline.training.metrics_log import ResumeEntry, TrainEntry, complete_lines, entries_of, last_step
 from resnet_pipeline.training.run_directory import RunDirectory
 from tests.flow_runs import Api, FlowRun
 from tests.images import jpeg
+from tests.integration.nodes import SETTINGS, nodes
+from tests.launching import launch
+from tests.metrics import losses
 from tests.unit.flows.test_deployments import DEPLOYMENTS
 from tests.workspaces import with_digits
 
@@ -241,18 +245,18 @@ def add_digits(folder, digits):
         with_digits(folder / "work", digits)
 
 
-def start_training(services, digits, launcher, steps, **changes):
+def start_training(services, digits, launcher, steps, variables=None, /, **changes):
     """Start a flow run that trains; return it, the run's directory, its processes, and the one that was started."""
     folder, environment, _ = services
     add_digits(folder, digits)
     runs = folder / "work" / "runs"
     before = set(runs.glob("*/config.json"))
     flow_run = Api(environment["PREFECT_API_URL"]).start(
-        "digits-train/resnet8", steps=steps, launcher=launcher, workers=1, registered=False, protocols=["center"],
-        overrides={**NEVER, "bn_images": 64, **changes},
+        "digits-train/resnet8", variables, steps=steps, launcher=launcher, workers=1, registered=False,
+        protocols=["center"], overrides={**NEVER, "bn_images": 64, **changes},
     )  # fmt: skip
     flow_run.until(lambda: any(last_step(one.with_name("metrics.jsonl")) >= 3 for one in runs.glob("*/config.json")
-                               if one not in before))  # fmt: skip
+                               if one not in before), 300)  # fmt: skip
     (config,) = set(runs.glob("*/config.json")) - before
     worker = json.loads((folder / "work" / "services" / "processes.json").read_text())["prefect-worker"]["pid"]
     (around,) = psutil.Process(worker).children()
@@ -478,6 +482,40 @@ def test_trainings_wait_for_the_first_and_the_earliest_start_is_next(services, d
     assert first.ended()[0] == "CANCELLED"
     assert [one.ended(300)[0] for one in waiting] == 3 * ["COMPLETED"]
     assert sorted(waiting, key=lambda one: one.started()) == [moved, ahead, second]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_a_training_flow_whose_ray_cluster_is_lost_goes_on_when_there_is_one_again(services, digits, tmp_path):
+    _, environment, _ = services
+    api = Api(environment["PREFECT_API_URL"])
+
+    def train_task() -> dict[str, Any]:
+        tasks = api.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run.id]}}})
+        (found,) = (one for one in tasks if one["name"].startswith("train"))
+        return found
+
+    with nodes(tmp_path, 0) as cluster:
+        variables = {**SETTINGS, "RAY_ADDRESS": cluster.address}
+        flow_run, run, _, _ = start_training(services, digits, "ray", 150, variables, seed=21, checkpoint_every=10)
+        flow_run.until(lambda: checkpoint_steps(run.checkpoints))
+        cluster.kill("head")  # and with it all of Ray's processes
+        flow_run.until(lambda: train_task()["state"]["name"] != "Running", 300)
+        assert train_task()["state"]["name"] == "AwaitingRetry", flow_run.log()
+        saved, reached = checkpoint_steps(run.checkpoints)[-1], last_step(run.metrics_file)
+        assert saved <= reached < 150, "the training was over before its cluster was lost"
+        cluster.start()
+        assert flow_run.ended(600)[0] == "COMPLETED", flow_run.log()
+    assert (train_task()["run_count"] > 1, api.ask(f"/flow_runs/{flow_run.id}")["run_count"]) == (True, 1)
+    lines = list(complete_lines(run.metrics_file))
+    assert [step for step, _ in entries_of(lines, ResumeEntry)] == [0, saved] and saved % 10 == 0
+    (resumed,) = (i for i, line in enumerate(lines) if isinstance(line.entry, ResumeEntry) and line.step)
+    assert [step for step, _ in entries_of(lines[resumed:], TrainEntry)] == list(range(saved + 1, 151))
+    undisturbed = RunDirectory.create(tmp_path / "undisturbed", run.config(), digits.facts)
+    (process,) = launch(undisturbed, digits, 1)
+    assert process.wait(300) == 0
+    assert run.result().weights_sha256 == undisturbed.result().weights_sha256
+    assert losses(run) == losses(undisturbed) and len(losses(run)) == 150
 
 
 @pytest.mark.soak
