@@ -35,6 +35,17 @@ _log = logging.getLogger(__name__)
 _SECONDS_TO_SAVE = 600  # gigabytes to a network drive; another Ctrl-C ends the wait
 _PROCESSES = ("prefect-server", "mlflow-server", "prefect-worker")  # in the order of their start
 
+_PACES = {
+    # how soon a run that is asked for starts: every 2 s would cost 1.4 % of a core, every 5 s 0.6 %
+    "PREFECT_WORKER_QUERY_SECONDS": "5",
+    # what one person on one machine does not notice; at Prefect's own 5 s to 20 s the rounds cost 0.5 % of a core
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "30",
+}
+"""Prefect's settings that trade promptness for processor time, which is the training's (benchmarks/overhead.py)."""
+
 
 @contextlib.contextmanager
 def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: bool) -> Iterator[str]:
@@ -130,7 +141,7 @@ def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:
         "PREFECT_HOME": str(workspace.prefect),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        **{name: os.environ.get(name, value) for name, value in _PACES.items()},
         "MLFLOW_TRACKING_URI": mlflow,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -187,6 +187,12 @@ def test_sigterm_to_the_whole_group_leaves_ray_to_its_driver(workspace, one_work
         while not any(last_step(path) >= 10 for path in workspace.runs.glob("*/metrics.jsonl")):
             assert driver.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
+        commands = [" ".join(child.cmdline()) for child in psutil.Process(driver.pid).children(recursive=True)]
+        actors = {command.split()[0] for command in commands if command.startswith("ray::")}
+        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+        expected = {"ray::TrainController.run", "ray::SynchronizationActor", "ray::RayTrainWorker"}
+        assert actors - agents == expected, "Ray has started more than this machine alone needs"
+        assert not any("log_monitor.py" in command for command in commands)
         os.killpg(driver.pid, signal.SIGTERM)
         output = driver.communicate(timeout=120)[0]
     assert driver.returncode == 130 and output.count("stopped and saved in") == 1, output

@@ -24,8 +24,12 @@ _SECONDS_IN_ALL = 16  # with the search for the name
 _SETTINGS = bytes(3) + b"\x04" + bytes(5)  # a frame of HTTP/2: no bytes, of type 4 (RFC 9113)
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 _LONGEST_SOCKET_PATH = 107
-_ON_THIS_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""Ray's settings of a cluster that is this machine alone, which nobody takes away: the watcher is one more process."""
+_ON_THIS_MACHINE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process, and nobody takes this machine away
+    "RAY_enable_metrics_collection": "0",  # for Prometheus: 1 % of a core, and without a dashboard nobody asks
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""Ray's settings of a cluster that is this machine alone."""
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
@@ -67,45 +71,54 @@ def ray_cluster() -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences its warning
     import ray
 
-    # join or start, unless an outer one has
-    own = not ray.is_initialized()
-    set_here: dict[str, str] = {}  # and unset at the end: the next cluster may be another one
-    if own:
-        address = surroundings().ray_address
-        # "local" explicitly: without it Ray attaches to whatever an old cluster left as the current address
-        options: dict[str, Any] = {
-            "address": address or "local",
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-        }
-        if address:
-            _check_answers(address)
-        else:
-            _check_socket_paths()
-            options |= {"num_cpus": max(2, cores()), "include_dashboard": False}
-            set_here = {name: value for name, value in _ON_THIS_MACHINE.items() if name not in os.environ}
+    own, address = not ray.is_initialized(), surroundings().ray_address  # an outer one may have joined or started it
+    with contextlib.nullcontext() if address or not own else _on_this_machine():
+        if own:
+            _join(address)
         try:
-            with _apart(), _handlers_kept():
-                _dashboards.append(ray.init(**options).dashboard_url or "")
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
-            if not address:
-                raise UserError(f"Ray can't be started on this machine: {reason}") from None
-            if reason.startswith("Version mismatch"):  # Ray says the versions in the lines that follow
-                versions = " ".join(str(error).removeprefix("Version mismatch:").split())
-                raise UserError(
-                    f"RAY_ADDRESS={without_secrets(address)} has other versions; install the same there and here. "
-                    f"{versions}"
-                ) from None
-            raise NoClusterError(f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}") from None
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
+        finally:
+            if own:
+                _dashboards.clear()
+                ray.shutdown()
+
+
+def _join(address: str | None) -> None:
+    """Join the cluster at an address, or start one on this machine."""
+    import ray
+
+    # "local" explicitly: without it Ray attaches to whatever an old cluster left as the current address
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        _check_answers(address)
+    else:
+        _check_socket_paths()
+        options |= {"num_cpus": max(2, cores()), "include_dashboard": False}
+    try:
+        with _apart(), _handlers_kept(), contextlib.nullcontext() if address else _without_log_monitor():
+            _dashboards.append(ray.init(**options).dashboard_url or "")
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
+        if not address:
+            raise UserError(f"Ray can't be started on this machine: {reason}") from None
+        if reason.startswith("Version mismatch"):  # Ray says the versions in the lines that follow
+            versions = " ".join(str(error).removeprefix("Version mismatch:").split())
+            raise UserError(
+                f"RAY_ADDRESS={without_secrets(address)} has other versions; install the same there and here. "
+                f"{versions}"
+            ) from None
+        raise NoClusterError(f"no Ray cluster at RAY_ADDRESS={without_secrets(address)}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _on_this_machine() -> Iterator[None]:
+    """Inside, Ray has the settings of a cluster that is this machine alone; the next cluster may be another one."""
+    set_here = {name: value for name, value in _ON_THIS_MACHINE.items() if name not in os.environ}
     os.environ.update(set_here)
     try:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
+        yield
     finally:
-        if own:
-            _dashboards.clear()
-            ray.shutdown()
         for name in set_here:
             os.environ.pop(name, None)
 
@@ -148,6 +161,22 @@ def _apart() -> Iterator[None]:
         yield
     finally:
         _starting.apart = False
+
+
+@contextlib.contextmanager
+def _without_log_monitor() -> Iterator[None]:
+    """Inside, Ray starts no log monitor: a process that looks ten times a second for lines to send to the driver.
+
+    The driver wants none (``log_to_driver=False``), and Ray has no setting for that process.
+    """
+    from ray._private.node import Node
+
+    before = Node.start_log_monitor
+    Node.start_log_monitor = lambda node: None
+    try:
+        yield
+    finally:
+        Node.start_log_monitor = before
 
 
 @contextlib.contextmanager

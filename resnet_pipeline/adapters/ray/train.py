@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
-from resnet_pipeline.adapters.ray.elastic import trainer_class
+from resnet_pipeline.adapters.ray.trainer import trainer_class
 from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UnavailableError, UserError
@@ -236,7 +236,7 @@ def _trainer(
     use_gpu = resources.gpus > 0
     seconds = collective_timeout().total_seconds()
     standing = Standing(folder=str(folder), root=str(root), threads=cpus, timeout=seconds)
-    return trainer_class(counts, elastic)(
+    return trainer_class(counts, elastic, alone=not surroundings().ray_address)(
         _work,
         train_loop_config=plain_record(standing),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(seconds)),

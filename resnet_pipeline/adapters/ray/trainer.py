@@ -1,0 +1,99 @@
+"""Ray Train's trainer, with what this project needs of it: elastic runs, and no process that has nothing to do."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from resnet_pipeline.training.checkpoint import checkpoint_steps
+from resnet_pipeline.training.run_directory import RunDirectory
+
+_SECONDS_FOR_SAVING = 300.0
+
+
+def trainer_class(counts: tuple[int, ...], run: RunDirectory | None, *, alone: bool) -> Any:
+    """Return TorchTrainer; with a run, which may have any of ``counts``, one that starts and resizes to these only.
+
+    Ray's own starts an actor for datasets of Ray's, of which we have none. If the cluster is this machine ``alone`` and
+    ends with the driver, two more have nothing to do: one asks an autoscaler for nodes, the other frees what a lost
+    controller held. Each costs seconds of a processor to start, and 0.8 % of one from then on.
+
+    Example: ``trainer_class((2,), None, alone=True)(loop, scaling_config=ScalingConfig(num_workers=2)).fit()``
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    idle = (DatasetsCallback, PlacementGroupCleanerCallback) if alone else (DatasetsCallback,)
+    policy = _policy_of(counts, run) if run is not None else _fixed_policy() if alone else None
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
+
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            own = {} if policy is None else {"scaling_policy": policy(self.scaling_config)}
+            return super()._initialize_and_run_controller(**{**arguments, **own})
+
+    return Trainer
+
+
+def _fixed_policy() -> Any:
+    """Return the policy of one number of workers, without Ray's: it asks no autoscaler for them."""
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    class NoAutoscaler(FixedScalingPolicy):  # type: ignore[misc]
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    return NoAutoscaler
+
+
+def _policy_of(counts: tuple[int, ...], run: RunDirectory) -> Any:
+    """Return the policy of a run that may have any of ``counts`` workers.
+
+    Ray's elastic policy takes any number in its range, also one that can't share the batch. And it ends the workers of
+    a run that grows in the middle of what they do; here they are asked to save first.
+    """
+    checkpoints, save_request = run.checkpoints, run.save_request
+    from ray.train.v2._internal.execution.scaling_policy import (
+        ElasticScalingPolicy,
+        NoopDecision,
+        ResizeDecision,
+        ScalingDecision,
+    )
+
+    class TheseCounts(ElasticScalingPolicy):  # type: ignore[misc]
+        def __init__(self, scaling_config: Any) -> None:
+            super().__init__(scaling_config)
+            self._wanted: tuple[ScalingDecision, list[int], float] | None = None
+
+        # of the workers that there is room for, as many as the batch divides by
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            possible = super()._count_possible_workers(reserved_resources)
+            return max((count for count in counts if count <= possible), default=0)
+
+        def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+            self._wanted = None
+            return super().make_decision_for_non_running_worker_group()
+
+        def make_decision_for_running_worker_group(self, **state: Any) -> ScalingDecision:
+            # first ask the workers to save, then wait for their checkpoint, then resize
+            if self._wanted is None:
+                decision = super().make_decision_for_running_worker_group(**state)
+                if not isinstance(decision, ResizeDecision):
+                    return decision
+                self._wanted = decision, checkpoint_steps(checkpoints)[-1:], time.monotonic()
+                save_request.touch()
+                return NoopDecision()
+            decision, newest, since = self._wanted
+            saved = checkpoint_steps(checkpoints)[-1:] != newest
+            if not saved and time.monotonic() - since < _SECONDS_FOR_SAVING:
+                return NoopDecision()
+            self._wanted = None
+            return decision
+
+    return TheseCounts
