@@ -1,11 +1,15 @@
 """What Prefect, Ray and tracking add to training: processor time beside the worker's, and seconds to the first step.
 
-Run: python benchmarks/overhead.py [--seconds 120]
+Run: python benchmarks/overhead.py [--seconds 120] [--clock ROUNDS]
 
 It does what a user does: `resnet-pipeline up`, then a deployment of a training on the built-in digits, with one worker.
 The kernel's count of every process's processor time (/proc) is read twice while it trains. That is time of a
 processor, not of a clock, so other work on the machine does not change it much. The aim: at most 3 % of an hour, its
 start included.
+
+``--clock`` compares paces by the clock instead, on a machine that does nothing else: in each round a training in one
+process while Prefect's and MLflow's servers are stopped (SIGSTOP), and the deployment's with them and Ray, once with
+small steps (64 images) and once with large ones (1,024).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -76,6 +81,7 @@ def main() -> None:
     """Read the command line, run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120, help="how long the processes are sampled")
+    parser.add_argument("--clock", type=int, metavar="ROUNDS", help="compare by the clock, in so many rounds")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,17 +94,64 @@ def main() -> None:
         )
         up = subprocess.Popen([PROGRAM, "up", *ports], cwd=folder, env=own, stdout=subprocess.PIPE, text=True)
         try:
-            print_shares(folder, up, env, settings.seconds)
+            assert up.stdout
+            while "deployments" not in up.stdout.readline():  # `up` prints when all answer
+                assert up.poll() is None, "`up` has ended"
+            if settings.clock:
+                print_paces(folder, up, env, settings.clock)
+            else:
+                print_shares(folder, up, env, settings.seconds)
         finally:
             up.terminate()
             up.wait(120)
 
 
+SIZES = {64: 500, 1024: 40}
+"""Images of a step, and how many steps are timed."""
+
+
+def print_paces(folder: Path, up: subprocess.Popen[str], env: dict[str, str], rounds: int) -> None:
+    """Train by both ways in turns; print each way's images/s and the ratio, with the smallest and largest."""
+    servers = psutil.Process(up.pid).children(recursive=True)
+    for batch, steps in SIZES.items():
+        pairs = []
+        for seed in range(rounds):
+            sizes = {"batch": batch, "micro_batch": batch, "log_every": steps // 10, "eval_every": STEPS}
+            changes = {**sizes, "bn_images": 64, "checkpoint_every": STEPS}
+            for server in servers:
+                server.suspend()
+            fields = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+            options = ["--dataset", "digits", "--launcher", "local", "--no-register", "--steps", str(steps)]
+            command = [PROGRAM, "train", "digits/resnet20", *options, "--seed", str(2 * seed), *fields]
+            alone = pace(folder, env, command, batch)
+            for server in servers:
+                server.resume()
+            parameters = {"steps": steps, "workers": 1, "seed": 2 * seed + 1, "overrides": changes, "registered": False}
+            watched = ["digits-train/resnet20", "--params", json.dumps(parameters), "--watch"]
+            whole = pace(folder, env, [PREFECT, "deployment", "run", *watched], batch)
+            pairs.append((alone, whole))
+            print(
+                f"  {batch} images a step: alone {alone:.0f}, with Prefect, Ray, MLflow {whole:.0f} images/s",
+                flush=True,
+            )
+        ratios = sorted(whole / alone for alone, whole in pairs)
+        print(
+            f"{batch} images a step: {statistics.median(ratios):.3f} of the pace of one process alone "
+            f"({ratios[0]:.3f} to {ratios[-1]:.3f}, {rounds} rounds)"
+        )
+
+
+def pace(folder: Path, env: dict[str, str], command: list[str | Path], batch: int) -> float:
+    """Run a training; return its images/s between its second log point, when all is warm, and its last."""
+    before = set(folder.glob("work/runs/*"))
+    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+    (run,) = set(folder.glob("work/runs/*")) - before
+    points = [line for line in read_metrics(run / "metrics.jsonl") if isinstance(line.entry, TrainEntry)][1:]
+    return batch * (points[-1].step - points[0].step) / (points[-1].time - points[0].time)
+
+
 def print_shares(folder: Path, up: subprocess.Popen[str], env: dict[str, str], seconds: float) -> None:
     """Start the training, wait for its steps, sample, and print what each kind of process took."""
-    assert up.stdout
-    while "deployments" not in up.stdout.readline():  # `up` prints when all answer
-        assert up.poll() is None, "`up` has ended"
     parameters = {
         "steps": STEPS,
         "workers": 1,
