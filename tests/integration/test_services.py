@@ -491,17 +491,17 @@ def test_a_training_flow_whose_ray_cluster_is_lost_goes_on_when_there_is_one_aga
     api = Api(environment["PREFECT_API_URL"])
 
     def train_task() -> dict[str, Any]:
+        # the server learns of tasks by events, of a task's state perhaps later than of the task
         tasks = api.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run.id]}}})
-        (found,) = (one for one in tasks if one["name"].startswith("train"))
-        return found
+        return next((one for one in tasks if one["name"].startswith("train")), {"state_name": None})
 
     with nodes(tmp_path, 0) as cluster:
         variables = {**SETTINGS, "RAY_ADDRESS": cluster.address}
         flow_run, run, _, _ = start_training(services, digits, "ray", 150, variables, seed=21, checkpoint_every=10)
         flow_run.until(lambda: checkpoint_steps(run.checkpoints))
         cluster.kill("head")  # and with it all of Ray's processes
-        flow_run.until(lambda: train_task()["state"]["name"] != "Running", 300)
-        assert train_task()["state"]["name"] == "AwaitingRetry", flow_run.log()
+        flow_run.until(lambda: train_task()["state_name"] in ("AwaitingRetry", "Failed"), 300)
+        assert train_task()["state_name"] == "AwaitingRetry", flow_run.log()
         saved, reached = checkpoint_steps(run.checkpoints)[-1], last_step(run.metrics_file)
         assert saved <= reached < 150, "the training was over before its cluster was lost"
         cluster.start()
