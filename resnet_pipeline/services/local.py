@@ -36,7 +36,7 @@ _SECONDS_TO_SAVE = 600  # gigabytes to a network drive; another Ctrl-C ends the 
 _PROCESSES = ("prefect-server", "mlflow-server", "prefect-worker")  # in the order of their start
 
 _PACES = {
-    # how soon a run that is asked for starts: every 2 s would cost 1.4 % of a core, every 5 s 0.6 %
+    # how soon a run that is asked for starts: every 2 s would cost 1.6 % of a core, every 5 s 0.6 %
     "PREFECT_WORKER_QUERY_SECONDS": "5",
     # what one person on one machine does not notice; at Prefect's own 5 s to 20 s the rounds cost 0.5 % of a core
     "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "30",
