@@ -133,6 +133,7 @@ def down(workspace: Workspace) -> None:
 
 def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:
     return {
+        **_PACES,
         **os.environ,
         **for_children(),
         ROOT_VARIABLE: str(workspace.root),
@@ -141,7 +142,6 @@ def _environment(workspace: Workspace, api: str, mlflow: str) -> dict[str, str]:
         "PREFECT_HOME": str(workspace.prefect),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        **{name: os.environ.get(name, value) for name, value in _PACES.items()},
         "MLFLOW_TRACKING_URI": mlflow,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
