@@ -118,14 +118,16 @@ def print_paces(folder: Path, up: subprocess.Popen[str], env: dict[str, str], ro
         for seed in range(rounds):
             sizes = {"batch": batch, "micro_batch": batch, "log_every": steps // 10, "eval_every": STEPS}
             changes = {**sizes, "bn_images": 64, "checkpoint_every": STEPS}
-            for server in servers:
-                server.suspend()
             fields = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
             options = ["--dataset", "digits", "--launcher", "local", "--no-register", "--steps", str(steps)]
             command = [PROGRAM, "train", "digits/resnet20", *options, "--seed", str(2 * seed), *fields]
-            alone = pace(folder, env, command, batch)
             for server in servers:
-                server.resume()
+                server.suspend()
+            try:
+                alone = pace(folder, env, command, batch)
+            finally:  # a stopped server could not be ended
+                for server in servers:
+                    server.resume()
             parameters = {"steps": steps, "workers": 1, "seed": 2 * seed + 1, "overrides": changes, "registered": False}
             watched = ["digits-train/resnet20", "--params", json.dumps(parameters), "--watch"]
             whole = pace(folder, env, [PREFECT, "deployment", "run", *watched], batch)

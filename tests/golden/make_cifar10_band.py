@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.golden.make_traces import reason_of, this_machine
+
 FILE = Path(__file__).with_name("cifar10_band.json")
 ARCHIVE = "RESNET_PIPELINE_CIFAR10"
 COMMAND = f'{ARCHIVE}=ARCHIVE python -m tests.golden.make_cifar10_band --reason "..."'
@@ -42,7 +44,7 @@ def figures(dataset: Any, folder: Path, seed: int) -> dict[str, float]:
     train(run, dataset, LocalContext())
     *_, (step, last) = entries_of(read_metrics(run.metrics_file), TrainEntry)
     result = run.result()
-    assert step == config.steps and result is not None
+    assert step == config.steps and result is not None and result.validation["images"] == 10_000
     return {
         "loss": last.figures["loss"],
         "error": last.figures["error"],
@@ -67,14 +69,10 @@ def band(values: Sequence[float], coverage: float = COVERAGE) -> tuple[float, fl
 def main() -> None:
     """Train the seeds and write the file in place of the one that was there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reason", required=True, help="why the numbers change; it is kept beside them")
-    reason = parser.parse_args().reason.strip()
-    if not reason:
-        parser.error("--reason must say why the numbers change")
+    reason = reason_of(parser)
     if not os.environ.get(ARCHIVE):
         parser.error(f"{ARCHIVE} must name the archive of images")
     from resnet_pipeline.staging.stage import stage
-    from tests.golden.make_traces import this_machine
 
     with tempfile.TemporaryDirectory() as name:
         dataset = stage(Path(os.environ[ARCHIVE]), Path(name) / "cifar10", name="cifar10", workers=1)

@@ -141,13 +141,19 @@ def in_a_process(name: str, settings: dict[str, str], precision: str = "float32"
     return found
 
 
+def reason_of(parser: argparse.ArgumentParser) -> str:
+    """Read the command line, which has ``--reason`` alone; return why the numbers change."""
+    parser.add_argument("--reason", required=True, help="why the numbers change; it is kept beside them")
+    reason: str = parser.parse_args().reason.strip()
+    if not reason:
+        parser.error("--reason must say why the numbers change")
+    return reason
+
+
 def main() -> None:
     """Write the traces of this machine's kinds in place of all that were there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reason", required=True, help="why the numbers change; it is kept beside them")
-    reason = parser.parse_args().reason.strip()
-    if not reason:
-        parser.error("--reason must say why the numbers change")
+    reason = reason_of(parser)
     missing = {t.images for t in TRACES.values() if t.images and not os.environ.get(t.images)}
     if missing:
         parser.error(f"{', '.join(sorted(missing))} must name the archive of images")

@@ -25,7 +25,11 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory | None, *, alone: b
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     idle = (DatasetsCallback, PlacementGroupCleanerCallback) if alone else (DatasetsCallback,)
-    policy = _policy_of(counts, run) if run is not None else _fixed_policy() if alone else None
+    policy = None  # Ray's own
+    if run is not None:
+        policy = _policy_of(counts, run)
+    elif alone:
+        policy = _fixed_policy()
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
