@@ -21,6 +21,9 @@ from resnet_pipeline.report.model_card import MeasuredErrors
 THUMBNAIL = 144
 """A thumbnail's longest side in pixels; smaller images stay as they are."""
 
+_SMALL = 64
+"""An image of so many pixels in width or fewer is shown in whole pixels, not blurred."""
+
 
 @dataclass(frozen=True)
 class ClassName:
@@ -49,12 +52,20 @@ class Guess:
     right: bool
 
 
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image made small, as a data URI of a JPEG; ``small`` if it is shown in whole pixels, not blurred."""
+
+    uri: str
+    small: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """An image that was taken for another class: its key, a thumbnail as a data URI, its label, the best guesses."""
+    """An image that was taken for another class: its key, a thumbnail, its label, the best guesses."""
 
     key: str
-    thumbnail: str
+    thumbnail: Thumbnail
     label: ClassName
     label_probability: float
     guesses: list[Guess]
@@ -68,7 +79,7 @@ class Pair:
     predicted: ClassName
     count: int
     images: int
-    thumbnails: list[tuple[str, str]]
+    thumbnails: list[tuple[str, Thumbnail]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +134,13 @@ def write_explorer(data: ExplorerData, path: Path) -> Path:
     return path
 
 
-def thumbnail(encoded: bytes) -> str:
-    """Return an encoded image made small, as a data URI of a JPEG."""
+def thumbnail(encoded: bytes) -> Thumbnail:
+    """Return an encoded image made small."""
     with open_image(encoded) as opened:
         opened.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # a JPEG is decoded at a fraction of its size
         image = opened.convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Thumbnail(uri, small=image.width <= _SMALL)

@@ -102,6 +102,17 @@ def test_the_error_explorer_is_drawn_fits_sorts_and_runs_no_class_s_name(browser
     assert int(first) == max(row.images for row in data.classes)
 
 
+def test_the_error_explorer_is_drawn_at_once_not_by_its_script(browser, tmp_path, digits):
+    # what a script changes after the page is loaded may or may not be on a print
+    data = explorer_data(digits, scores_of(digits), title="Errors", models=["a"], mistakes=6)
+    page = write_explorer(data, tmp_path / "errors.html")
+    bare = tmp_path / "bare.html"
+    bare.write_text(re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL))
+    for file in page, bare:
+        browser("--window-size=1200,2600", f"--screenshot={file.with_suffix('.png')}", file.as_uri())
+    assert (picture(page.with_suffix(".png")) == picture(bare.with_suffix(".png"))).all()
+
+
 @pytest.mark.parametrize("page", ["report", "explorer", "reproduction"])
 def test_a_page_is_dark_on_a_dark_screen_and_light_on_paper(browser, tmp_path, digits, page):
     file = tmp_path / "page.html"

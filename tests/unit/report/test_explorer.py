@@ -66,7 +66,7 @@ def test_the_worst_mistakes_come_first_with_their_own_images(digits):
     worst = np.argsort(-margin)[:5]
     assert [m.key for m in data.mistakes] == [scores.keys[i] for i in worst]
     for mistake, row in zip(data.mistakes, worst, strict=True):
-        shown = Image.open(io.BytesIO(base64.b64decode(mistake.thumbnail.split(",")[1]))).convert("L")
+        shown = Image.open(io.BytesIO(base64.b64decode(mistake.thumbnail.uri.split(",")[1]))).convert("L")
         original = Image.open(io.BytesIO(digits.splits["val"].encoded(int(row)).tobytes())).convert("L")
         assert shown.size == original.size
         assert np.abs(np.asarray(shown, dtype=int) - np.asarray(original)).mean() < 6  # JPEG twice
@@ -112,6 +112,7 @@ def test_a_network_without_mistakes_has_a_page_too(digits, tmp_path):
 
 def test_thumbnails_are_small(tmp_path):
     large = thumbnail(jpeg(1200, 900, mode="CMYK"))
-    with Image.open(io.BytesIO(base64.b64decode(large.split(",")[1]))) as image:
+    with Image.open(io.BytesIO(base64.b64decode(large.uri.split(",")[1]))) as image:
         assert image.size == (108, 144) and image.mode == "RGB"
-    assert len(large) < 12_000
+    assert len(large.uri) < 12_000
+    assert not large.small and thumbnail(jpeg(32, 32)).small
