@@ -210,6 +210,59 @@ def test_every_ray_node_of_compose_has_the_token_and_shared_memory() -> None:
         assert "shm_size" in service and "root:/data" in service["volumes"], name
 
 
+# --- mounts ---
+
+
+def started(command: list[str]) -> str:
+    """Return what reads files in a container: `flows`, a Ray `node` that computes, or something else."""
+    if command[:1] == ["/opt/infra/prefect-worker.sh"]:
+        return "flows"
+    return "node" if command[:2] == ["ray", "start"] and "--num-cpus=0" not in command else "other"
+
+
+def mounts() -> Iterator[tuple[str, str, dict[str, tuple[str, bool]], dict[str, str]]]:
+    """Yield layout, what is started, its mounts (path: what is there, whether it can be written), its settings."""
+    for name, service in SERVICES.items():
+        found = {}
+        for mount in service.get("volumes", []):
+            source, path, *mode = re.sub(r"\$\{[^}]*\}", "./variable", mount).split(":")
+            found[path] = (source, mode != ["ro"])
+        yield f"compose {name}", started(service.get("command", [])), found, service.get("environment", {})
+    for name, template in PODS.items():
+        volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
+        for container in template["spec"]["containers"]:
+            found = {
+                mount["mountPath"]: (
+                    volumes[mount["name"]].get("persistentVolumeClaim", {}).get("claimName", mount["name"]),
+                    not mount.get("readOnly", False),
+                )
+                for mount in container.get("volumeMounts", [])
+            }
+            # KubeRay writes the command of a Ray node
+            kind = "node" if name.startswith("ray-") and name != "ray-head" else started(container.get("args", []))
+            settings = {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
+            yield f"kubernetes {name}", kind, found, settings
+
+
+def test_every_path_that_is_read_is_mounted_where_it_is_read() -> None:
+    """A flow lists a source and Ray's nodes pack it; runs and datasets are read and written by both."""
+    seen: dict[str, set[str]] = {}
+    for name, kind, found, settings in mounts():
+        layout = name.split()[0]
+        if kind != "other":
+            seen.setdefault(layout, set()).add(kind)
+            assert found.get("/sources", ("", True))[1] is False, f"{name} does not mount /sources, read-only"
+        for variable, value in settings.items():
+            if re.fullmatch(r"(/[\w.-]+)+", str(value)) and variable != "PGDATA":
+                assert value in found and found[value][1], f"{name}: {variable}={value} is not mounted"
+    assert seen == {"compose": {"flows", "node"}, "kubernetes": {"flows", "node"}}
+    for path in ("/sources", "/data"):
+        for layout in seen:
+            places = {found[path][0] for name, kind, found, _ in mounts() if name.startswith(layout) and path in found
+                      and kind != "other"}  # fmt: skip
+            assert len(places) <= 1, f"{layout} mounts {places} at {path}"
+
+
 # --- the image ---
 
 

@@ -80,6 +80,10 @@ class Nodes:
                         found.append((name, child))
         return sorted(found, key=lambda worker: worker[0] == "head")
 
+    def names(self) -> list[str]:
+        """Return the nodes but the head."""
+        return [name for name in self._processes if name != "head"]
+
     def kill(self, name: str) -> None:
         """End a node as a power cut does: its raylet, and all that it started, by SIGKILL."""
         self._end(name)
@@ -104,6 +108,16 @@ class Nodes:
     def cut_off(self, name: str) -> None:
         """Pull the node's cable; its processes live on."""
         _ip("link", "set", name, "down")
+
+    @contextlib.contextmanager
+    def without(self, name: str, folder: Path) -> Iterator[None]:
+        """Inside, the node sees an empty folder: as in a container that does not mount it."""
+        inside = ["nsenter", f"--target={self._processes[name].pid}", "--mount"]
+        subprocess.run([*inside, "mount", "-t", "tmpfs", "none", folder], check=True, capture_output=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*inside, "umount", folder], check=True, capture_output=True)
 
     def close(self) -> None:
         """End all processes that were started here and remove the networks."""

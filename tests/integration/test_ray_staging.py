@@ -20,6 +20,26 @@ def test_doctor_joins_the_cluster_and_compares_versions(cluster, tmp_path):
     assert found.ok and "answers: 2 node(s), 2 CPUs, 0 GPUs" in found.state, found
 
 
+def test_a_node_that_does_not_mount_the_source_is_named(tmp_path, cluster):
+    if not cluster.namespaces:
+        pytest.skip("nodes with mounts of their own need the right to make namespaces")
+    source = tmp_path / "photos"
+    for split in ("train", "val"):
+        for i in range(12):
+            path = source / split / "cat" / f"{i:02d}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(200, 300, seed=i))
+    (node,) = cluster.names()
+    workspace = Workspace(tmp_path / "work")
+    with (
+        cluster.without(node, source),
+        pytest.raises(UserError, match=rf"Ray's node \S+ does not see {source}; mount it there"),
+    ):
+        stage_dataset(workspace, str(source), "x", options=Options(shard_bytes=60_000))
+    staged = stage_dataset(workspace, str(source), "x", options=Options(shard_bytes=60_000))
+    assert staged.manifest.account()["packed"] == 24
+
+
 def test_a_cluster_makes_the_same_dataset_and_says_what_is_wrong(tmp_path, cluster, monkeypatch):
     rng = np.random.default_rng(3)
     source = tmp_path / "photos"

@@ -56,10 +56,16 @@ class RayTasks:
 def _work(task: Task) -> Outcome | UserError:
     """Run on any node; a user's error is returned, since Ray would wrap what is raised into its traceback."""
     try:
+        node = f"Ray's node {socket.gethostname()} does not see"
         if task.destination.stat(IDENTITY) is None:
             raise UserError(
-                f"Ray's node {socket.gethostname()} does not see {task.destination.url}; put the datasets on a volume "
+                f"{node} {task.destination.url}; put the datasets on a volume "
                 "that all nodes share or in a bucket (RESNET_PIPELINE_DATA), or unset RAY_ADDRESS"
+            )
+        if task.source.stat(task.shard.entries[0].member.file) is None:
+            raise UserError(
+                f"{node} {task.source.url}; mount it there at the same path, name a source in a bucket, "
+                "or unset RAY_ADDRESS"
             )
         return pack_shard(task)
     except UserError as error:
