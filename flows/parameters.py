@@ -138,6 +138,23 @@ Seed = Annotated[
     int | None,
     Parameter(help="Decides initial weights, sample order and augmentation. Default: the recipe's.", least=0),
 ]
+InitialReference = Annotated[
+    str | None,
+    Parameter(
+        help="Begin with the weights of this network, not with random ones: a run directory, a registered NAME or "
+        "NAME@ALIAS, models:/…, runs:/ID, NETWORK=WEIGHTS-FILE, torchvision:NAME or timm:NAME. If its classes are "
+        "others than the dataset's, its classifier is replaced.",
+        metavar="MODEL",
+    ),
+]
+Deepen = Annotated[
+    bool,
+    Parameter(
+        help="Add the layers that the network of --initial-weights has not, as identity mappings: the errors are at "
+        "first those of the shallower one (the paper, section 1).",
+        flags=("--deepen",),
+    ),
+]
 Overrides = Annotated[
     dict[str, Any] | None,
     Parameter(

@@ -16,7 +16,9 @@ from flows.evaluate import SECONDS_TO_REGISTER, score
 from flows.gpus import reserved
 from flows.parameters import (
     DatasetName,
+    Deepen,
     Images,
+    InitialReference,
     Launcher,
     MaxFailures,
     Mirror,
@@ -39,7 +41,9 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.evaluation.ensemble import Measured
 from resnet_pipeline.evaluation.protocols import TestSpec
+from resnet_pipeline.jobs.crew import found_by_all
 from resnet_pipeline.jobs.evaluate import Evaluation
+from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
 from resnet_pipeline.jobs.register import Registration, check_network_name, register_run
 from resnet_pipeline.jobs.report import curves_of, report_on_training
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, run_of, train_run
@@ -96,6 +100,8 @@ def imagenet_train(
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
+    initial_weights: InitialReference = None,
+    deepen: Deepen = False,
     overrides: Overrides = None,
     registered: Registered = True,
     registered_as: RegisteredAs = None,
@@ -117,7 +123,8 @@ def imagenet_train(
     tests = [
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
-    return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
+    initial = InitialWeights.of(initial_weights, deepened=deepen)
+    return _train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
 
 
 @flow(name="cifar10-train", flow_run_name=_named)
@@ -133,6 +140,8 @@ def cifar10_train(
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
+    initial_weights: InitialReference = None,
+    deepen: Deepen = False,
     overrides: Overrides = None,
     registered: Registered = True,
     registered_as: RegisteredAs = None,
@@ -154,7 +163,8 @@ def cifar10_train(
     tests = [
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
-    return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
+    initial = InitialWeights.of(initial_weights, deepened=deepen)
+    return _train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
 
 
 @flow(name="digits-train", flow_run_name=_named)
@@ -169,6 +179,8 @@ def digits_train(
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
+    initial_weights: InitialReference = None,
+    deepen: Deepen = False,
     overrides: Overrides = None,
     registered: Registered = True,
     registered_as: RegisteredAs = None,
@@ -187,13 +199,18 @@ def digits_train(
     tests = [
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
-    return _train_test_register(config, dataset, launch, tests, registered=registered, name=registered_as)
+    initial = InitialWeights.of(initial_weights, deepened=deepen)
+    return _train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
 
 
 @phase("train", "train · {config.recipe} · {dataset} · seed {config.seed}")
-def train(config: RunConfig, dataset: str, launch: Launch, links: Links) -> TrainedRun | None:
+def train(
+    config: RunConfig, dataset: str, launch: Launch, links: Links, initial: InitialWeights | None
+) -> TrainedRun | None:
     """Train, from the newest checkpoint if there is one; show where to look as soon as there is something."""
     workspace = Workspace.of()
+    with found_by_all(launch.launcher):
+        config, network = begun_with(workspace, config, dataset, initial)
     run = run_of(workspace, config, open_dataset(workspace, dataset))
     shown: list[dict[str, str | None]] = []
 
@@ -205,7 +222,7 @@ def train(config: RunConfig, dataset: str, launch: Launch, links: Links) -> Trai
                 links.show(places)
 
     with repeated(show, every=_SECONDS_BETWEEN_LOOKS):
-        return train_run(workspace, config, dataset, launch)
+        return train_run(workspace, config, dataset, launch, network)
 
 
 @phase("register", "register · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
@@ -227,14 +244,21 @@ def report(trained: TrainedRun, tests: list[TestSpec], evaluations: list[Evaluat
 
 
 def _train_test_register(
-    config: RunConfig, dataset: str, launch: Launch, tests: list[TestSpec], *, registered: bool, name: str | None
+    config: RunConfig,
+    dataset: str,
+    launch: Launch,
+    tests: list[TestSpec],
+    initial: InitialWeights | None,
+    *,
+    registered: bool,
+    name: str | None,
 ) -> JsonObject:
     """Return what the finished run came to; nothing in the processes that torchrun started to help rank 0."""
     check_network_name(name, registered=registered)
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
     links = Links(config.recipe)
     with reserved(config, launch):
-        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links))
+        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial))
         if trained is None:
             return {}
         evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]

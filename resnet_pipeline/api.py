@@ -30,6 +30,7 @@ from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.predictor import Image, Predictions, Predictor, checked
 from resnet_pipeline.evaluation.trained_model import Member
+from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
 from resnet_pipeline.jobs.predict import named_members
 from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
 from resnet_pipeline.models import Classifier
@@ -78,20 +79,28 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     workers: int | str | None = None,
+    initial_weights: str | Path | None = None,
+    deepen: bool = False,
     root: Path | str | None = None,
 ) -> TrainedRun:
     """Train a recipe on a staged dataset, as ``resnet-pipeline train --no-register`` does, and return the finished run.
 
     ``recipe`` is one that ``resnet-pipeline recipes`` lists, ``overrides`` are fields to change, by dotted name.
-    ``workers`` None trains in this process; a number, or a range such as ``"1-4"``, on Ray. ``root`` as for
-    ``load_model``. Called again with the same arguments, it resumes what was interrupted, and finds what is finished.
+    ``workers`` None trains in this process; a number, or a range such as ``"1-4"``, on Ray. Training begins
+    with ``initial_weights``, a reference as for ``load_model``; ``deepen`` adds the layers that their network has not,
+    as identity mappings. ``root`` as for ``load_model``. Called again with the same arguments, it resumes what was
+    interrupted, and finds what is finished.
     `load_model` takes ``train(…).run.path``. Raises UserError for what is not known or not valid, and if training can't
     go on; StoppedError after Ctrl-C, when the state is saved.
 
     Example: ``train("digits/resnet8", "digits", {"steps": 60, "optim.lr": 0.05}).result.validation["top1"]``
     """
     launch = Launch(launcher="local") if workers is None else Launch(workers=workers)
-    trained = train_run(Workspace.of(root), run_config(recipe, overrides), dataset, launch)
+    workspace, config = Workspace.of(root), run_config(recipe, overrides)
+    reference = None if initial_weights is None else str(initial_weights)
+    initial = InitialWeights.of(reference, deepened=deepen)
+    config, network = begun_with(workspace, config, dataset, initial)
+    trained = train_run(workspace, config, dataset, launch, network)
     assert trained is not None, "only torchrun starts processes that help another one"
     return trained
 

@@ -46,6 +46,9 @@ class ModelConfig:
     Table 3). Unset: A up to 34 layers and on CIFAR-10, B from 50 layers on."""
     stride: Literal["v1", "v1.5"] = "v1"
     """Which convolution of a bottleneck has stride 2: v1 its first, 1×1 (the paper), v1.5 its 3×3 (torchvision)."""
+    pooling: Literal["pytorch", "caffe"] | None = field(default=None, metadata=OMIT_NONE)
+    """How ImageNet's networks pad their max-pooling: pytorch by one on each side, caffe nothing, as the authors'
+    released networks. Unset: pytorch."""
     mean: Literal["image", "channel"] = "image"
     """What the first module subtracts: the training images' mean image (the paper, section 3.4) or mean colour."""
     checkpointing: int = 0
@@ -54,6 +57,11 @@ class ModelConfig:
     last_gamma: float | None = field(default=None, metadata=OMIT_NONE)
     """Scale at the start of each residual block's last batch norm: 0 makes every block an identity at first (Goyal et
     al., 2017, section 5.1). Unset: 1, as the paper's networks have it."""
+    initial_weights: str | None = field(default=None, metadata=OMIT_NONE)
+    """SHA-256 of the weights that training begins with, as `train --initial-weights` sets it; its preprocessing comes
+    with them. Unset: random weights (He et al., 2015, "Delving Deep into Rectifiers")."""
+    initial_head: Literal["kept", "fresh"] | None = field(default=None, metadata=OMIT_NONE)
+    """Of initial_weights: whether training begins with their classifier too, or with a random one."""
 
     def __post_init__(self) -> None:
         _check(
@@ -61,6 +69,15 @@ class ModelConfig:
             f"model.last_gamma is for residual networks: without shortcuts {self.name} would learn nothing from 0",
         )
         _check(self.checkpointing >= 0, f"model.checkpointing must be at least 0, not {self.checkpointing}")
+        _check(
+            self.initial_weights is None or re.fullmatch(r"[0-9a-f]{64}", self.initial_weights) is not None,
+            f"model.initial_weights must be a SHA-256, 64 digits, not {self.initial_weights!r}; --initial-weights "
+            "takes the name of a network",
+        )
+        _check(
+            (self.initial_weights is None) == (self.initial_head is None),
+            "model.initial_weights and model.initial_head go together: set both or neither",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,10 @@ import typer
 from flows.parameters import (
     CheckMd5,
     DatasetName,
+    Deepen,
     DemoWorkers,
     Holdout,
+    InitialReference,
     Launcher,
     MaxFailures,
     MaxRefused,
@@ -238,6 +240,8 @@ def train(
     max_failures: MaxFailures = 3,
     mirror: Mirror = None,
     seed: Seed = None,
+    initial_weights: InitialReference = None,
+    deepen: Deepen = False,
     overrides: Overrides = None,
     registered: Registered = True,
     registered_as: RegisteredAs = None,
@@ -252,12 +256,14 @@ def train(
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from resnet_pipeline.jobs.crew import found_by_all
     from resnet_pipeline.jobs.hardware import plan_of
+    from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
     from resnet_pipeline.jobs.register import check_network_name, register_run
     from resnet_pipeline.jobs.train import Launch, run_config, train_run
 
     with found_by_all(launcher):
         config = run_config(recipe, overrides, steps=steps, seed=seed)
         check_network_name(registered_as, registered=registered)
+        initial = InitialWeights.of(initial_weights, deepened=deepen)
     workspace = Workspace.of(root)
     if hardware is not None:
         plan = plan_of(workspace, config, dataset, hardware, price)
@@ -268,7 +274,9 @@ def train(
         launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price,
         validate_aside=validate_aside,
     )  # fmt: skip
-    trained = train_run(workspace, config, dataset, launch)
+    with found_by_all(launcher):
+        config, network = begun_with(workspace, config, dataset, initial)
+    trained = train_run(workspace, config, dataset, launch, network)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest
     version = register_run(workspace, trained, name=registered_as) if registered else None

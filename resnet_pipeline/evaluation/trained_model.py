@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from resnet_pipeline.config import ViewConfig
 from resnet_pipeline.data.manifest import read_run_config
@@ -69,9 +68,10 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
         num_classes=len(dataset.classes),
         shortcut=config.model.shortcut,
         stride=config.model.stride,
+        pooling=config.model.pooling or "pytorch",
     )
     weights = folder / "weights.safetensors"
-    classifier = Classifier(Normalize(torch.zeros(_mean_shape(weights))), network)
+    classifier = Classifier(Normalize(torch.zeros(3)), network)
     digest = load_own_weights(classifier, weights)
     _check_result(folder, digest)
     return Member(
@@ -126,12 +126,3 @@ def _check_result(folder: Path, digest: str) -> None:
             f"{folder / MODEL_FILES[0]} does not hold the weights that {file.name} names; remove {file.name} and train "
             "the same run again: it is finished from its newest checkpoint"
         )
-
-
-def _mean_shape(weights: Path) -> list[int]:
-    try:
-        with safe_open(weights, framework="pt") as file:
-            shape: list[int] = file.get_slice("normalize.mean").get_shape()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights} can't be read: {str(error).splitlines()[0]}") from None
-    return shape

@@ -15,6 +15,7 @@ from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import assignment
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.parallel import cores
 from resnet_pipeline.recipes import changes_of
 from resnet_pipeline.training.result import RunResult
@@ -58,6 +59,7 @@ def start_tags(run: RunDirectory, dataset: Dataset, counts: Sequence[int] = ()) 
         "run": run.name,
         "recipe": run.config().recipe,
         "changes": _changes(run.config()),
+        **({"initial_weights": initial.describe()} if (initial := InitialWeights.read(run)) else {}),
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "git_commit": git_commit() or "not a git checkout",

@@ -134,6 +134,12 @@ def _counted(model: ModelConfig, crop: int, classes: int) -> Complexity:
     from resnet_pipeline.models.complexity import complexity
 
     with torch.device("meta"):  # weights need no values
-        network = build_model(model.name, num_classes=classes, shortcut=model.shortcut, stride=model.stride)
+        network = build_model(
+            model.name,
+            num_classes=classes,
+            shortcut=model.shortcut,
+            stride=model.stride,
+            pooling=model.pooling or "pytorch",
+        )
     # one image is computed: the meta device's shapes would import PyTorch's compiler, four seconds more
     return complexity(network.to_empty(device="cpu"), crop)

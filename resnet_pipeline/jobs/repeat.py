@@ -13,6 +13,7 @@ from resnet_pipeline.config_io import assignment, flat
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.manifest import read_origin
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.register import Registration
 from resnet_pipeline.jobs.stage import DIGITS, digits_folder
 from resnet_pipeline.recipes import changes_of
@@ -110,7 +111,7 @@ def _train(run: RunDirectory, name: str, dataset: str) -> Command:
     config, result = run.config(), run.result()
     words = [config.recipe, "--dataset", dataset]
     try:
-        words += _options(config)
+        words += _options(config, InitialWeights.read(run))
     except UserError as error:
         return f"Train {name}: {error}", f"# {run.name}"
     title = f"Train {name}"
@@ -123,9 +124,15 @@ def _train(run: RunDirectory, name: str, dataset: str) -> Command:
     return title, typed("train", *words, *_registration(run, config.recipe))
 
 
-def _options(config: RunConfig) -> Iterator[str]:
-    """Yield ``--steps``, ``--seed`` and a ``--set`` for every other field that is not the recipe's."""
+def _options(config: RunConfig, initial: InitialWeights | None = None) -> Iterator[str]:
+    """Yield ``--steps``, ``--seed`` and a ``--set`` for every other field that is not the recipe's.
+
+    Weights that a run began with are their reference, if it is known.
+    """
+    yield from initial.options() if initial else ()
     for key, value in changes_of(config).items():
+        if initial and key in ("model.initial_weights", "model.initial_head"):
+            continue
         yield from (f"--{key}", str(value)) if key in ("steps", "seed") else ("--set", assignment(key, value))
 
 

@@ -20,6 +20,7 @@ from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.errors import StoppedError, UnavailableError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
 from resnet_pipeline.jobs.follower import Follower
+from resnet_pipeline.jobs.initial_weights import InitialNetwork
 from resnet_pipeline.jobs.provenance import result_tags, start_tags
 from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
@@ -85,8 +86,12 @@ def train_run(
     config: RunConfig,
     dataset_name: str,
     launch: Launch = Launch(),
+    initial: InitialNetwork | None = None,
 ) -> TrainedRun | None:
     """Train a config on a staged dataset; resume where an earlier start stopped.
+
+    ``initial`` is what a config with ``model.initial_weights`` begins with (`begun_with`); a run that has a checkpoint
+    needs none.
 
     Returns None in a process that only helped: with torchrun, rank 0 alone shows, tracks and returns. Raises UserError
     for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
@@ -114,7 +119,7 @@ def train_run(
         if finished is not None:
             run.check_weights(finished.weights_sha256)
         reused = finished is not None
-        attempt = _Attempt(workspace, config, dataset, launch, tracking)
+        attempt = _Attempt(workspace, config, dataset, launch, tracking, initial)
         if reused:
             run.remove_leftovers()
             _log.info("%s: finished before (%s); nothing to train", config.recipe, run.name)
@@ -232,6 +237,7 @@ class _Attempt:
     dataset: Dataset
     launch: Launch
     tracking: Tracking
+    initial: InitialNetwork | None = None
 
     def tags(self, run: RunDirectory, counts: Sequence[int] = ()) -> dict[str, str]:
         """Return what is known of the run before its first step, and what has started it."""
@@ -314,7 +320,20 @@ def _prepared(attempt: _Attempt) -> RunDirectory:
     path, _ = newest_checkpoint(run.checkpoints, run=run.identity())  # the attempt warns of damaged ones
     if path:
         _log.info("%s: resuming from %s", config.recipe, path.name)
+    elif config.model.initial_weights is not None:
+        _keep_initial(attempt.initial, run)
     return run
+
+
+def _keep_initial(initial: InitialNetwork | None, run: RunDirectory) -> None:
+    """Let the run have the network that it begins with; UserError if it is neither given nor there."""
+    if initial is not None:
+        initial.keep(run)
+    elif not run.initial_weights_file.is_file():
+        raise UserError(
+            f"{run.config().recipe}: the weights that it is to begin with are not in {run.path}: "
+            "name them with --initial-weights, without the fields model.initial_weights and model.initial_head"
+        )
 
 
 @contextmanager

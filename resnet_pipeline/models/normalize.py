@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -12,19 +14,15 @@ class Normalize(nn.Module):
     ``mean`` is a colour [3] or a mean image [H, W, 3], RGB. If the images have another size than the mean image, its
     mean colour is subtracted. Without ``std`` nothing is divided, as in the paper: batch norm after the first
     convolution removes any scale of the input. The result is channels-last in memory, as the input is.
-    Raises ValueError for other shapes and for a std that is not positive.
+    A state dict brings its own mean and std, whatever their shapes: they belong to the weights that are loaded. Raises
+    ValueError for other shapes and for a std that is not positive.
 
     Example: ``Normalize(torch.tensor([124.0, 117.0, 104.0]))(images)``
     """
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor | None = None) -> None:
         super().__init__()
-        if mean.shape != (3,) and (mean.dim() != 3 or mean.shape[2] != 3):
-            raise ValueError(f"mean must have shape [3] or [H, W, 3], not {list(mean.shape)}")
-        if std is not None and std.shape != (3,):
-            raise ValueError(f"std must have shape [3], not {list(std.shape)}")
-        if std is not None and not (std > 0).all():
-            raise ValueError(f"std must be positive, not {std.tolist()}")
+        _check(mean, std)
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", None if std is None else std.detach().clone().float())
 
@@ -40,6 +38,24 @@ class Normalize(nn.Module):
         if std is not None:
             x = x / std
         return x.permute(0, 3, 1, 2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *rest: Any) -> None:
+        mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
+        if mean is not None:
+            _check(mean, std)
+            own: torch.Tensor = self.mean  # type: ignore[assignment]
+            for name, value in (("mean", mean), ("std", std)):
+                self.register_buffer(name, None if value is None else own.new_empty(value.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _check(mean: torch.Tensor, std: torch.Tensor | None) -> None:
+    if mean.shape != (3,) and (mean.dim() != 3 or mean.shape[2] != 3):
+        raise ValueError(f"mean must have shape [3] or [H, W, 3], not {list(mean.shape)}")
+    if std is not None and std.shape != (3,):
+        raise ValueError(f"std must have shape [3], not {list(std.shape)}")
+    if std is not None and not (std > 0).all():
+        raise ValueError(f"std must be positive, not {std.tolist()}")
 
 
 class Classifier(nn.Module):

@@ -192,6 +192,10 @@ def _load(model: nn.Module, path: Path, state: StateDict, saved: Mapping[str, An
     if of_classifier and not isinstance(model, Classifier):
         state = {n.removeprefix("network."): t for n, t in state.items() if not n.startswith("normalize.")}
     wanted = target.state_dict()
+    if of_classifier and isinstance(model, Classifier):  # the preprocessing is what the file says
+        wanted = {name: t for name, t in wanted.items() if name not in (_MEAN, _STD)} | {
+            name: state[name] for name in (_MEAN, _STD) if name in state
+        }
     # BatchNorm counts its batches since PyTorch 0.4.1; older files and Caffe's lack the counts, nothing depends on them
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):
@@ -199,7 +203,10 @@ def _load(model: nn.Module, path: Path, state: StateDict, saved: Mapping[str, An
     check_fit(path, state, wanted)
     if isinstance(network, ResNet):
         _check_architecture(path, saved, network.architecture)
-    target.load_state_dict(state)
+    try:
+        target.load_state_dict(state)
+    except ValueError as error:
+        raise UserError(f"{path}: its preprocessing is none: {error}") from None
 
 
 def _check_architecture(path: Path, saved: Mapping[str, Any], architecture: Architecture) -> None:

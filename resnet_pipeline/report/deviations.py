@@ -41,6 +41,9 @@ def _of_the_config(config: RunConfig) -> Iterator[str]:
         yield "The mean colour is subtracted, not the mean image."
     if config.model.last_gamma is not None:
         yield f"Each block's last batch norm starts with the scale {config.model.last_gamma:g}, not 1."
+    if config.model.initial_weights is not None:
+        head = "a random classifier" if config.model.initial_head == "fresh" else "their classifier"
+        yield f"Training begins with weights of another training ({config.model.initial_weights[:12]}…) and {head}."
     if config.augment.kind == "random-resized-crop":
         yield "Crops are torchvision's RandomResizedCrop, not the paper's scale augmentation."
     decayed = "all parameters" if config.optim.decay_norm else "the weights of convolutions and classifier alone"

@@ -167,6 +167,8 @@ class Attempt:
         if path is not None:
             self._state.load_state_dict(read_checkpoint(path, run=self._state.run))
             at_step(self._state.step)
+        elif self._run.config().model.initial_weights is not None:
+            self._state.begin_with(self._run.initial_weights_file)
         found: list[str] = problems
         return found
 

@@ -137,8 +137,9 @@ def disk_bytes(config: RunConfig, *, classes: int) -> int:
         network = build_model(config.model.name, num_classes=classes, shortcut=config.model.shortcut)
     weights = _bytes(network.parameters())
     checkpoint = (2 + (config.optim.ema > 0)) * weights
+    initial = weights * (config.model.initial_weights is not None)
     # MLflow keeps the last checkpoint, and the registered version has the weights
-    return _KEPT_CHECKPOINTS * checkpoint + weights + (checkpoint + weights)
+    return _KEPT_CHECKPOINTS * checkpoint + weights + initial + (checkpoint + weights)
 
 
 def check_disk(folder: Path, needed: int) -> None:

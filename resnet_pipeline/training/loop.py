@@ -163,6 +163,8 @@ class Trainer:
         config, state = self.config, self.state
         with self.open_batches(state.step, config.steps - state.step) as batches:
             self.model.train()
+            if state.step == 0 and config.model.initial_head == "kept":
+                self.test()  # what the run begins with is a network that has learned something
             while state.step < config.steps:
                 # the mean gradient over all ranks' micro-batches, and the update
                 self.one_step(batches)

@@ -1,7 +1,7 @@
 """A run on disk: its identity, config, metrics, checkpoints, final weights and result.
 
     <recipe>-<dataset fingerprint>-s<seed>-<config hash>/
-      config.json  metrics.jsonl  result.json  weights.safetensors  checkpoints/
+      config.json  metrics.jsonl  result.json  weights.safetensors  checkpoints/  (initial.safetensors)
 
 Starting the same run again finds the same directory and resumes; a different config never does.
 """
@@ -72,7 +72,10 @@ class RunDirectory:
 
     def remove_leftovers(self) -> None:
         """Remove what processes that were killed while they wrote have left: half a file under a temporary name."""
-        for file in (self.config_file, self.weights_file, self.result_file, self.error_file, self.delivery_file):
+        for file in (
+            self.config_file, self.initial_weights_file, self.weights_file, self.result_file, self.error_file,
+            self.delivery_file,
+        ):  # fmt: skip
             for left in self.path.glob(f".{file.name}.*"):
                 left.unlink(missing_ok=True)
 
@@ -113,6 +116,11 @@ class RunDirectory:
     def weights_file(self) -> Path:
         """The final weights."""
         return self.path / "weights.safetensors"
+
+    @property
+    def initial_weights_file(self) -> Path:
+        """The network that the run began with, if it was not a random one; what resumes reads a checkpoint."""
+        return self.path / "initial.safetensors"
 
     @property
     def result_file(self) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from resnet_pipeline.config import Precision, RunConfig
+from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.batch_norm import gather_statistics, load_statistics
 from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError, Progress
 from resnet_pipeline.training.context import Context
@@ -89,6 +91,11 @@ class TrainingState:
                 f"the checkpoint of step {checkpoint.step} of {self.run} holds another network than this version "
                 f"builds for the run: {' '.join(str(error).split())[:300]}"
             ) from None
+
+    def begin_with(self, weights: Path) -> None:
+        """Take over a network that `save_weights` wrote, before the first step; UserError if it is another one."""
+        load_weights(self.network, weights)
+        self.average = WeightAverage(self.network, self._config.optim.ema)
 
     def take_training(self, found: Figures) -> None:
         """Take in what the steps since the last log point came to."""

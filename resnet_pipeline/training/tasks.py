@@ -199,6 +199,7 @@ def build_classifier(config: ModelConfig, dataset: Dataset, *, seed: int) -> Cla
         num_classes=len(dataset.classes),
         shortcut=config.shortcut,
         stride=config.stride,
+        pooling=config.pooling or "pytorch",
         checkpointing=config.checkpointing,
     )
     if config.last_gamma is not None:
