@@ -198,3 +198,21 @@ def imagenet_sample() -> Path:
 def cifar10_archive() -> Path:
     """Return the archive of CIFAR-10 as JPEGs."""
     return archive("RESNET_PIPELINE_CIFAR10")
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """Return the archive of BCCD: blood cells with boxes, in Pascal VOC's layout."""
+    return archive("RESNET_PIPELINE_BCCD")
+
+
+@pytest.fixture(scope="session")
+def coco128() -> Path:
+    """Return the archive of 128 images of COCO with their instances."""
+    return archive("RESNET_PIPELINE_COCO128")
+
+
+@pytest.fixture(scope="session")
+def ilsvrc_val() -> Path:
+    """Return the archive of 400 validation images of ILSVRC-2012, in Kaggle's layout, with boxes."""
+    return archive("RESNET_PIPELINE_ILSVRC_VAL")

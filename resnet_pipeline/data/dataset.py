@@ -28,6 +28,7 @@ from resnet_pipeline.data.manifest import (
     NoDatasetError,
     read_manifest,
 )
+from resnet_pipeline.data.objects import OBJECTS, Objects, read_objects
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.shard_reader import CachedShards, LocalShards, ShardFiles
 from resnet_pipeline.errors import UserError
@@ -59,9 +60,15 @@ class Split:
     """The samples of one split: columns of the index, and their encoded bytes."""
 
     def __init__(
-        self, shards: Sequence[str], table: pa.Table, files: ShardFiles, checksums: Checksums | None = None
+        self,
+        shards: Sequence[str],
+        table: pa.Table,
+        files: ShardFiles,
+        checksums: Checksums | None = None,
+        objects: Objects | None = None,
     ) -> None:
         self.shards, self._table, self.files, self.checksums = list(shards), table, files, checksums
+        self.objects = objects
         self.labels = _column(table, "label", np.int64)
         self.width = _column(table, "width", np.int32)
         self.height = _column(table, "height", np.int32)
@@ -116,7 +123,8 @@ class Split:
     def part(self, samples: Int64) -> Split:
         """Return a split of some of the samples, int64 [N], in the same shards."""
         checksums = None if self.checksums is None else self.checksums[samples]
-        return Split(self.shards, self._table.take(samples), self.files, checksums)
+        objects = None if self.objects is None else self.objects.part(samples)
+        return Split(self.shards, self._table.take(samples), self.files, checksums, objects)
 
 
 class Dataset:
@@ -155,6 +163,10 @@ class Dataset:
             raise ValueError(f"a dataset in {storage.url} needs a cache")
         index, mean_image = (_content(storage, name, manifest.files[name], cache) for name in (INDEX, MEAN_IMAGE))
         table = _parsed(storage, INDEX, lambda: table_of(index))
+        objects: dict[str, Objects] = {}
+        if OBJECTS in manifest.files:
+            content = _content(storage, OBJECTS, manifest.files[OBJECTS], cache)
+            objects = _parsed(storage, OBJECTS, lambda: read_objects(content))
         checksums = _checksums(storage, manifest) or {}
         splits = {
             name: Split(
@@ -162,6 +174,7 @@ class Dataset:
                 table.filter(pc.equal(table["split"], name)),
                 make([Wanted(f"{SHARDS}/{shard.file}", shard.bytes, shard.sha256) for shard in split.shards]),
                 checksums.get(name),
+                objects.get(name),
             )
             for name, split in manifest.splits.items()
         }
@@ -175,7 +188,8 @@ class Dataset:
     def trained_on(self, share: float | None) -> Dataset:
         """Return the dataset with this part of each class's training images, evenly spaced; None for all of them.
 
-        Raises UserError if that leaves a class without any.
+        Of images that have no class, but objects, it is a part of all. Raises UserError if that leaves a class without
+        any.
 
         Example: ``len(open_dataset(workspace, "digits").trained_on(0.1).splits["train"])``
         """
@@ -183,7 +197,9 @@ class Dataset:
         if share is None or train is None:
             return self
         chosen = []
-        for label, name in enumerate(self.classes):
+        unlabelled = self.manifest.objects is not None and not (train.labels >= 0).any()
+        kinds = [(-1, "of objects")] if unlabelled else list(enumerate(self.classes))
+        for label, name in kinds:
             own = np.flatnonzero(train.labels == label)
             kept = int(share * len(own) + 1e-9)  # 0.29 of 100 are 29
             if kept == 0:

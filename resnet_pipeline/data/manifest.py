@@ -88,6 +88,21 @@ class Resized:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectFacts:
+    """Of a dataset whose images have annotated objects: how many they are, and how many have masks.
+
+    ``clipped`` boxes stood out of their image by more than a pixel; ``left_out`` says which objects, or masks, are not
+    in the dataset, and why. ``categories`` are the classes' numbers in COCO's result files.
+    """
+
+    objects: int
+    masks: int
+    clipped: int
+    left_out: tuple[Remark, ...]
+    categories: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A dataset's manifest.
 
@@ -95,7 +110,7 @@ class Manifest:
     have. ``classes`` are in the order of their labels, ``class_words`` says what they are called. ``files`` are the
     SHA-256s of index and mean image. ``max_value`` is white in images of more than 8 bits, if it was given. ``hidden``
     are files that systems leave, ``ignored`` others that have no place; the fingerprint, which is of what was packed,
-    does not depend on them.
+    does not depend on them. ``objects`` is of a dataset whose images have annotated objects.
     """
 
     format: int
@@ -113,6 +128,7 @@ class Manifest:
     max_value: int | None = field(default=None, metadata=OMIT_NONE)
     hidden: tuple[LeftOut, ...] | None = field(default=None, metadata=OMIT_NONE)
     ignored: tuple[LeftOut, ...] | None = field(default=None, metadata=OMIT_NONE)
+    objects: ObjectFacts | None = field(default=None, metadata=OMIT_NONE)
     fingerprint: str = ""
 
     def account(self) -> dict[str, int]:

@@ -36,10 +36,13 @@ def open_container(storage: Storage, name: str) -> Container:
     raise UserError(f"source {address_of(storage, name)} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
 
 
-def read_tables(container: Container, members: Sequence[Member]) -> Iterator[bytes]:
-    """Yield the contents of members that tables or batches of a layout are read from; RefusedError for a huge one."""
+def read_tables(container: Container, members: Sequence[Member], *, most: int = _TABLE_BYTES) -> Iterator[bytes]:
+    """Yield the contents of members that tables or batches of a layout are read from.
+
+    RefusedError for one of more than ``most`` bytes.
+    """
     for member in members:
-        if member.size > _TABLE_BYTES:
+        if member.size > most:
             raise RefusedError(f"{container.address}: {member.name} of {member.size:,} bytes is too large to be read")
     return container.read(members)
 

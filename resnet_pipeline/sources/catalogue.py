@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -13,6 +13,7 @@ from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.names import composed
 from resnet_pipeline.sources.archives import read_member
 from resnet_pipeline.sources.members import Member
+from resnet_pipeline.sources.objects import AnnotatedImage
 from resnet_pipeline.storage.base import Storage
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ class Catalogue:
 
     What else the source holds is accounted for: ``hidden`` files that systems leave, and ``ignored`` ones.
     ``unsplit`` says that the source knows of no splits, so that all are entries of ``train``.
+
+    ``objects`` are what the source's annotations say of images, by their members' names; None of a source without any.
+    ``category_ids`` are the classes' numbers in result files of COCO's format, by default from 1 on.
     """
 
     layout: str
@@ -69,7 +73,14 @@ class Catalogue:
     hidden: list[Ignored] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     unsplit: bool = False
+    objects: Mapping[str, AnnotatedImage] | None = None
+    category_ids: list[int] = field(default_factory=list)
     stream: Callable[[Sequence[Entry]], Iterator[bytes]] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images have a class themselves, and not their objects alone."""
+        return self.objects is None or any(entry.label != UNLABELLED for entry in self.entries)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes]:
         """Yield the contents of entries, which are in the catalogue's order."""

@@ -4,6 +4,8 @@
 classes are in ``ILSVRC2012_devkit_t12.tar.gz``: ``meta.mat`` numbers the classes and
 ``ILSVRC2012_validation_ground_truth.txt`` has a number for each image. ``ILSVRC2012_img_test_v10102019.tar`` is taken
 as split ``test``, without classes, if it is there. Without the training archive there is a validation set alone.
+``ILSVRC2012_bbox_train_v2.tar.gz`` and ``ILSVRC2012_bbox_val_v3.tgz`` give boxes, of the images that they have, if they
+are there.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 from resnet_pipeline.sources.file_views import HashingReader, Window, check_md5
 from resnet_pipeline.sources.labelled_files import META, synsets
 from resnet_pipeline.sources.members import address_of, clean
+from resnet_pipeline.sources.objects import AnnotatedImage, read_voc
 from resnet_pipeline.sources.tar_files import Tar, list_tar, walk_tar
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT, TEST = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_test_v10102019.tar"
+BOXES = ("ILSVRC2012_bbox_train_v2.tar.gz", "ILSVRC2012_bbox_val_v3.tgz")
 WANTED = f"the ILSVRC-2012 archives ({TRAIN}, {VAL}, {DEVKIT})"
 
 MD5 = {
@@ -71,6 +75,7 @@ def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
     if there == TRAIN:
         with reading(TRAIN) as file:
             entries = _training(file, address_of(storage, TRAIN)) + entries
+    objects = _objects(storage, entries)
     # the order of the labels is that of the wnids
     classes = sorted({e.label for e in entries if e.split == "train"} or kit.classes)
     return Catalogue(
@@ -81,7 +86,23 @@ def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
         classes=classes,
         class_words={wnid: kit.words[wnid] for wnid in classes if wnid in kit.words},
         md5=md5,
+        objects=objects,
     )
+
+
+def _objects(storage: Storage, entries: list[Entry]) -> dict[str, AnnotatedImage] | None:
+    """Return what the archives of boxes say of the images, by the images' names; None if there are no such archives."""
+    names = {PurePosixPath(entry.member.name).stem: entry.member.name for entry in entries}
+    found: dict[str, AnnotatedImage] = {}
+    for name in BOXES:
+        if storage.stat(name) is None:
+            continue
+        archive = Tar(storage, name)
+        members = [m for m in archive.members() if m.name.endswith(".xml") and PurePosixPath(m.name).stem in names]
+        for member, data in zip(members, read_tables(archive, members), strict=True):
+            # ILSVRC counts pixels from 0
+            found[names[PurePosixPath(member.name).stem]] = read_voc(data, f"{archive.address}: {member.name}", first=0)
+    return found or None
 
 
 @contextmanager

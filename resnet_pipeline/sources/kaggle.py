@@ -1,13 +1,15 @@
 """Kaggle's layout of ILSVRC ("ImageNet Object Localization Challenge"), in a folder or an archive of it.
 
 ``ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG``, ``…/val/*.JPEG`` and ``…/test/*.JPEG``; the classes of the val images are
-in ``LOC_val_solution.csv``, what the classes are called in ``LOC_synset_mapping.txt``.
+in ``LOC_val_solution.csv``, what the classes are called in ``LOC_synset_mapping.txt``. Boxes are in the former and in
+``LOC_train_solution.csv``, which some training images lack.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from resnet_pipeline.errors import RefusedError
@@ -16,11 +18,13 @@ from resnet_pipeline.sources.archives import read_tables
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
 from resnet_pipeline.sources.image_folder import accounted, stream_of
 from resnet_pipeline.sources.members import Container, Member
+from resnet_pipeline.sources.objects import AnnotatedImage, read_solution
 
 WANTED = "Kaggle's ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
 
 _IMAGES = "Data/CLS-LOC/"
 _SOLUTION, _WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
+_TRAIN_BOXES = "LOC_train_solution.csv"
 
 
 def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
@@ -34,8 +38,8 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
     images = [(m, parts) for m, parts in images if not hidden(m.name)]
     if not any(parts[0] in ("train", "val") for _, parts in images):
         return None
-    # the two tables: the class of each val image, and the classes' names in words
-    tables = {PurePosixPath(m.name).name: m for m in members if PurePosixPath(m.name).name in (_SOLUTION, _WORDS)}
+    # the tables: class and boxes of each val image, boxes of training images, the classes' names in words
+    tables = {name: m for m in members if (name := PurePosixPath(m.name).name) in (_SOLUTION, _TRAIN_BOXES, _WORDS)}
     texts = {
         PurePosixPath(m.name).name: data.decode(errors="replace")
         for m, data in _contents(container, members, list(tables.values()))
@@ -62,7 +66,7 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
             f"{container.address} has no training images, and no {_WORDS} to name the classes; add that file"
         )
     # an account of the other files
-    reasons = {member.name: "read for its labels" for member in tables.values()}
+    reasons = {member.name: "read for its labels and boxes" for member in tables.values()}
     hidden_files, ignored = accounted(container, members, entries, reasons)
     return Catalogue(
         layout="Kaggle's ILSVRC",
@@ -71,6 +75,7 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
         entries=entries,
         classes=classes,
         class_words={wnid: words[wnid] for wnid in classes if wnid in words},
+        objects=_objects(container, entries, texts),
         hidden=hidden_files,
         ignored=ignored,
         stream=stream_of(container),
@@ -91,3 +96,18 @@ def _solution(text: str) -> dict[str, str]:
         for row in rows
         if len(row) == 2 and row[1].split() and row[0] != "ImageId"
     }
+
+
+def _objects(container: Container, entries: list[Entry], texts: Mapping[str, str]) -> dict[str, AnnotatedImage] | None:
+    """Return the objects of the images that a table has boxes of; None if no table has any."""
+    boxes = {
+        stem: objects
+        for table in (_SOLUTION, _TRAIN_BOXES)
+        for stem, objects in read_solution(texts.get(table, ""), f"{container.address}: {table}").items()
+    }
+    found = {
+        entry.member.name: AnnotatedImage(file=entry.member.name, objects=boxes[stem])
+        for entry in entries
+        if (stem := PurePosixPath(entry.member.name).stem) in boxes
+    }
+    return found or None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.names import escaped
-from resnet_pipeline.sources import cifar10, ilsvrc, image_folder, kaggle
+from resnet_pipeline.sources import cifar10, coco, ilsvrc, image_folder, kaggle, voc
 from resnet_pipeline.sources.archives import open_container
 from resnet_pipeline.sources.catalogue import Catalogue, checked
 from resnet_pipeline.sources.members import address_of
 from resnet_pipeline.storage.base import Storage
 
-LAYOUTS = (ilsvrc.WANTED, kaggle.WANTED, cifar10.WANTED, image_folder.WANTED)
+LAYOUTS = (ilsvrc.WANTED, kaggle.WANTED, cifar10.WANTED, coco.WANTED, voc.WANTED, image_folder.WANTED)
 
 
 def read_catalogue(storage: Storage, name: str = "", *, check_md5: bool = True) -> Catalogue:
@@ -38,6 +38,8 @@ def read_catalogue(storage: Storage, name: str = "", *, check_md5: bool = True) 
     catalogue = (
         kaggle.kaggle(container, members)
         or cifar10.cifar10(container, members, check=check_md5)
+        or coco.coco(container, members)
+        or voc.voc(container, members)
         or image_folder.image_folder(container, members)
     )
     if catalogue is None:
@@ -61,7 +63,9 @@ def source_files(storage: Storage, name: str = "") -> str:
     if any(
         storage.stat(archive) is not None for archive in (ilsvrc.TRAIN, ilsvrc.VAL)
     ):  # what else lies beside the archives does not matter
-        files = [stored for archive in sorted(ilsvrc.MD5) if (stored := storage.stat(archive)) is not None]
+        files = [
+            stored for archive in sorted((*ilsvrc.MD5, *ilsvrc.BOXES)) if (stored := storage.stat(archive)) is not None
+        ]
     else:
         files = storage.files()
     return "\n".join(f"{escaped(f.name)} {f.size} {f.version}" for f in files)

@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 
 from resnet_pipeline.data.checksums import CHECKSUMS, table_of
 from resnet_pipeline.data.manifest import INDEX, MANIFEST, MEAN_IMAGE, SHARDS, SOURCE
+from resnet_pipeline.data.objects import OBJECTS
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.names import escaped, hidden, original
 from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored
 from resnet_pipeline.sources.members import Member, Zipped
+from resnet_pipeline.sources.objects import annotated_of, text_of
 from resnet_pipeline.staging.shard_writer import RECORDS, temporary_prefix
 from resnet_pipeline.storage.base import HeldError, Storage
 from resnet_pipeline.storage.local import LocalStorage
@@ -33,13 +35,13 @@ _STAGING = "staging"
 LISTING = f"{_STAGING}/listing.parquet"
 IDENTITY = f"{_STAGING}/about.json"
 LEASE = "staging.lease"
-_OWN = (MANIFEST, INDEX, MEAN_IMAGE, CHECKSUMS, SOURCE)
+_OWN = (MANIFEST, INDEX, MEAN_IMAGE, CHECKSUMS, OBJECTS, SOURCE)
 _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", f"{RECORDS}/")) + tuple(
     f".{name}." for name in _OWN
 )
 """What the names of temporary files begin with, which a process that was killed leaves."""
 
-_LISTED = ("layout", "address", "classes", "class_words", "md5")
+_LISTED = ("layout", "address", "classes", "class_words", "md5", "category_ids")
 _LEFT_OUT = ("hidden", "ignored")
 
 
@@ -195,9 +197,12 @@ def listing_of(catalogue: Catalogue) -> bytes:
         "stored": pa.array([m.zipped.stored if m.zipped else None for m in members], pa.int64()),
         "crc": pa.array([m.zipped.crc if m.zipped else None for m in members], pa.int64()),
         "pieces": pa.array([None if m.pieces is None else json.dumps(m.pieces) for m in members], pa.string()),
+        "objects": pa.array([_text(catalogue, m) for m in members], pa.string()),
     }
     left_out = {kind: [asdict(item) for item in getattr(catalogue, kind)] for kind in _LEFT_OUT}
-    facts = json.dumps({name: getattr(catalogue, name) for name in _LISTED} | left_out)
+    facts = json.dumps(
+        {name: getattr(catalogue, name) for name in _LISTED} | left_out | {"annotated": catalogue.objects is not None}
+    )
     buffer = io.BytesIO()
     # with checksums: a listing that was damaged would name other places of the source
     pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": facts}), buffer, write_page_checksum=True)
@@ -215,11 +220,18 @@ def catalogue_of(data: bytes, storage: Storage) -> Catalogue:
 def _catalogue_of(data: bytes, storage: Storage) -> Catalogue:
     table = table_of(io.BytesIO(data), page_checksums=True)
     columns = [table.column(name).to_pylist() for name in table.column_names]
-    entries = []
-    for name, file, offset, size, split, label, below, method, stored, crc, pieces in zip(*columns, strict=True):
+    entries, objects = [], {}
+    for name, file, offset, size, split, label, below, method, stored, crc, pieces, said in zip(*columns, strict=True):
         zipped = None if method is None else Zipped(method, stored, crc)
         parts = None if pieces is None else tuple((at, length) for at, length in json.loads(pieces))
         entries.append(Entry(Member(name, original(file), offset, size, zipped, parts), split, label, below))
+        if said is not None:
+            objects[name] = annotated_of(said)
     facts = json.loads(table.schema.metadata[b"catalogue"])
     facts |= {kind: [Ignored(**item) for item in facts[kind]] for kind in _LEFT_OUT}
-    return Catalogue(storage=storage, entries=entries, **facts)
+    return Catalogue(storage=storage, entries=entries, objects=objects if facts.pop("annotated") else None, **facts)
+
+
+def _text(catalogue: Catalogue, member: Member) -> str | None:
+    said = (catalogue.objects or {}).get(member.name)
+    return None if said is None else text_of(said)

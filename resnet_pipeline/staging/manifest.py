@@ -30,9 +30,12 @@ from resnet_pipeline.data.manifest import (
     SplitEntry,
     fingerprint_of,
 )
+from resnet_pipeline.data.objects import OBJECTS, ImageObjects, objects_file
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.records import plain_record
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Ignored
+from resnet_pipeline.sources.objects import AnnotatedImage
+from resnet_pipeline.staging.object_audit import ObjectAudit
 from resnet_pipeline.staging.shard_plan import Shard
 from resnet_pipeline.staging.shard_writer import Record
 from resnet_pipeline.storage.base import Storage
@@ -68,6 +71,8 @@ def write_manifest(
     checksums: dict[str, list[int]] = {}
     resized = 0
     sums: PixelSums | None = None
+    audit = ObjectAudit(label_of)
+    objects: list[tuple[str, ImageObjects]] = []
     # gather what the shards' records say: rows of the index, remarks, sums of the pixels
     for shard, record in records:
         refused += record.refused
@@ -86,11 +91,18 @@ def write_manifest(
             row = (shard.split, len(shards), offset, length, width, height, label_of[entry.label], entry.key)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
+            if catalogue.objects is not None:
+                said = catalogue.objects.get(entry.member.name, AnnotatedImage(file=entry.member.name))
+                place = len(objects) + 1
+                taken = audit.take(shard.split, entry.key, said, width=width, height=height, place=place)
+                objects.append((shard.split, taken))
         shards.append(ShardEntry(file=shard.file, sha256=record.sha256, bytes=record.size, samples=len(record.rows)))
     _check_classes(catalogue, columns)
     statistics, mean_image = _statistics(sums)
     # the small files first: the manifest has their hashes
     files = {INDEX: _parquet(columns), MEAN_IMAGE: _npy(mean_image)}
+    if catalogue.objects is not None:
+        files[OBJECTS] = objects_file(objects)
     for file, content in files.items():
         destination.write(file, content)
     # the manifest last: with it the dataset exists
@@ -113,6 +125,7 @@ def write_manifest(
         max_value=max_value or None,
         hidden=_left_out(catalogue.hidden),
         ignored=_left_out(catalogue.ignored),
+        objects=None if catalogue.objects is None else audit.facts(_categories(catalogue)),
     )
     manifest = replace(manifest, fingerprint=fingerprint_of(plain_record(manifest)))
     destination.write(CHECKSUMS, checksums_file(checksums, manifest.fingerprint))
@@ -120,13 +133,17 @@ def write_manifest(
     return {shard.file for shards in splits.values() for shard in shards}
 
 
+def _categories(catalogue: Catalogue) -> tuple[int, ...]:
+    return tuple(catalogue.category_ids or range(1, len(catalogue.classes) + 1))
+
+
 def _left_out(files: Iterable[Ignored]) -> tuple[LeftOut, ...] | None:
     return tuple(LeftOut(file=item.file, reason=item.reason, files=item.files) for item in files) or None
 
 
 def _check_classes(catalogue: Catalogue, columns: dict[str, list[Any]]) -> None:
-    if all(entry.split != "train" for entry in catalogue.entries):
-        return  # a validation set alone: only its table knows all classes
+    if not catalogue.labelled or all(entry.split != "train" for entry in catalogue.entries):
+        return  # classes of objects alone; or a validation set alone: only its table knows all classes
     packed = set(zip(columns["split"], columns["label"], strict=True))
     for number, label in enumerate(catalogue.classes):
         if ("train", number) not in packed:

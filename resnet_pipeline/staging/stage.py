@@ -24,7 +24,7 @@ from resnet_pipeline.data.dataset import Dataset, checked_manifest
 from resnet_pipeline.data.duplicates import duplicates_of
 from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
-from resnet_pipeline.data.manifest import FORMAT, SHARDS, SOURCE, Manifest, Origin, Remark
+from resnet_pipeline.data.manifest import FORMAT, SHARDS, SOURCE, Manifest, ObjectFacts, Origin, Remark
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.progress import Bar, per_second, progress
 from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry, with_holdout
@@ -210,7 +210,10 @@ class _Packed:
         )
         for line in duplicates.lines():
             _log.warning("dataset %s: %s; `data verify --json` names more", name, line)
-        splits = {entry.split for entry in catalogue.entries if entry.label != UNLABELLED and self.samples[entry.split]}
+        if manifest.objects is not None:
+            self._log_objects(name, manifest.objects)
+        useful = [entry for entry in catalogue.entries if entry.label != UNLABELLED or catalogue.objects is not None]
+        splits = {entry.split for entry in useful if self.samples[entry.split]}
         if "train" not in splits:
             _log.warning("dataset %s has no training images: it is for testing alone", name)
         elif not splits - {"train"}:
@@ -219,6 +222,15 @@ class _Packed:
                 "it with --holdout N",
                 name,
             )
+
+    def _log_objects(self, name: str, facts: ObjectFacts) -> None:
+        _log.info(
+            "dataset %s: %s objects, %s of them with masks; %s boxes clipped to their images, %s objects or masks left "
+            "out",
+            name,
+            *(f"{count:,}" for count in (facts.objects, facts.masks, facts.clipped, len(facts.left_out))),
+        )
+        _log_first("left out", [(remark.file, remark.reason) for remark in facts.left_out])
 
 
 def _log_first(what: str, files: list[tuple[str, str]]) -> None:
@@ -248,6 +260,11 @@ def _catalogue(area: StagingArea, identity: bytes, source: Source, options: Opti
         return listed
     catalogue = read_catalogue(source.storage, source.name, check_md5=options.check_md5)
     catalogue = with_holdout(catalogue, options.holdout)
+    if catalogue.objects is not None and options.max_shorter_side:
+        raise UserError(
+            f"--max-shorter-side {options.max_shorter_side}: {catalogue.address} has boxes, which are of the images as "
+            "they are; leave the option out"
+        )
     area.begin(identity)
     if catalogue.stream is None:
         area.storage.write(LISTING, listing_of(catalogue))

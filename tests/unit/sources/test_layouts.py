@@ -151,7 +151,7 @@ def test_class_folders_without_splits_need_a_holdout(read):
 
 def test_one_folder_of_images_is_no_dataset(read):
     with pytest.raises(RefusedError, match="none of what a source can be"):
-        read("BCCD/JPEGImages/0.jpg", "BCCD/JPEGImages/1.jpg", "BCCD/Annotations/0.xml")
+        read("cells/JPEGImages/0.jpg", "cells/JPEGImages/1.jpg", "cells/about.xml")
 
 
 FLAT = ["val/x1.JPEG", "val/x2.JPEG", "val/x3.JPEG"]
