@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_ARGS ?=
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Two processes of tests, each with one thread of computation (tests/conftest.py); those that start servers and
 # clusters run one after another, beside the others (tests/scheduling.py).
 PYTEST := $(BIN)/python -m pytest
 APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down lint check format test soak tree docs clean
+.PHONY: help install demo up down lint check format test soak tree docs image clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -58,6 +59,12 @@ docs: $(READY)  ## The API's pages from the docstrings, in build/docs
 	@MPLBACKEND=agg $(BIN)/pdoc --output-directory build/docs resnet_pipeline \
 	  $$(find resnet_pipeline -name '*.py' ! -name '__*' | sort | sed 's|\.py$$||; s|/|.|g')
 	@echo "build/docs/index.html"
+
+image:  ## The two images of infra/, with the commit that they are of
+	@for target in servers pipeline; do \
+	  name=resnet-pipeline; [ $$target = pipeline ] || name=$$name-$$target; \
+	  docker build --target $$target --tag $$name:$(VERSION) \
+	    --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --exclude='*') . || exit; done
 
 clean:  ## Remove .venv, caches and ./work
 	rm -rf $(VENV) work build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """`json` writes messages and progress as JSON lines, with run, rank and step; a command's last error stays text"""
 
+    revision: str | None = None
+    """the commit that an installed package was built from, where there is no checkout; the image sets it"""
+
 
 class Surroundings(BaseSettings):
     """Variables of others that this program honours; an empty one counts as not set."""

@@ -18,6 +18,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.parallel import cores
 from resnet_pipeline.recipes import changes_of
+from resnet_pipeline.settings import settings
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory
 
@@ -38,7 +39,10 @@ def environment() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, ``-dirty`` if it has changes, or None."""
+    """Return the commit of the checkout that the package runs from, ``-dirty`` if it has changes.
+
+    Of an installed package it is what its image says of itself (the setting ``revision``), or None.
+    """
     here = Path(__file__).parent
     try:
         found = subprocess.run(
@@ -49,7 +53,7 @@ def git_commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        return settings().revision
     return found.stdout.strip() or None
 
 

@@ -17,6 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
+from resnet_pipeline.settings import variable
+
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 KUBERAY = INFRA / "kuberay"
@@ -198,7 +200,7 @@ def test_variables_of_compose_are_in_the_example_and_secrets_are_required() -> N
             assert values[name] == "", f"{name}: the example holds no secret"
         else:
             assert (operator, default) == (":-", values[name]), f"{name}: default and example differ"
-    assert {name for name in values if values[name] == ""} == SECRETS
+    assert {name for name in values if values[name] == ""} == {*SECRETS, variable("revision")}
 
 
 def test_every_ray_node_of_compose_has_the_token_and_shared_memory() -> None:
@@ -240,7 +242,7 @@ def mounts() -> Iterator[tuple[str, str, dict[str, tuple[str, bool]], dict[str, 
             }
             # KubeRay writes the command of a Ray node
             kind = "node" if name.startswith("ray-") and name != "ray-head" else started(container.get("args", []))
-            settings = {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
+            settings = {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
             yield f"kubernetes {name}", kind, found, settings
 
 
@@ -252,9 +254,9 @@ def test_every_path_that_is_read_is_mounted_where_it_is_read() -> None:
         if kind != "other":
             seen.setdefault(layout, set()).add(kind)
             assert found.get("/sources", ("", True))[1] is False, f"{name} does not mount /sources, read-only"
-        for variable, value in settings.items():
-            if re.fullmatch(r"(/[\w.-]+)+", str(value)) and variable != "PGDATA":
-                assert value in found and found[value][1], f"{name}: {variable}={value} is not mounted"
+        for setting, value in settings.items():
+            if re.fullmatch(r"(/[\w.-]+)+", str(value)) and setting != "PGDATA":
+                assert value in found and found[value][1], f"{name}: {setting}={value} is not mounted"
     assert seen == {"compose": {"flows", "node"}, "kubernetes": {"flows", "node"}}
     for path in ("/sources", "/data"):
         for layout in seen:
@@ -271,14 +273,15 @@ def all_images() -> set[str]:
     return compose | {container["image"] for _, container in containers()}
 
 
-def test_one_image_of_ours_with_the_packages_version_and_no_moving_tags() -> None:
+def test_two_images_of_ours_with_the_packages_version_and_no_moving_tags() -> None:
     images = all_images()
-    assert {image for image in images if image.startswith("resnet-pipeline")} == {f"resnet-pipeline:{VERSION}"}
+    ours = {f"resnet-pipeline:{VERSION}", f"resnet-pipeline-servers:{VERSION}"}
+    assert {image for image in images if image.startswith("resnet-pipeline")} == ours
     for image in images:
         tag = image.partition(":")[2]
         assert re.search(r"\d+\.\d+", tag), f"{image}: name a version"
     kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
-    assert [image["newTag"] for image in kustomization["images"]] == [VERSION]
+    assert {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]} == ours
 
 
 def test_the_dockerfile_copies_what_exists_and_dockerignore_lets_through() -> None:
@@ -296,8 +299,40 @@ def test_the_dockerfile_copies_what_exists_and_dockerignore_lets_through() -> No
 
 def test_the_image_is_pinned_and_runs_as_an_ordinary_user() -> None:
     assert re.search(r"^ARG BASE=python:3\.11\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
-    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE}"}
-    assert re.search(r"^USER 1000:1000$", DOCKERFILE.rpartition("FROM ")[2], re.MULTILINE)
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert len(stages) == len(re.findall(r"^FROM ", DOCKERFILE, re.MULTILINE))
+    names = [name for _, name in stages]
+    assert all(source == "${BASE}" or source in names[:at] for at, (source, _) in enumerate(stages))
+    targets = {service["build"]["target"] for service in SERVICES.values() if "build" in service}
+    assert targets == {"servers", "pipeline"} and names[-1] == "pipeline"
+    for target in targets:
+        assert re.search(r"^USER 1000:1000$", stage(target), re.MULTILINE), target
+
+
+def stage(name: str) -> str:
+    """Return the lines of a stage of the Dockerfile."""
+    return re.split(rf"^FROM \S+ AS {name}$", DOCKERFILE, flags=re.MULTILINE)[1].split("\nFROM ")[0]
+
+
+def test_the_image_that_trains_has_a_compiler_and_knows_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.build import _find_compiler
+
+    monkeypatch.delenv("CC", raising=False)
+    assert Path(_find_compiler("c")).name in {"gcc", "clang"}  # what Triton looks for; Debian's g++ brings gcc
+    text = stage("pipeline")
+    assert re.search(r"apt-get install .*\bg\+\+", text)
+    assert re.search(r"^ARG REVISION=", text, re.MULTILINE) and f"{variable('revision')}=$REVISION" in text
+    (argument,) = {service["build"].get("args", {}).get("REVISION") for name, service in SERVICES.items()
+                   if service.get("build", {}).get("target") == "pipeline"}  # fmt: skip
+    assert argument == "${RESNET_PIPELINE_REVISION:-}"
+
+
+def test_the_servers_packages_have_tested_versions_and_hold_no_torch() -> None:
+    """What MLflow and Prefect need beyond themselves is in the list: pip resolves the rest."""
+    listed = [line for line in (INFRA / "servers.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {name.lower().replace("-", "_") for name in listed} <= {name.replace("-", "_") for name in pinned}
+    assert not {"torch", "nvidia-dali-cuda130", "ray"} & set(listed)
 
 
 def test_scripts_that_commands_name_are_in_the_image() -> None:
@@ -369,11 +404,11 @@ def test_what_pods_refer_to_exists() -> None:
         assert mounted == set(volumes), name
     for name, container in containers():
         defined: set[str] = set()
-        for variable in container.get("env", []):
-            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+        for entry in container.get("env", []):
+            reference = entry.get("valueFrom", {}).get("secretKeyRef")
             assert reference is None or (reference["name"] == generator["name"] and reference["key"] in keys), name
-            assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= defined, f"{name}: order of env"
-            defined.add(variable["name"])
+            assert set(re.findall(r"\$\((\w+)\)", entry.get("value", ""))) <= defined, f"{name}: order of env"
+            defined.add(entry["name"])
         ports = {port["name"] for port in container.get("ports", [])}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             get = container.get(probe, {}).get("httpGet")
@@ -393,8 +428,8 @@ def test_services_select_pods_and_hosts_in_urls_are_services() -> None:
         wanted = doc["spec"]["selector"]["matchLabels"].items()
         assert wanted <= doc["spec"]["template"]["metadata"]["labels"].items(), doc["metadata"]["name"]
     for name, container in containers():
-        for variable in container.get("env", []):
-            assert set(hosts(variable.get("value", ""))) <= names, f"{name}: {variable}"
+        for entry in container.get("env", []):
+            assert set(hosts(entry.get("value", ""))) <= names, f"{name}: {entry}"
     known = {have["app.kubernetes.io/name"] for have in labels.values()}
     policies = json.dumps(of_kind("NetworkPolicy"))
     assert set(re.findall(r'"app.kubernetes.io/name": "([\w-]+)"', policies)) <= known
