@@ -12,13 +12,16 @@ from PIL import Image
 
 from resnet_pipeline.adapters.mlflow.ensembles import MemberVersion, ensemble_digest
 from resnet_pipeline.adapters.mlflow.registry import (
+    CANDIDATE,
     ModelVersion,
+    alias_of,
     describe,
     fetch_card,
     record_members,
     register,
     register_ensemble,
     resolve,
+    set_alias,
     training_of,
     version_of_weights,
 )
@@ -35,7 +38,7 @@ from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.references import RegisteredModel
-from resnet_pipeline.jobs.train import TrainedRun
+from resnet_pipeline.jobs.train import TrainedRun, left_to_do
 from resnet_pipeline.progress import per_second, price_an_hour
 from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.records import RecordError, load_record, plain
@@ -101,14 +104,24 @@ def register_run(
         "val_top5_error": f"{result.validation['top5']:.3f}",
         **_about_tests(config.views, dataset, split),
     }
-    version = register(tracking, run, name, tags=tags, example=example_image(config.views))
-    tests = {e.path: e.scores for e in evaluations}
-    record_tests(tracking, version, tests, card=_network_card(trained, config, dataset).markdown())
-    if version.new:
-        errors = {f"val/{k}_error": result.validation[k] for k in ("top1", "top5")}
-        tracking.log_values(run, errors, step=result.steps)
+    with left_to_do(f"{config.recipe} is trained ({run.path}), but not registered"):
+        version = register(tracking, run, name, tags=tags, example=example_image(config.views))
+        tests = {e.path: e.scores for e in evaluations}
+        record_tests(tracking, version, tests, card=_network_card(trained, config, dataset).markdown())
+        known = Registration.of(run)
+        if known is None or known.uri != version.uri:  # an earlier call may have come no further than the version
+            _make_candidate(tracking, version)
+            errors = {f"val/{k}_error": result.validation[k] for k in ("top1", "top5")}
+            tracking.log_values(run, errors, step=result.steps)
     Registration(version=str(version), uri=version.uri).keep(run)
     return version
+
+
+def _make_candidate(tracking: Tracking, version: ModelVersion) -> None:
+    """Give a version the alias of new ones, unless a newer one has it."""
+    candidate = alias_of(tracking, version.name, CANDIDATE)
+    if candidate is None or int(candidate.version) < int(version.version):
+        set_alias(tracking, version, CANDIDATE, {})
 
 
 def check_registrable(name: str | None, references: Sequence[str], test: TestSpec | None, *, combine: str) -> None:

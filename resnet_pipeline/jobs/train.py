@@ -132,9 +132,22 @@ def train_run(
     result = run.result()
     if result is None:
         raise _stopped(run)
-    _record(attempt, run, result)
-    page = tracking.page(run)
-    return TrainedRun(run=run, result=result, mlflow_run=tracking.run_id(run), mlflow_page=page, reused=reused)
+    with left_to_do(f"{config.recipe} is trained ({run.path}), but not all of it is recorded"):
+        _record(attempt, run, result)
+        mlflow_run = tracking.run_id(run)
+    return TrainedRun(run=run, result=result, mlflow_run=mlflow_run, mlflow_page=tracking.page(run), reused=reused)
+
+
+@contextmanager
+def left_to_do(reached: str) -> Iterator[None]:
+    """Inside, the error of a service that is away begins with what is ``reached``, and says how the rest is done.
+
+    Example: ``with left_to_do("the network is trained, but not registered"): register_run(workspace, trained)``
+    """
+    try:
+        yield
+    except UnavailableError as error:
+        raise type(error)(f"{reached}: {error}; then the same command does the rest") from error
 
 
 def run_config(

@@ -36,6 +36,9 @@ def connect(uri: str) -> Any:
     _set_up()
     import mlflow
 
+    from resnet_pipeline.adapters.mlflow.artifacts import be_patient  # MLflow's import takes seconds
+
+    be_patient()
     if uri.startswith("sqlite:///"):
         make_database(Path(uri.removeprefix("sqlite:///")))
     set_before = surroundings().mlflow_tracking_uri
