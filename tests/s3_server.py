@@ -1,14 +1,48 @@
-"""An S3 server of a test session, and a proxy in front of it that cuts connections."""
+"""An S3 server of a test session, and one with the same buckets that is in trouble as often as it is told."""
 
 from __future__ import annotations
 
 import os
-import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class TroubledServer:
+    """An S3 server with the buckets of this process's other ones, which first gives the answers that it is told to.
+
+    ``answers`` are HTTP statuses with S3's error codes: each is the answer to one request; ``always``, if there is one,
+    to all others.
+    """
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.answers: deque[tuple[str, str]] = deque()
+        self.always: tuple[str, str] | None = None
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environ, start_response):
+        answer = self.answers.popleft() if self.answers else self.always
+        if answer is None:
+            return self._app(environ, start_response)
+        status, code = answer
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>so it is</Message></Error>".encode()
+        body = b"" if environ["REQUEST_METHOD"] == "HEAD" else text
+        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
 
 
 @contextmanager
@@ -24,44 +58,3 @@ def settings(**values: str | None) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-class CuttingProxy:
-    """Passes TCP on to a server; each of the first ``cuts`` connections ends after ``after`` bytes of answers."""
-
-    def __init__(self, host: str, port: int, *, after: int, cuts: int) -> None:
-        self.after, self.cuts, self.done = after, cuts, 0
-        self._target = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._target)
-            limit = None
-            if self.done < self.cuts:
-                self.done, limit = self.done + 1, self.after
-            threading.Thread(target=_pass_on, args=(client, server, None), daemon=True).start()
-            threading.Thread(target=_pass_on, args=(server, client, limit), daemon=True).start()
-
-
-def _pass_on(source: socket.socket, target: socket.socket, limit: int | None) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            if limit is not None:
-                data, limit = data[:limit], limit - len(data)
-            target.sendall(data)
-            if limit is not None and limit <= 0:
-                break
-    for end in (source, target):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-        end.close()

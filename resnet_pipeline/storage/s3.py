@@ -1,4 +1,4 @@
-"""Buckets of any S3-compatible server as a Storage; what a broken connection interrupts is tried again.
+"""Buckets of any S3-compatible server as a Storage; a server that has answered before is waited for.
 
 Address and credentials are found as boto3 finds them: AWS_ENDPOINT_URL_S3, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -35,7 +36,11 @@ from resnet_pipeline.storage.s3_errors import (
     is_missing,
     is_past_end,
     is_unknown,
+    is_wordless,
+    reason_of,
 )
+
+_log = logging.getLogger(__name__)
 
 PART = 16 * 2**20
 """Bytes of an upload's part; larger if a file would have more than S3's 10,000 parts."""
@@ -45,7 +50,9 @@ _UPLOADS = 8  # parts of one file that are under way at once
 _PIECE = 2**20  # a download is read in pieces of this size
 _TRIES = 6  # connections in a row that are cut before they have received a piece
 _EARLY = "the answer ended early"
-_WAIT = 0.1  # seconds before the first of them; doubled each time
+_WAIT, _LONGEST_WAIT = 0.1, 10.0  # seconds before the first of them; doubled each time, up to the longest
+_PATIENCE = 300.0  # seconds without a piece or an answer, of a server that has answered before
+_PATIENCE_AT_FIRST = 10.0  # of one that has not: more likely a wrong address
 
 
 T = TypeVar("T")
@@ -66,7 +73,8 @@ class S3Storage:
 
     def files(self, prefix: str = "") -> list[Stored]:
         """Return all objects whose names start with ``prefix``; markers of empty folders are left out."""
-        with explained(self._url(prefix)):
+
+        def listed() -> list[Stored]:
             found = []
             listing = _client().get_paginator("list_objects_v2")
             for page in listing.paginate(Bucket=self.bucket, Prefix=self._key(prefix)):
@@ -77,14 +85,19 @@ class S3Storage:
                     for entry in page.get("Contents", ())
                     if not entry["Key"].endswith("/")
                 ]
-        return sorted(found, key=lambda stored: stored.name)
+            return found
+
+        with explained(self._url(prefix)):
+            return sorted(_patiently(listed), key=lambda stored: stored.name)
 
     def stat(self, name: str) -> Stored | None:
         """Return size and ETag of an object, None if there is none; UserError if the bucket is missing."""
         with explained(self._url(name)):
             try:
-                head = _answer(_client().head_object, "ContentLength", Bucket=self.bucket, Key=self._key(name))
+                head = _answer("head_object", "ContentLength", Bucket=self.bucket, Key=self._key(name))
             except Exception as error:
+                if is_wordless(error):
+                    self._get(name, "bytes=0-0", None)
                 if not is_missing(error):
                     raise
                 self._check_bucket()
@@ -145,7 +158,7 @@ class S3Storage:
     def delete(self, name: str) -> None:
         """Remove an object."""
         with explained(self._url(name)):
-            _client().delete_object(Bucket=self.bucket, Key=self._key(name))
+            _answer("delete_object", Bucket=self.bucket, Key=self._key(name))
 
     def lease(self, name: str) -> AbstractContextManager[Callable[[], None]]:
         """Hold an object that is written if no other process's is there, and renewed every few seconds."""
@@ -186,7 +199,7 @@ class S3Storage:
     def _get(self, name: str, wanted: str, version: str | None) -> Any:
         same = {"IfMatch": version} if version else {}
         range_ = {} if wanted == "bytes=0-" else {"Range": wanted}
-        return _answer(_client().get_object, "ContentLength", Bucket=self.bucket, Key=self._key(name), **range_, **same)
+        return _answer("get_object", "ContentLength", Bucket=self.bucket, Key=self._key(name), **range_, **same)
 
     def _write_file(self, name: str, file: BinaryIO) -> None:
         size = os.fstat(file.fileno()).st_size
@@ -195,10 +208,10 @@ class S3Storage:
             return
         client, where = _client(), {"Bucket": self.bucket, "Key": self._key(name)}
         self._abort_leftovers(name)
-        upload = _answer(client.create_multipart_upload, "UploadId", **where)["UploadId"]
+        upload = _answer("create_multipart_upload", "UploadId", **where)["UploadId"]
         try:
             digests, parts = self._send_parts(file, size, {**where, "UploadId": upload})
-            completed = client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+            completed = self._complete({**where, "UploadId": upload}, parts)
         except BaseException:
             with suppress(Exception):
                 client.abort_multipart_upload(**where, UploadId=upload)
@@ -211,10 +224,27 @@ class S3Storage:
             file.seek(0)
             self._compare(name, _md5(file))
 
+    def _complete(self, where: Mapping[str, str], parts: list[Part]) -> Mapping[str, Any]:
+        """Make an object of the parts; an answer that says nothing if an earlier try has, whose answer was lost."""
+        tries = 0
+
+        def complete() -> Mapping[str, Any]:
+            nonlocal tries
+            tries += 1
+            found: Mapping[str, Any] = _client().complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
+            return found
+
+        try:
+            return _patiently(complete)
+        except Exception as error:
+            if tries > 1 and is_missing(error):
+                return {}
+            raise
+
     def _send_parts(self, file: BinaryIO, size: int, where: Mapping[str, str]) -> tuple[list[str], list[Part]]:
         """Send all parts; return the MD5 of each, and what completes the upload."""
         length = max(PART, -(-size // _MOST_PARTS))
-        client, descriptor = _client(), file.fileno()
+        descriptor = file.fileno()
 
         def send(number: int) -> tuple[str, Part]:
             data = os.pread(descriptor, length, (number - 1) * length)
@@ -222,7 +252,7 @@ class S3Storage:
                 raise UserError(f"{file.name} became shorter while it was sent to {self._url('')}")
             md5 = hashlib.md5(data, usedforsecurity=False)
             content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
-            answer = _answer(client.upload_part, "ETag", **where, **content, PartNumber=number)
+            answer = _answer("upload_part", "ETag", **where, **content, PartNumber=number)
             return md5.hexdigest(), {"PartNumber": number, "ETag": answer["ETag"]}
 
         with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="s3-upload") as pool:
@@ -238,7 +268,7 @@ class S3Storage:
         md5 = hashlib.md5(data, usedforsecurity=False)
         content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
         where = {"Bucket": self.bucket, "Key": self._key(name)}
-        answer = _answer(_client().put_object, "ETag", **where, **content, **condition)
+        answer = _answer("put_object", "ETag", **where, **content, **condition)
         if answer["ETag"] != f'"{md5.hexdigest()}"':
             self._compare(name, md5.hexdigest())
         return str(answer["ETag"])
@@ -263,33 +293,44 @@ class S3Storage:
 
 _clients: dict[Any, Any] = {}
 _making = threading.Lock()
+_reached: set[Any] = set()
+"""The surroundings in which a server has answered this process, and is waited for if it does not now."""
+_missed: set[Any] = set()
+"""Those in which it is waited for."""
+
+
+def _surroundings() -> Any:
+    """Return what a client depends on: the environment's settings, and the process; none serves a forked child."""
+    return (os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
 
 
 def _client() -> Any:
-    """Return this process's client for the environment's settings; clients serve many threads, but no forked child."""
-    key = (os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    """Return this process's client for the environment's settings; clients serve many threads."""
+    here = _surroundings()
+    known = here in _reached
     with _making:
-        if key not in _clients:
+        if (here, known) not in _clients:
             import boto3
             from botocore.config import Config
 
             config = Config(
-                connect_timeout=10,
-                read_timeout=60,
+                connect_timeout=10 if known else 5,
+                read_timeout=60 if known else 8,
+                **({} if known else {"retries": {"total_max_attempts": 2}}),
                 max_pool_connections=64,
                 # Content-MD5 and ETag serve, on servers too that don't know the newer checksums
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )
-            _clients[key] = boto3.session.Session().client("s3", config=config)
-        return _clients[key]
+            _clients[here, known] = boto3.session.Session().client("s3", config=config)
+        return _clients[here, known]
 
 
-def _answer(call: Callable[..., Any], field: str, **arguments: Any) -> Any:
+def _answer(operation: str, field: str = "ResponseMetadata", **arguments: Any) -> Any:
     """Retry until the answer has a field: headers that are cut look like a success with nothing in it."""
 
     def ask() -> Any:
-        answer = call(**arguments)
+        answer = getattr(_client(), operation)(**arguments)
         if field not in answer:
             raise ConnectionResetError(_EARLY)
         return answer
@@ -300,18 +341,37 @@ def _answer(call: Callable[..., Any], field: str, **arguments: Any) -> Any:
 def _patiently(call: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
     """Call again, with twice the wait each time, while the connection is cut: the server may be starting again.
 
-    It gives up after _TRIES calls in a row that have not ``received`` a piece more.
+    A server that has answered before is given up after _PATIENCE seconds in which no piece more was ``received``, any
+    other one after _TRIES calls or _PATIENCE_AT_FIRST seconds. One that was given up is not waited for again.
     """
-    tries = counted = 0
+    here = _surroundings()
+    tries, counted, since = 0, 0, time.monotonic()
     while True:
         try:
-            return call()
+            answer = call()
         except Exception as error:
-            tries = tries + 1 if received() - counted < _PIECE else 1
-            counted = received() if tries == 1 else counted
-            if tries >= _TRIES or not is_cut(error):
+            if not is_cut(error):
                 raise
-        time.sleep(_WAIT * 2**tries)
+            if received() - counted >= _PIECE:
+                tries, counted, since = 0, received(), time.monotonic()
+            tries, silent, known = tries + 1, time.monotonic() - since, here in _reached
+            if (tries >= _TRIES and not known) or silent >= (_PATIENCE if known else _PATIENCE_AT_FIRST):
+                _reached.discard(here)
+                raise
+            if known and tries == _TRIES and here not in _missed:
+                _missed.add(here)
+                _log.warning("S3: %s; waiting for it for up to %.0f minutes", reason_of(error), _PATIENCE / 60)
+        else:
+            _reached.add(here)
+            if here in _missed:
+                _missed.discard(here)
+                _log.warning("S3 answers again")
+            return answer
+        try:
+            time.sleep(min(_WAIT * 2**tries, _LONGEST_WAIT))
+        except BaseException:  # Ctrl-C: what ends now has no time to wait once more
+            _reached.discard(here)
+            raise
 
 
 def _received(body: Any, target: memoryview) -> Iterator[int]:

@@ -12,10 +12,14 @@ from resnet_pipeline.settings import cleaned, without_secrets
 
 NO_BUCKET = "there is no such bucket; check the name"
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_EXPIRED = "the credentials have expired; renew them and start again: what is finished is kept"
+_BUSY = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded")
 _REFUSED = {
     "InvalidAccessKeyId": f"the access key is not known there; {_CREDENTIALS}",
     "SignatureDoesNotMatch": f"the secret key does not fit the access key; {_CREDENTIALS}",
-    "ExpiredToken": "the credentials have expired; renew them",
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "RequestExpired": _EXPIRED,
     "PreconditionFailed": "it changed while it was read; start again",
     "412": "it changed while it was read; start again",
     "InvalidBucketName": "that can't be a bucket's name",
@@ -34,7 +38,7 @@ def explained(url: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = _reason(error)
+        reason = reason_of(error)
         if reason is None:
             raise
         raise (UnavailableError if is_cut(error) else UserError)(f"{url}: {reason}") from None
@@ -60,18 +64,30 @@ def is_past_end(error: Exception) -> bool:
     return _code(error) in ("416", "InvalidRange")
 
 
+def is_wordless(error: Exception) -> bool:
+    """Return whether a request was refused without a reason: the answer to HEAD has no body that could hold one."""
+    return _code(error) in ("400", "403")
+
+
 def is_cut(error: Exception) -> bool:
     """Return whether the connection failed or the server was in trouble, so that the same may succeed later."""
     from botocore.exceptions import ConnectionError as NotConnected
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return (status >= 500 and status != 501) or isinstance(
-        error, (NotConnected, HTTPClientError, IncompleteReadError, ConnectionError)
+    busy = status == 429 or _code(error) in _BUSY
+    return (
+        busy
+        or (status >= 500 and status != 501)
+        or isinstance(error, (NotConnected, HTTPClientError, IncompleteReadError, ConnectionError))
     )
 
 
-def _reason(error: Exception) -> str | None:
+def reason_of(error: Exception) -> str | None:
+    """Return what went wrong with S3, in a line; None for what has nothing to do with it.
+
+    Example: ``reason_of(EndpointConnectionError(endpoint_url="http://127.0.0.1:9"))``
+    """
     from botocore.exceptions import (
         BotoCoreError,
         ConnectTimeoutError,

@@ -5,7 +5,10 @@ import io
 import json
 import os
 import pickle
+import socket
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import boto3
 import numpy as np
@@ -15,7 +18,8 @@ from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.storage import s3, storage_at
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.storage.s3 import S3Storage
-from tests.s3_server import CuttingProxy, settings
+from tests.proxy import Proxy
+from tests.s3_server import TroubledServer, settings
 
 BIG = np.random.default_rng(0).bytes(2 * s3.PART + 12345)
 
@@ -26,8 +30,24 @@ def storage(bucket):
 
 
 @pytest.fixture
-def impatient(monkeypatch):
+def quick(monkeypatch):
+    """Wait for a server as often as ever, but shortly."""
     monkeypatch.setattr(s3, "_WAIT", 0.001)
+    monkeypatch.setattr(s3, "_LONGEST_WAIT", 0.05)
+
+
+@pytest.fixture
+def impatient(quick, monkeypatch):
+    """And not for long."""
+    monkeypatch.setattr(s3, "_PATIENCE", 0.1)
+
+
+@pytest.fixture
+def troubled():
+    server = TroubledServer()
+    with settings(AWS_ENDPOINT_URL=server.url, AWS_MAX_ATTEMPTS="1"):
+        yield server
+    server.close()
 
 
 def client():
@@ -144,7 +164,7 @@ def test_an_open_file_that_is_replaced_says_so(storage):
 @pytest.mark.slow
 def test_a_cut_connection_is_taken_up_where_it_was(storage, s3_server, impatient):
     storage.write("big", BIG[: 5 * 2**20])
-    proxy = CuttingProxy(*s3_server, after=2**20, cuts=3)
+    proxy = Proxy(*s3_server, after=2**20, cuts=3)
     with settings(AWS_ENDPOINT_URL=proxy.url):
         assert storage.read("big", 100) == BIG[100 : 5 * 2**20]
     proxy.close()
@@ -154,7 +174,7 @@ def test_a_cut_connection_is_taken_up_where_it_was(storage, s3_server, impatient
 @pytest.mark.slow
 def test_a_connection_that_is_cut_again_and_again_ends_with_an_error(storage, s3_server, impatient):
     storage.write("big", BIG[: 2**20])
-    proxy = CuttingProxy(*s3_server, after=600, cuts=10**9)
+    proxy = Proxy(*s3_server, after=600, cuts=10**9)
     with settings(AWS_ENDPOINT_URL=proxy.url), pytest.raises(UnavailableError) as error:
         storage.read("big")
     said = f"s3://{storage.bucket}/some/prefix/big: the connection was cut again and again"
@@ -163,9 +183,83 @@ def test_a_connection_that_is_cut_again_and_again_ends_with_an_error(storage, s3
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "answer",
+    [("500 Internal Server Error", "InternalError"), ("503 Slow Down", "SlowDown"), ("429 Busy", "TooManyRequests")],
+)
+def test_a_server_in_trouble_is_asked_again_until_it_is_well(storage, tmp_path, troubled, quick, answer):
+    (tmp_path / "big").write_bytes(BIG)
+    storage.write("first", b"here")
+    for call, expected in (
+        (lambda: storage.read("first"), b"here"),
+        (lambda: storage.stat("first").size, 4),
+        (lambda: storage.write("big", tmp_path / "big"), None),
+        (lambda: [stored.name for stored in storage.files()], ["big", "first"]),
+        (lambda: storage.delete("first"), None),
+    ):
+        troubled.answers.extend([answer] * 2 * s3._TRIES)
+        assert call() == expected
+        assert not troubled.answers
+    assert storage.read("big") == BIG and storage.stat("first") is None
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_is_waited_for_and_said_once(storage, s3_server, quick, caplog):
+    storage.write("big", BIG[: 5 * 2**20])
+    proxy = Proxy(*s3_server, after=2**20, cuts=1)
+    with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="1"), ThreadPoolExecutor() as pool:
+        assert storage.stat("big").size == 5 * 2**20
+        proxy.leave()
+        reading = [pool.submit(storage.read, "big", start) for start in (0, 100)]
+        while not caplog.messages:
+            time.sleep(0.01)
+        proxy.come_back()
+        assert [found.result(300) for found in reading] == [BIG[start : 5 * 2**20] for start in (0, 100)]
+    proxy.close()
+    away, back = caplog.messages
+    assert away.startswith(f"S3: no connection to {proxy.url}; ") and away.endswith(
+        "waiting for it for up to 5 minutes"
+    )
+    assert back == "S3 answers again"
+
+
+@pytest.mark.slow
+def test_credentials_that_expire_are_one_line_whatever_is_asked(storage, troubled, tmp_path):
+    storage.write("first", b"here")
+    troubled.always = ("400 Bad Request", "ExpiredToken")
+    for call in (
+        lambda: storage.read("first"),
+        lambda: storage.stat("first"),
+        lambda: storage.open("first"),
+        lambda: storage.files(),
+        lambda: storage.write("first", b""),
+        lambda: storage.delete("first"),
+    ):
+        assert "the credentials have expired; renew them and start again: what is finished is kept" in error_of(call)
+    troubled.always = None
+    assert storage.read("first") == b"here"
+
+
+@pytest.mark.slow
+def test_an_address_that_takes_no_connection_is_not_waited_for(storage, quick):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        waiting = [socket.create_connection(listener.getsockname())]  # which fill its queue: no more are answered
+        while True:
+            try:
+                waiting.append(socket.create_connection(listener.getsockname(), timeout=0.5))
+            except TimeoutError:
+                break
+        with settings(AWS_ENDPOINT_URL=address):
+            assert f"no connection to {address}; check the network" in error_of(lambda: storage.read("x"))
+        for one in waiting:
+            one.close()
+
+
+@pytest.mark.slow
 def test_a_server_that_goes_away_in_the_middle_is_an_error_of_one_line(storage, s3_server, impatient):
     storage.write("big", BIG[: 2**20])
-    proxy = CuttingProxy(*s3_server, after=2**19, cuts=10**9)
+    proxy = Proxy(*s3_server, after=2**19, cuts=10**9)
     with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="1"):
         response = storage._get("big", "bytes=0-", None)
         proxy.close()
@@ -177,7 +271,7 @@ def test_a_server_that_goes_away_in_the_middle_is_an_error_of_one_line(storage, 
 @pytest.mark.parametrize("after", [0, 50, 200])
 def test_an_upload_over_a_connection_that_is_cut_is_tried_again(storage, s3_server, tmp_path, after, impatient):
     (tmp_path / "big").write_bytes(BIG)
-    proxy = CuttingProxy(*s3_server, after=after, cuts=3)
+    proxy = Proxy(*s3_server, after=after, cuts=3)
     with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="5"):
         storage.write("big", tmp_path / "big")
     proxy.close()
@@ -187,6 +281,7 @@ def test_an_upload_over_a_connection_that_is_cut_is_tried_again(storage, s3_serv
 @pytest.mark.slow
 def test_what_is_stored_is_compared_with_what_was_sent(storage, monkeypatch):
     """A server whose ETags are no MD5s is read back; one that stored something else is found out."""
+    storage.files()  # a client of a server that has answered
     real = s3._client()
     put = real.put_object
 
@@ -207,6 +302,7 @@ def test_what_is_stored_is_compared_with_what_was_sent(storage, monkeypatch):
 @pytest.mark.slow
 def test_a_failed_upload_leaves_no_parts(storage, tmp_path, monkeypatch):
     (tmp_path / "big").write_bytes(BIG)
+    storage.files()
     real = s3._client()
     monkeypatch.setattr(real, "complete_multipart_upload", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
