@@ -27,7 +27,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     GIT_PYTHON_REFRESH=quiet
 WORKDIR /home/pipeline
 # No HEALTHCHECK here: what is healthy depends on the command; infra/compose.yaml and infra/kuberay say it per service.
-ENTRYPOINT ["tini", "--"]
+COPY --chmod=755 infra/with-secrets.sh /opt/infra/
+ENTRYPOINT ["tini", "--", "/opt/infra/with-secrets.sh"]
 
 FROM ${BASE} AS venv
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -42,6 +43,7 @@ RUN pip install -c constraints.txt -r servers.txt && pip check
 FROM base AS servers
 COPY --from=servers-packages /opt/venv /opt/venv
 COPY --chmod=755 infra/make-bucket.py /opt/infra/
+COPY --chmod=644 infra/mlflow-auth.ini /opt/infra/
 USER 1000:1000
 CMD ["mlflow", "--version"]
 

@@ -1,2 +1,2 @@
--- The second database; POSTGRES_DB makes the first (prefect). They are apart because each server migrates its own.
+-- The second database, MLflow's; POSTGRES_DB makes the first (prefect). They are apart because each server migrates its own.
 CREATE DATABASE mlflow;

@@ -27,13 +27,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GPU = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-SECRETS = {
-    "POSTGRES_PASSWORD",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "PREFECT_API_AUTH_STRING",
-    "RAY_AUTH_TOKEN",
-}
+SECRETS = set(re.findall(r"^make (\w+)", (INFRA / "make-secrets.sh").read_text(), re.MULTILINE))
 
 # The RayCluster's own fields that we use, with their JSON types, from KubeRay's API reference (ray.io/v1, KubeRay 1.5).
 # The CRD itself is in no package registry; the pod templates are checked as pods, against Kubernetes' schema.
@@ -138,6 +132,15 @@ def test_compose_files_follow_the_compose_specification(name: str) -> None:
     assert compose_errors(yaml.safe_load((INFRA / name).read_text())) == []
 
 
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
+def test_compose_itself_reads_the_files(tmp_path: Path) -> None:
+    shutil.copytree(INFRA, tmp_path / "infra")
+    files = [word for name in ("compose.yaml", "compose.gpu.yaml") for word in ("-f", str(tmp_path / "infra" / name))]
+    done = subprocess.run(["docker-compose", *files, "config"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
+
+
 def test_the_compose_check_notices_a_misspelt_field() -> None:
     broken = copy.deepcopy(COMPOSE)
     broken["services"]["mlflow"]["healtcheck"] = broken["services"]["mlflow"].pop("healthcheck")
@@ -189,22 +192,55 @@ def test_ports_are_bound_to_loopback() -> None:
     assert ports and all(port.startswith("127.0.0.1:") for port in ports), ports
 
 
-def test_variables_of_compose_are_in_the_example_and_secrets_are_required() -> None:
+def secrets_of(service: dict[str, Any]) -> dict[str, str]:
+    """Return a service's secrets by the names that they have inside: there each is an environment variable."""
+    listed = service.get("secrets", [])
+    return {one if isinstance(one, str) else one["target"]: one if isinstance(one, str) else one["source"]
+            for one in listed}  # fmt: skip
+
+
+def test_secrets_are_files_that_a_script_makes(tmp_path: Path) -> None:
+    assert {name: one["file"] for name, one in COMPOSE["secrets"].items()} == {n: f"./secrets/{n}" for n in SECRETS}
+    assert {name for service in SERVICES.values() for name in secrets_of(service).values()} == SECRETS
+    for name, service in SERVICES.items():
+        assert not SECRETS & set(service.get("environment", {})), name
+    make = [str(INFRA / "make-secrets.sh"), str(tmp_path / "secrets")]
+    subprocess.run(make, check=True, capture_output=True)
+    first = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert set(first) == SECRETS and len(set(first.values())) == len(SECRETS)
+    assert all(re.fullmatch(r"(pipeline:)?[0-9a-f]{48}", text) for text in first.values())
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "secrets/PGPASSWORD").unlink()
+    subprocess.run(make, check=True, capture_output=True)
+    again = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert {name for name in SECRETS if first[name] != again[name]} == {"PGPASSWORD"}
+
+
+def test_a_container_has_its_secrets_as_variables_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "RAY_AUTH_TOKEN").write_text("of $(date) 'quoted'\n")
+    (tmp_path / "PGPASSWORD").write_text("")
+    command = [INFRA / "with-secrets.sh", "printenv", "RAY_AUTH_TOKEN"]
+    environment = {"PATH": "/usr/bin:/bin", "SECRETS_FOLDER": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("the secret PGPASSWORD is empty: ")
+    (tmp_path / "PGPASSWORD").unlink()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "of $(date) 'quoted'\n")
+    assert 'ENTRYPOINT ["tini", "--", "/opt/infra/with-secrets.sh"]' in DOCKERFILE
+
+
+def test_variables_of_compose_are_in_the_example() -> None:
     text = (INFRA / "compose.yaml").read_text() + (INFRA / "compose.gpu.yaml").read_text()
     found = re.findall(r"\$\{([A-Z0-9_]+)(:?[?-])?([^}]*)\}", text)
     values = example(INFRA / "example.env")
     assert {name for name, _, _ in found} == set(values)
     for name, operator, default in found:
-        if name in SECRETS:
-            assert operator == ":?", f"{name} must be required"
-            assert values[name] == "", f"{name}: the example holds no secret"
-        else:
-            assert (operator, default) == (":-", values[name]), f"{name}: default and example differ"
-    assert {name for name in values if values[name] == ""} == {*SECRETS, variable("revision")}
+        assert (operator, default) == (":-", values[name]), f"{name}: default and example differ"
+    assert not SECRETS & set(values)
 
 
 def test_every_ray_node_of_compose_has_the_token_and_shared_memory() -> None:
-    nodes = {name: service for name, service in SERVICES.items() if "RAY_AUTH_TOKEN" in service.get("environment", {})}
+    nodes = {name: service for name, service in SERVICES.items() if "RAY_AUTH_TOKEN" in secrets_of(service)}
     assert set(nodes) == {"ray-head", "ray-worker", "prefect-worker"}
     for name, service in nodes.items():
         assert service["environment"]["RAY_AUTH_MODE"] == "token", name
@@ -339,12 +375,15 @@ def test_scripts_that_commands_name_are_in_the_image() -> None:
     commands = [service.get("command", []) for service in SERVICES.values()]
     commands += [container.get("args", []) for _, container in containers()]
     scripts = {Path(command[0]).name for command in commands if command and str(command[0]).startswith("/opt/infra/")}
-    assert scripts == {path.name for path in INFRA.iterdir() if path.suffix in {".sh", ".py"}}
+    scripts.add("with-secrets.sh")
+    # this one is for the machine that starts the containers
+    assert scripts | {"make-secrets.sh"} == {path.name for path in INFRA.iterdir() if path.suffix in {".sh", ".py"}}
     for script in scripts:
         assert f"infra/{script}" in DOCKERFILE
         assert (INFRA / script).stat().st_mode & 0o111, f"{script} is not executable"
-    done = subprocess.run(["bash", "-n", INFRA / "prefect-worker.sh"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for path in INFRA.glob("*.sh"):
+        done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 # --- Kubernetes ---
@@ -390,9 +429,9 @@ def test_what_pods_refer_to_exists() -> None:
     config_maps = {doc["metadata"]["name"] for doc in of_kind("ConfigMap")}
     kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
     (generator,) = kustomization["secretGenerator"]
-    assert generator["envs"] == ["secrets.env"]
-    keys = set(example(KUBERAY / "example.env"))
-    assert keys == SECRETS and not any(example(KUBERAY / "example.env").values())
+    assert {Path(file).parent.name for file in generator["files"]} == {"secrets"}
+    keys = {Path(file).name for file in generator["files"]}
+    assert keys == SECRETS
     for name, template in PODS.items():
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
         for volume in volumes.values():
@@ -449,7 +488,7 @@ def test_compose_and_kubernetes_run_the_same_commands() -> None:
     """The two ways differ in the machine, not in what runs; Ray's nodes are started by KubeRay."""
     kubernetes = {name.split("/")[1]: container.get("args") for name, container in containers()}
     pairs = [("s3", "seaweedfs"), ("s3-bucket", "bucket"), ("deployments", "deploy"), ("prefect-server",) * 2]
-    for service, container in [*pairs, ("prefect-worker", "prefect-worker")]:
+    for service, container in [*pairs, ("mlflow-database",) * 2, ("prefect-worker",) * 2]:
         assert SERVICES[service]["command"] == kubernetes[container], service
 
 
@@ -463,7 +502,7 @@ def test_every_manifest_is_listed() -> None:
 def test_kustomize_renders_and_renames_every_image(tmp_path: Path) -> None:
     folder = tmp_path / "kuberay"
     shutil.copytree(KUBERAY, folder)
-    (folder / "secrets.env").write_text("".join(f"{name}=x\n" for name in sorted(SECRETS)))
+    subprocess.run([INFRA / "make-secrets.sh", folder / "secrets"], check=True, capture_output=True)
     file = folder / "kustomization.yaml"
     file.write_text(file.read_text().replace("newName: resnet-pipeline", "newName: registry.example/resnet-pipeline"))
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
