@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from resnet_pipeline.settings import variable
+from resnet_pipeline.settings import PREFIX, variable
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -28,47 +29,6 @@ GPU = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SECRETS = set(re.findall(r"^make (\w+)", (INFRA / "make-secrets.sh").read_text(), re.MULTILINE))
-
-# The RayCluster's own fields that we use, with their JSON types, from KubeRay's API reference (ray.io/v1, KubeRay 1.5).
-# The CRD itself is in no package registry; the pod templates are checked as pods, against Kubernetes' schema.
-_TEMPLATE = {
-    "type": "object",
-    "required": ["spec"],
-    "properties": {"metadata": {}, "spec": {}},
-    "additionalProperties": False,
-}
-_PARAMS = {"type": "object", "additionalProperties": {"type": "string"}}
-_COUNT = {"type": "integer", "minimum": 0}
-RAY_CLUSTER = {
-    "type": "object",
-    "required": ["headGroupSpec"],
-    "additionalProperties": False,
-    "properties": {
-        "rayVersion": {"type": "string"},
-        "headGroupSpec": {
-            "type": "object",
-            "required": ["template"],
-            "additionalProperties": False,
-            "properties": {"rayStartParams": _PARAMS, "template": _TEMPLATE},
-        },
-        "workerGroupSpecs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["groupName", "minReplicas", "maxReplicas", "template"],
-                "additionalProperties": False,
-                "properties": {
-                    "groupName": {"type": "string"},
-                    "replicas": _COUNT,
-                    "minReplicas": _COUNT,
-                    "maxReplicas": _COUNT,
-                    "rayStartParams": _PARAMS,
-                    "template": _TEMPLATE,
-                },
-            },
-        },
-    },
-}
 
 
 def manifests() -> list[dict[str, Any]]:
@@ -265,6 +225,7 @@ def mounts() -> Iterator[tuple[str, str, dict[str, tuple[str, bool]], dict[str, 
         for mount in service.get("volumes", []):
             source, path, *mode = re.sub(r"\$\{[^}]*\}", "./variable", mount).split(":")
             found[path] = (source, mode != ["ro"])
+        found |= {f"/run/secrets/{inside}": (secret, False) for inside, secret in secrets_of(service).items()}
         yield f"compose {name}", started(service.get("command", [])), found, service.get("environment", {})
     for name, template in PODS.items():
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
@@ -291,8 +252,11 @@ def test_every_path_that_is_read_is_mounted_where_it_is_read() -> None:
             seen.setdefault(layout, set()).add(kind)
             assert found.get("/sources", ("", True))[1] is False, f"{name} does not mount /sources, read-only"
         for setting, value in settings.items():
-            if re.fullmatch(r"(/[\w.-]+)+", str(value)) and setting != "PGDATA":
-                assert value in found and found[value][1], f"{name}: {setting}={value} is not mounted"
+            if str(value).startswith("/opt/infra/"):
+                assert f"infra/{Path(value).name}" in DOCKERFILE, f"{name}: {setting}={value} is not in the image"
+            elif re.fullmatch(r"(/[\w.-]+)+", str(value)) and setting != "PGDATA":
+                assert value in found, f"{name}: {setting}={value} is not mounted"
+                assert found[value][1] or not setting.startswith(PREFIX), f"{name}: {setting}={value} is read-only"
     assert seen == {"compose": {"flows", "node"}, "kubernetes": {"flows", "node"}}
     for path in ("/sources", "/data"):
         for layout in seen:
@@ -416,12 +380,125 @@ def test_the_kubernetes_check_notices_a_misspelt_field() -> None:
     assert "imagePullPolice" in kubernetes_errors(broken, "1.37")
 
 
+def fields_of(schema: dict[str, Any], value: Any, at: str = "") -> Iterator[str]:
+    """Yield where a value departs from the fields of `tests/golden/kuberay_fields.json`.
+
+    There a text is a JSON type, a list what may stand there, a mapping an object of these fields, `[…]` around one a
+    list of such, and `null` what is checked elsewhere.
+    """
+    types = {"string": str, "integer": int, "boolean": bool, "strings": dict}
+    if schema is None:
+        return
+    if isinstance(schema, str):
+        if type(value) is not types[schema] or (
+            schema == "strings" and not all(type(v) is str for v in value.values())
+        ):
+            yield f"{at}: {value!r} is no {schema}"
+    elif isinstance(schema, list) and isinstance(schema[0], dict):
+        for number, one in enumerate(value):
+            yield from fields_of(schema[0], one, f"{at}[{number}]")
+    elif isinstance(schema, list):
+        if value not in schema:
+            yield f"{at}: {value!r} is none of {schema}"
+    else:
+        for name in value:
+            if name not in schema:
+                yield f"{at}.{name} is unknown"
+            else:
+                yield from fields_of(schema[name], value[name], f"{at}.{name}")
+
+
+KUBERAY_FIELDS = json.loads((ROOT / "tests/golden/kuberay_fields.json").read_text())
+
+
 def test_the_raycluster_has_kuberay_s_fields_and_our_ray_s_version() -> None:
     (cluster,) = of_kind("RayCluster")
-    jsonschema.Draft202012Validator(RAY_CLUSTER).validate(cluster["spec"])
+    assert list(fields_of(KUBERAY_FIELDS["RayCluster.spec"], cluster["spec"])) == []
     assert cluster["apiVersion"] == "ray.io/v1"
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned and cluster["spec"]["rayVersion"] == pinned[1]
+    broken = copy.deepcopy(cluster["spec"])
+    broken["autoscalerOptions"]["version"] = "v3"
+    broken["workerGroupSpecs"][0]["maxReplica"] = 1
+    broken["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
+    assert len(list(fields_of(KUBERAY_FIELDS["RayCluster.spec"], broken))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("KUBERAY_CRD" not in os.environ, reason="KUBERAY_CRD names no ray.io_rayclusters.yaml of KubeRay's")
+def test_the_raycluster_follows_kuberay_s_own_schema() -> None:
+    """All of it, pod templates included; and the fields above are those that the CRD has."""
+    crd = yaml.safe_load(Path(os.environ["KUBERAY_CRD"]).read_text())
+    (schema,) = (one["schema"]["openAPIV3Schema"] for one in crd["spec"]["versions"] if one["name"] == "v1")
+    (cluster,) = of_kind("RayCluster")
+    closed(schema)
+    errors = jsonschema.Draft202012Validator(schema["properties"]["spec"]).iter_errors(cluster["spec"])
+    assert [f"{error.json_path}: {error.message}" for error in errors] == []
+
+
+def closed(schema: dict[str, Any]) -> None:
+    """Let an object have the properties that its schema names and no other, as Kubernetes' strict validation does."""
+    if schema.get("x-kubernetes-int-or-string"):
+        schema.clear()
+    if "properties" in schema:
+        schema.setdefault("additionalProperties", False)
+    for one in [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]:
+        if isinstance(one, dict):
+            closed(one)
+
+
+def test_the_autoscaler_has_its_token_and_its_account_and_users_code_has_not() -> None:
+    (cluster,) = of_kind("RayCluster")
+    spec, options = cluster["spec"], cluster["spec"]["autoscalerOptions"]
+    assert spec["enableInTreeAutoscaling"] is True
+    head = spec["headGroupSpec"]["template"]["spec"]
+    (ray,) = head["containers"]
+    assert {one["name"]: one for one in options["env"]} == {one["name"]: one for one in ray["env"]}
+    account = "/var/run/secrets/kubernetes.io/serviceaccount"
+    assert account in [mount["mountPath"] for mount in options["volumeMounts"]]
+    assert {mount["name"] for mount in options["volumeMounts"]} <= {volume["name"] for volume in head["volumes"]}
+    assert account not in [mount["mountPath"] for mount in ray["volumeMounts"]]
+    assert all(template["spec"]["automountServiceAccountToken"] is False for template in PODS.values())
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_nothing_restarts_a_pod_that_works() -> None:
+    """A liveness probe ends what it can't reach: the worker for Prefect's absence, PostgreSQL while it recovers."""
+    assert [name for name, container in containers() if "livenessProbe" in container] == []
+
+
+def test_the_root_is_read_only_and_what_is_written_has_a_place() -> None:
+    for name, container in containers():
+        if container["image"].startswith("resnet-pipeline"):
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
+            paths = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert {"/tmp", "/home/pipeline"} <= paths, name
+
+
+def test_shared_memory_is_within_the_memory_that_a_pod_may_use() -> None:
+    sizes = {}
+    for name, template in PODS.items():
+        for volume in template["spec"].get("volumes", []):
+            if volume.get("emptyDir", {}).get("medium") == "Memory":
+                sizes[name] = gibibytes(volume["emptyDir"]["sizeLimit"])
+                limits = [gibibytes(c["resources"]["limits"]["memory"]) for c in template["spec"]["containers"]]
+                assert sizes[name] < sum(limits), name
+    assert {name for name in PODS if name.startswith("ray-")} <= set(sizes)
+
+
+def gibibytes(text: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", text).groups()  # type: ignore[union-attr]
+    return int(number) / {"Mi": 1024, "Gi": 1}[unit]
+
+
+def test_every_pod_has_a_priority_and_a_budget_that_matches_it() -> None:
+    classes = {doc["metadata"]["name"] for doc in of_kind("PriorityClass")}
+    assert {template["spec"]["priorityClassName"] for template in PODS.values()} == classes
+    labels = [template["metadata"]["labels"]["app.kubernetes.io/name"] for template in PODS.values()]
+    budgets = json.dumps(of_kind("PodDisruptionBudget"))
+    covered = {label for label in labels if f'"{label}"' in budgets}
+    assert set(labels) - covered == {"mlflow", "prefect-server"}  # clients wait for these two
 
 
 def test_what_pods_refer_to_exists() -> None:
@@ -440,6 +517,9 @@ def test_what_pods_refer_to_exists() -> None:
         mounted = {
             mount["name"] for _, c in containers() if _.startswith(f"{name}/") for mount in c.get("volumeMounts", [])
         }
+        if name == "ray-head":  # KubeRay puts the autoscaler beside it
+            (cluster,) = of_kind("RayCluster")
+            mounted |= {mount["name"] for mount in cluster["spec"]["autoscalerOptions"]["volumeMounts"]}
         assert mounted == set(volumes), name
     for name, container in containers():
         defined: set[str] = set()
