@@ -42,7 +42,7 @@ RUN pip install -c constraints.txt -r servers.txt && pip check
 
 FROM base AS servers
 COPY --from=servers-packages /opt/venv /opt/venv
-COPY --chmod=755 infra/make-bucket.py /opt/infra/
+COPY --chmod=755 infra/make-bucket.py infra/bucket.py /opt/infra/
 COPY --chmod=644 infra/mlflow-auth.ini /opt/infra/
 USER 1000:1000
 CMD ["mlflow", "--version"]

@@ -26,6 +26,8 @@ KUBERAY = INFRA / "kuberay"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GPU = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
+BACKUP = yaml.safe_load((INFRA / "compose.backup.yaml").read_text())
+COMPOSE_FILES = sorted(path.name for path in INFRA.glob("compose*.yaml"))
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SECRETS = set(re.findall(r"^make (\w+)", (INFRA / "make-secrets.sh").read_text(), re.MULTILINE))
@@ -87,7 +89,7 @@ def compose_errors(value: Any) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize("name", COMPOSE_FILES)
 def test_compose_files_follow_the_compose_specification(name: str) -> None:
     assert compose_errors(yaml.safe_load((INFRA / name).read_text())) == []
 
@@ -95,7 +97,7 @@ def test_compose_files_follow_the_compose_specification(name: str) -> None:
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
 def test_compose_itself_reads_the_files(tmp_path: Path) -> None:
     shutil.copytree(INFRA, tmp_path / "infra")
-    files = [word for name in ("compose.yaml", "compose.gpu.yaml") for word in ("-f", str(tmp_path / "infra" / name))]
+    files = [word for name in sorted(COMPOSE_FILES, key=len) for word in ("-f", str(tmp_path / "infra" / name))]
     done = subprocess.run(["docker-compose", *files, "config"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
@@ -190,7 +192,7 @@ def test_a_container_has_its_secrets_as_variables_and_an_empty_one_is_refused(tm
 
 
 def test_variables_of_compose_are_in_the_example() -> None:
-    text = (INFRA / "compose.yaml").read_text() + (INFRA / "compose.gpu.yaml").read_text()
+    text = "".join((INFRA / name).read_text() for name in COMPOSE_FILES)
     found = re.findall(r"\$\{([A-Z0-9_]+)(:?[?-])?([^}]*)\}", text)
     values = example(INFRA / "example.env")
     assert {name for name, _, _ in found} == set(values)
@@ -206,6 +208,25 @@ def test_every_ray_node_of_compose_has_the_token_and_shared_memory() -> None:
         assert service["environment"]["RAY_AUTH_MODE"] == "token", name
         assert service["environment"]["RAY_USAGE_STATS_ENABLED"] == "0", name
         assert "shm_size" in service and "root:/data" in service["volumes"], name
+
+
+def test_a_backup_runs_what_is_there_and_reaches_what_it_saves() -> None:
+    for name, service in BACKUP["services"].items():
+        assert service["profiles"] == ["backup"] and service["restart"] == "no", name
+        assert set(service["networks"]) <= set(COMPOSE["networks"]), name
+        assert set(secrets_of(service).values()) <= SECRETS, name
+        assert set(service["depends_on"]) <= {*SERVICES, *BACKUP["services"]}, name
+        for mount in service["volumes"]:
+            source = mount.split(":")[0]
+            assert source.startswith("$") or (INFRA / source).exists(), f"{name}: {mount}"
+        for setting, value in service["environment"].items():
+            if setting in SERVICES["s3-bucket"]["environment"]:
+                assert value == SERVICES["s3-bucket"]["environment"][setting], f"{name}: {setting}"
+    databases = BACKUP["services"]["backup-databases"]
+    assert databases["image"] == SERVICES["postgres"]["image"]
+    saved = set(re.findall(r"for database in ([\w ]+);", (INFRA / "databases.sh").read_text()))
+    made = re.findall(r"CREATE DATABASE (\w+)", (INFRA / "mlflow-database.sql").read_text())
+    assert saved == {" ".join([SERVICES["postgres"]["environment"]["POSTGRES_DB"], *made])}
 
 
 # --- mounts ---
@@ -336,12 +357,14 @@ def test_the_servers_packages_have_tested_versions_and_hold_no_torch() -> None:
 
 
 def test_scripts_that_commands_name_are_in_the_image() -> None:
-    commands = [service.get("command", []) for service in SERVICES.values()]
+    commands = [service.get("command", []) for service in [*SERVICES.values(), BACKUP["services"]["backup-bucket"]]]
     commands += [container.get("args", []) for _, container in containers()]
     scripts = {Path(command[0]).name for command in commands if command and str(command[0]).startswith("/opt/infra/")}
     scripts.add("with-secrets.sh")
-    # this one is for the machine that starts the containers
-    assert scripts | {"make-secrets.sh"} == {path.name for path in INFRA.iterdir() if path.suffix in {".sh", ".py"}}
+    # for the machine that starts the containers, and for PostgreSQL's own image
+    assert scripts | {"make-secrets.sh", "databases.sh"} == {
+        path.name for path in INFRA.iterdir() if path.suffix in {".sh", ".py"}
+    }
     for script in scripts:
         assert f"infra/{script}" in DOCKERFILE
         assert (INFRA / script).stat().st_mode & 0o111, f"{script} is not executable"
