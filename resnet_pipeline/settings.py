@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     )
 
     root: Path = Path("work")
-    """where everything is kept: datasets, runs, scores, reports; on a cluster a folder that all nodes share"""
+    """where everything is kept: datasets, runs, scores, reports; shared by a cluster's nodes that have no bucket"""
 
     data: str | None = None
     """where `--dataset NAME` is looked for: a folder, or `s3://bucket/prefix`"""
@@ -94,6 +94,9 @@ class Settings(BaseSettings):
 
     mirror: str | None = None
     """a folder or `s3://` address where checkpoints are kept too, and found from another machine"""
+
+    runs: str | None = None
+    """where runs are kept for good: a folder or `s3://bucket/prefix`; each process then works in a folder of its own"""
 
     price: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """what an hour of all the hardware in use costs, in any currency; long work then says what it costs"""

@@ -56,8 +56,22 @@ class Workspace:
 
     @property
     def runs(self) -> Path:
-        """Run directories, named by the run's identity."""
+        """Run directories, named by the run's identity; copies, if they have a home."""
         return self.root / "runs"
+
+    @property
+    def home(self) -> str | None:
+        """Where runs are kept for good: ``RESNET_PIPELINE_RUNS``, a path or ``s3://bucket/prefix``; None: in `runs`."""
+        home = _settings().runs
+        if home is None or home.startswith("s3://"):
+            return home and home.rstrip("/")
+        path = local_path(home)
+        return None if path == self.runs else str(path)
+
+    @property
+    def scratch(self) -> Path:
+        """Where a worker of a run that has a home works: on this machine's disk, beside the shards that it brought."""
+        return self.cache / "runs"
 
     @property
     def scores(self) -> Path:

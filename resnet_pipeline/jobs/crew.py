@@ -20,12 +20,13 @@ from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import ToldError, UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.parallel import cores
-from resnet_pipeline.settings import ROOT_VARIABLE, torchrun
+from resnet_pipeline.settings import ROOT_VARIABLE, torchrun, variable
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.context import Context, LocalContext, torchrun_context
 from resnet_pipeline.training.distributed import from_rank_zero
 from resnet_pipeline.training.loop import NonFiniteError, train
-from resnet_pipeline.training.mirror import mirror_of
+from resnet_pipeline.training.mirror import adopt, mirror_of
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.stopping import stop_on_signals
 from resnet_pipeline.training.watchdog import HangError
@@ -36,9 +37,10 @@ _SECONDS_FOR_THE_REASON = 3.0  # until the process that failed has written why; 
 
 @dataclass(frozen=True)
 class Order:
-    """What rank 0 has the others train: a run's folder, a dataset's address, and where checkpoints are kept too."""
+    """What rank 0 has the others train: a run's folder and home, a dataset's address, and a mirror."""
 
     run: str
+    home: str | None
     dataset: str
     mirror: str | None
 
@@ -66,7 +68,7 @@ class Crew:
         Returns when the run is finished, or was asked to stop and has saved its state. Raises UserError for what ended
         it in any of the processes.
         """
-        self._tell(Order(str(run.path), dataset.storage.url, mirror))
+        self._tell(Order(str(run.path), run.home.url if run.home else None, dataset.storage.url, mirror))
         self._train(run, dataset, mirror)
 
     def follow(self, workspace: Workspace) -> None:
@@ -77,10 +79,17 @@ class Crew:
         if isinstance(order, str):
             raise ToldError(order)
         path = Path(order.run)
-        if not path.exists():
-            raise UserError(f"{socket.gethostname()} does not see {path}: {ROOT_VARIABLE} must be shared")
+        run = RunDirectory(path, home=storage_at(order.home) if order.home else None)
+        if run.home and not path.exists():
+            run = run.elsewhere(workspace.runs / path.name)
+            adopt(run, weights=False)
+        if not run.path.exists():
+            raise UserError(
+                f"{socket.gethostname()} does not see {path}: share {ROOT_VARIABLE}, or name a place for runs that all "
+                f"nodes reach with {variable('runs')}"
+            )
         # with the settings of its own node: each has its own cache
-        self._train(RunDirectory.open(path), open_dataset_at(workspace, order.dataset), order.mirror)
+        self._train(run, open_dataset_at(workspace, order.dataset), order.mirror)
 
     def dismiss(self, error: BaseException | None = None) -> None:
         """Send the others home, unless they were told what to train; they end as rank 0 does."""

@@ -50,7 +50,9 @@ class Follower:
             case ValidationEntry(figures=figures) if figures:
                 self._validation = f"  val {_shown(*next(iter(figures.items())))}"
             case ProfileEntry() as profile:
-                _log.info("%s: %s; traces in %s", recipe, describe(profile), self._run.profile)
+                _log.info(
+                    "%s: %s; traces in %s", recipe, describe(profile), f"{self._run.address}/{self._run.profile.name}"
+                )
             case ResumeEntry(workers=workers) if line.step:
                 _log.info("%s: %d worker(s) resume from step %d", recipe, workers, line.step)
             case NoteEntry(text=text) if self._notes:

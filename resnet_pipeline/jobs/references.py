@@ -27,6 +27,8 @@ from resnet_pipeline.evaluation.paper import ENSEMBLES, EnsembleMember
 from resnet_pipeline.evaluation.published_weights import REFERENCE_SOURCES, load_reference
 from resnet_pipeline.evaluation.trained_model import Member, load_file, load_folder
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.training.mirror import adopt
+from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
 EMA = "#ema"
@@ -216,6 +218,8 @@ def _decided(workspace: Workspace, text: str) -> Reference | None:
         return MlflowRun(text, text)
     if text:  # the empty path is the current folder
         for folder in (Path(text), workspace.runs / text):
+            if folder.parent == workspace.runs:
+                _bring(RunDirectory.of(workspace, folder.name))
             if folder.is_dir():
                 return RunFolder(text, folder)
     network, _, file = text.partition("=")
@@ -227,6 +231,12 @@ def _decided(workspace: Workspace, text: str) -> Reference | None:
     if re.fullmatch(r"[\w.-]+@[\w.-]+", text):
         return RegisteredModel(text, f"models:/{text}")
     return RegisteredModel(text, f"models:/{text}@{CANDIDATE}") if re.fullmatch(r"[\w.-]+", text) else None
+
+
+def _bring(run: RunDirectory) -> None:
+    """Bring a run from its home, if it is there and its weights are not here."""
+    if run.home and not run.weights_file.exists() and run.home.stat(run.config_file.name):
+        adopt(run)
 
 
 @contextmanager

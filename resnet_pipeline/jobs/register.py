@@ -45,6 +45,7 @@ from resnet_pipeline.records import RecordError, load_record, plain
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredErrors, ModelCard, with_errors
 from resnet_pipeline.report.terminal import duration, human
+from resnet_pipeline.training.mirror import keep
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.usage import Usage
 from resnet_pipeline.workspace import Workspace, checked_name
@@ -66,8 +67,10 @@ class Registration:
             return None
 
     def keep(self, run: RunDirectory) -> None:
-        """Remember it in the run directory."""
-        write_json(run.path / "version.json", plain(self))
+        """Remember it in the run directory, and at its home."""
+        file = run.path / "version.json"
+        write_json(file, plain(self))
+        keep(run, file)
 
 
 def check_network_name(name: str | None, *, registered: bool) -> None:

@@ -29,6 +29,7 @@ from resnet_pipeline.report.figures import error_figure, loss_figure
 from resnet_pipeline.report.model_card import MeasuredErrors
 from resnet_pipeline.report.page import write_report
 from resnet_pipeline.training.metrics_log import Line, TrainEntry, ValidationEntry, entries_of, read_metrics
+from resnet_pipeline.training.mirror import adopt_all, keep
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.usage import Usage
 from resnet_pipeline.workspace import Workspace
@@ -93,6 +94,7 @@ def report_on_training(
     protocols = list(of_protocol)
     data = _report(workspace, dataset, [run], protocols, lambda _, protocol: of_protocol[protocol])
     page = write_report(data, run.path / PAGE)
+    keep(run, page)
     Tracking(workspace).log_file(run, page, "report")
     if all(test.images is None for test in tests):  # else these errors are not to be compared with the others'
         specs = {test.protocol: test for test in tests}
@@ -169,6 +171,7 @@ def _tested(dataset: Dataset, runs: Sequence[RunDirectory], protocols: Sequence[
 
 def _finished(workspace: Workspace, dataset: Dataset) -> list[RunDirectory]:
     """Return the finished runs on a dataset; one whose files are damaged is left out, and named in the log."""
+    adopt_all(workspace)
     found = []
     for file in sorted(workspace.runs.glob("*/result.json")):
         run = RunDirectory(file.parent)

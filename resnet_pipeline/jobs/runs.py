@@ -9,6 +9,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.repeat import resuming
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.metrics_log import last_step
+from resnet_pipeline.training.mirror import adopt_all
 from resnet_pipeline.training.run_directory import RunDirectory, RunState
 from resnet_pipeline.workspace import Workspace
 
@@ -39,8 +40,9 @@ def run_rows(workspace: Workspace) -> list[RunRow]:
 
     Example: ``[row.run for row in run_rows(Workspace.of()) if row.state == "interrupted"]``
     """
+    adopt_all(workspace)
     folders = [path.parent for path in workspace.runs.glob("*/config.json")]
-    return [_row(workspace, RunDirectory(path)) for path in sorted(folders, key=_written)]
+    return [_row(workspace, RunDirectory.of(workspace, path.name)) for path in sorted(folders, key=_written)]
 
 
 def _row(workspace: Workspace, run: RunDirectory) -> RunRow:
@@ -48,12 +50,12 @@ def _row(workspace: Workspace, run: RunDirectory) -> RunRow:
     try:
         config, dataset = run.config(), run.dataset()
     except UserError:
-        return RunRow(run=run.name, path=str(run.path), state=state, error=error)
+        return RunRow(run=run.name, path=run.address, state=state, error=error)
     saved = max(checkpoint_steps(run.checkpoints), default=0)
     step = {"finished": config.steps, "running": max(saved, last_step(run.metrics_file))}.get(state, saved)
     return RunRow(
         run=run.name,
-        path=str(run.path),
+        path=run.address,
         state=state,
         recipe=config.recipe,
         dataset=dataset.name,

@@ -20,6 +20,7 @@ from resnet_pipeline.report.kept import KeptRun, kept_run
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.footprint import disk_bytes
 from resnet_pipeline.training.metrics_log import TrainEntry, entries_of, last_step, read_metrics
+from resnet_pipeline.training.mirror import adopt
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
 from resnet_pipeline.workspace import Workspace
 
@@ -136,7 +137,7 @@ def plan(workspace: Workspace, study: Study, folder: Path) -> list[PlannedRun]:
 
 def directory_of(workspace: Workspace, run: StudyRun) -> RunDirectory:
     """Return the directory of a run, there or not; UserError if its dataset is not staged."""
-    return RunDirectory(workspace.runs / run_name(run.config, open_dataset(workspace, run.dataset).fingerprint))
+    return RunDirectory.of(workspace, run_name(run.config, open_dataset(workspace, run.dataset).fingerprint))
 
 
 def is_kept(run: StudyRun, kept: KeptRun | None) -> bool:
@@ -237,6 +238,7 @@ def _state(workspace: Workspace, run: StudyRun, folder: Path) -> tuple[str, int]
     directory = directory_of(workspace, run)
     if not directory.config_file.is_file():
         return ("kept", run.config.steps) if is_kept(run, kept_run(folder, directory.name)) else ("new", 0)
+    adopt(directory, weights=False)
     state, _ = directory.state()
     saved = max(checkpoint_steps(directory.checkpoints), default=0)
     return state, {"finished": run.config.steps, "running": last_step(directory.metrics_file)}.get(state, saved)

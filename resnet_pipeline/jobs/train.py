@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
+from resnet_pipeline.adapters.mlflow.runs import Delivery, MetricsSender, Tracking
 from resnet_pipeline.adapters.ray.aside import leaving_room, tested_aside
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
-from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost, worker_group
+from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost, worker_group, works_apart
 from resnet_pipeline.adapters.ray.versions import check_versions
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict, with_overrides
@@ -32,10 +32,12 @@ from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.training.attempt import Owner
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.footprint import check_disk, disk_bytes, gigabytes
-from resnet_pipeline.training.mirror import fetch_newer, mirror_of
+from resnet_pipeline.training.metrics_log import append_lines
+from resnet_pipeline.training.mirror import adopt, fetch_newer, keep, mirror_of, send
 from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
+from resnet_pipeline.training.signals import ERROR, PROFILE, STOP, FileSignals
 from resnet_pipeline.training.stopping import stop_on_signals
 from resnet_pipeline.training.workers import Workers
 from resnet_pipeline.workspace import Workspace
@@ -43,6 +45,8 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
+_SECONDS_BETWEEN_QUESTIONS = 0.5  # to an actor that has the metrics
+_SECONDS_BETWEEN_SENDINGS = 10.0
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
@@ -115,6 +119,9 @@ def train_run(
         check_splits(dataset)
         dataset.trained_on(config.train_share)  # now, and not when workers have started
         run = run_of(workspace, config, dataset)
+        if run.home:
+            adopt(run)
+            Delivery.reread(run)
         finished = run.result()
         if finished is not None:
             run.check_weights(finished.weights_sha256)
@@ -122,11 +129,13 @@ def train_run(
         attempt = _Attempt(workspace, config, dataset, launch, tracking, initial)
         if reused:
             run.remove_leftovers()
+            if run.home and not run.home.stat(run.result_file.name):  # it was finished before it had a home
+                send(run, run.home)
             _log.info("%s: finished before (%s); nothing to train", config.recipe, run.name)
         else:
-            with _alone(run):
+            with _alone(run) as check_alone:
                 if crew is None:
-                    _train_on_ray(attempt)
+                    _train_on_ray(attempt, check_alone)
                 else:
                     _train_with(crew, attempt)
     result = run.result()
@@ -200,7 +209,8 @@ def is_finished(workspace: Workspace, config: RunConfig, dataset_name: str) -> b
         dataset = open_dataset(workspace, dataset_name)
     except UserError:
         return False
-    return run_of(workspace, config, dataset).result() is not None
+    run = run_of(workspace, config, dataset)
+    return run.result() is not None or bool(run.home and run.home.stat(run.result_file.name))
 
 
 def run_of(workspace: Workspace, config: RunConfig, dataset: Dataset) -> RunDirectory:
@@ -208,11 +218,11 @@ def run_of(workspace: Workspace, config: RunConfig, dataset: Dataset) -> RunDire
 
     Example: ``run_of(Workspace.of(), run_config("digits/resnet8"), open_dataset(Workspace.of(), "digits")).result()``
     """
-    return RunDirectory(workspace.runs / run_name(config, dataset.fingerprint))
+    return RunDirectory.of(workspace, run_name(config, dataset.fingerprint))
 
 
 def _stopped(run: RunDirectory) -> StoppedError:
-    return StoppedError(f"{run.config().recipe}: stopped and saved in {run.path}; the same command resumes it")
+    return StoppedError(f"{run.config().recipe}: stopped and saved in {run.address}; the same command resumes it")
 
 
 @contextmanager
@@ -265,17 +275,20 @@ def _processes(launch: Launch) -> AbstractContextManager[Crew | None]:
 
 
 @contextmanager
-def _alone(run: RunDirectory) -> Iterator[None]:
-    """Keep other starts of the run out while inside: they would take it from one another; UserError if one is there."""
+def _alone(run: RunDirectory) -> Iterator[Callable[[], None]]:
+    """Keep other starts of the run out while inside: they would take it from one another; UserError if one is there.
+
+    Yields what raises UserError if another machine has taken the run over since.
+    """
     with ExitStack() as stack:
         try:
-            stack.enter_context(run.lease())
+            check = stack.enter_context(run.lease())
         except HeldError as error:
-            raise UserError(f"{run.path} is being trained; wait for that, or stop it ({error})") from None
-        yield
+            raise UserError(f"{run.address} is being trained; wait for that, or stop it ({error})") from None
+        yield check
 
 
-def _train_on_ray(attempt: _Attempt) -> None:
+def _train_on_ray(attempt: _Attempt, check_alone: Callable[[], None]) -> None:
     config, launch = attempt.config, attempt.launch
     counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
     beside = 1 if launch.validate_aside else 0
@@ -288,10 +301,10 @@ def _train_on_ray(attempt: _Attempt) -> None:
             counts = leaving_room(counts, resources)
         if idle := idle_gpus(config, counts[-1], resources.gpus):
             _log.warning("%s", idle)
-        run = _prepared(attempt)
+        run = _prepared(attempt, apart=works_apart(attempt.workspace))
         with (
             _attended(attempt, run, counts) as follower,
-            stop_on_signals(run.stop_file.touch, leave_at_once=True) as stop,
+            stop_on_signals(leave_at_once=True) as stop,
             worker_group(
                 attempt.workspace,
                 run,
@@ -301,34 +314,49 @@ def _train_on_ray(attempt: _Attempt) -> None:
                 beside=beside,
             ) as group,
         ):
+            run = group.attended(run)
+            if launch.profile:
+                run.signals.put(PROFILE)
             address = attempt.dataset.storage.url
             group.begin(run, address, launch.mirror, aside=launch.validate_aside)
             if launch.validate_aside:
                 with tested_aside(run, attempt.workspace, address, resources=resources, cpus=group.cpus) as test:
-                    _wait_for(group, run, follower, stop, test)
+                    _wait_for(group, run, follower, stop, check_alone, test)
             else:
-                _wait_for(group, run, follower, stop)
+                _wait_for(group, run, follower, stop, check_alone)
+            if not run.signals.shared:
+                adopt(run)
 
 
 def _train_with(crew: Crew, attempt: _Attempt) -> None:
     """Train in this process and the others of its crew; a thread shows the progress."""
     attempt.config.check_workers(crew.size)
     run = _prepared(attempt)
+    if attempt.launch.profile:
+        run.signals.put(PROFILE)
     with _attended(attempt, run, (crew.size,)) as follower, repeated(follower.poll, every=_SECONDS_BETWEEN_POLLS):
         crew.train(run, attempt.dataset, attempt.launch.mirror)
 
 
-def _prepared(attempt: _Attempt) -> RunDirectory:
-    """Return the run's directory, without an earlier attempt's requests and with what only the mirror had."""
+def _prepared(attempt: _Attempt, *, apart: bool = False) -> RunDirectory:
+    """Return the run's directory, without an earlier attempt's requests and with what only its home or mirror had.
+
+    If workers have folders of their own, ``apart``, they themselves bring the checkpoint that they resume from.
+    """
     config, launch = attempt.config, attempt.launch
-    run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.facts)
-    for file in (run.stop_file, run.error_file, run.profile_request):
-        file.unlink(missing_ok=True)
+    home = run_of(attempt.workspace, config, attempt.dataset).home
+    run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.facts, home=home)
+    for name in (STOP, ERROR, PROFILE):
+        run.signals.remove(name)
+    if home:
+        home.delete(ERROR)
+        keep(run, run.config_file)
+    if apart:
+        if config.model.initial_weights is not None:
+            _keep_initial(attempt.initial, run)
+        return run
     check_disk(run.path, disk_bytes(config, classes=len(attempt.dataset.classes)))
-    if launch.profile:
-        run.profile_request.touch()
-    storage = mirror_of(run, launch.mirror)
-    if storage:
+    for storage in filter(None, (home, mirror_of(run, launch.mirror))):
         fetch_newer(run, storage)
     path, _ = newest_checkpoint(run.checkpoints, run=run.identity())  # the attempt warns of damaged ones
     if path:
@@ -342,6 +370,7 @@ def _keep_initial(initial: InitialNetwork | None, run: RunDirectory) -> None:
     """Let the run have the network that it begins with; UserError if it is neither given nor there."""
     if initial is not None:
         initial.keep(run)
+        keep(run, run.initial_weights_file)
     elif not run.initial_weights_file.is_file():
         raise UserError(
             f"{run.config().recipe}: the weights that it is to begin with are not in {run.path}: "
@@ -362,6 +391,7 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
     )  # fmt: skip
     with (
         delivering(attempt.tracking, run, attempt.dataset, attempt.tags(run, counts)),
+        _delivery_kept(run),
         priced(attempt.launch.price),
         progress(config.recipe, total=config.steps, unit="steps", images_per_unit=config.batch) as bar,
     ):
@@ -372,37 +402,78 @@ def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> It
             follower.poll()
 
 
+@contextmanager
+def _delivery_kept(run: RunDirectory) -> Iterator[None]:
+    """Inside, what is known of the run's MLflow run goes to its home, so that whoever resumes the run finds it."""
+    sent = b""
+
+    def send_changed() -> None:
+        nonlocal sent
+        with suppress(UserError, OSError):  # the next time may do
+            if (now := run.delivery_file.read_bytes()) != sent:
+                keep(run, run.delivery_file)
+                sent = now
+
+    if run.home is None:
+        yield
+        return
+    try:
+        with repeated(send_changed, every=_SECONDS_BETWEEN_SENDINGS):
+            yield
+    finally:
+        send_changed()
+
+
 def _wait_for(
     group: WorkerGroup,
     run: RunDirectory,
     follower: Follower,
     stop: Callable[[], bool],
-    test: Callable[[], None] = lambda: None,
+    *often: Callable[[], None],
 ) -> None:
-    """Show the training's progress until it has returned, and ``test`` meanwhile; UserError if the workers have ended.
+    """Show the training's progress until it has returned, and call ``often``; UserError if the workers have ended.
 
     UnavailableError if the cluster was lost. StoppedError at once if there was a signal before they have begun: they
     take up to half a minute to start, and have nothing to save.
     """
     recipe, before = run.config().recipe, Owner.of(run)
+    told, taken = False, 0
     try:
         while True:
             # first, since it says more than the end of the workers does, and there is no use in waiting for the retries
-            if run.error_file.exists():
-                raise UserError(f"{recipe}: {run.error_file.read_text()}")
-            if group.finished():
+            if (error := run.signals.get(ERROR)) is not None:
+                _keep_error(run, error)
+                raise UserError(f"{recipe}: {error}")
+            finished = group.finished()
+            if lines := run.signals.lines(taken):
+                append_lines(run.metrics_file, lines)
+                taken += len(lines)
+            if finished:
                 return
-            if stop() and Owner.of(run) == before:
-                raise _stopped(run)
+            if stop() and not told:
+                if Owner.of(run) == before:
+                    raise _stopped(run)
+                run.signals.put(STOP)
+                told = True
             follower.poll()
-            test()
-            time.sleep(_SECONDS_BETWEEN_POLLS)
+            for call in often:
+                call()
+            time.sleep(_SECONDS_BETWEEN_POLLS if run.signals.shared else _SECONDS_BETWEEN_QUESTIONS)
     except UserError:
         raise
     except Exception as error:
         raise (UnavailableError if is_lost(error) else UserError)(
             f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}"
         ) from error
+
+
+def _keep_error(run: RunDirectory, error: str) -> None:
+    """Write what ended the run into its directory, and its home, for `RunDirectory.state`."""
+    if run.signals.shared:
+        return
+    with suppress(UserError):
+        FileSignals(run.path).put(ERROR, error)
+        keep(run, run.error_file)
 
 
 def _record(attempt: _Attempt, run: RunDirectory, result: RunResult) -> None:
@@ -415,6 +486,8 @@ def _record(attempt: _Attempt, run: RunDirectory, result: RunResult) -> None:
     tracking.describe(run, flattened(to_dict(attempt.config)), tags, attempt.dataset)
     totals = {"train/total/seconds": result.seconds, "train/total/images_per_second": result.images_per_second}
     tracking.log_values(run, totals, step=result.steps)
+    if run.home:
+        fetch_newer(run, run.home, history=False)
     newest, _ = newest_checkpoint(run.checkpoints)
     for file, folder in ((run.config_file, "run"), (run.result_file, "run"), (run.metrics_file, "run")):
         tracking.log_file(run, file, folder)
@@ -422,6 +495,7 @@ def _record(attempt: _Attempt, run: RunDirectory, result: RunResult) -> None:
         tracking.log_file(run, file, "checkpoints")
     tracking.finish(run)
     marker.write_text(tracking.run_id(run))
+    keep(run, run.delivery_file, marker)
 
 
 def _last_line(error: BaseException) -> str:

@@ -10,18 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import IO
 
-from resnet_pipeline.errors import UserError
+from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.logs import at_step, current_context
 from resnet_pipeline.models.weights import save_weights, weights_sha256
 from resnet_pipeline.settings import cleaned
 from resnet_pipeline.storage.base import Storage
-from resnet_pipeline.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from resnet_pipeline.training.checkpoint import (
+    Checkpoint,
+    checkpoint_file,
+    checkpoint_steps,
+    newest_checkpoint,
+    read_checkpoint,
+    step_of,
+)
 from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import from_rank_zero
 from resnet_pipeline.training.metrics_log import Entry, FinishEntry, MetricsLog, NoteEntry, ResumeEntry
-from resnet_pipeline.training.mirror import Mirror, fetch_newer
+from resnet_pipeline.training.mirror import Mirror, fetch_newer, send
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.signals import OWNER, SAVED
 from resnet_pipeline.training.state import TrainingState
 
 _log = logging.getLogger(__name__)
@@ -47,15 +55,19 @@ class Owner:
             file.truncate(0)
             file.write(name)
             file.flush()
+        if not run.signals.shared:
+            run.signals.put(OWNER, name)
         return name
 
     @classmethod
     def of(cls, run: RunDirectory) -> str:
         """Return the name of the run's last claim, an empty text if there was none."""
-        try:
-            return run.owner_file.read_text()
-        except FileNotFoundError:
-            return ""
+        return run.signals.get(OWNER) or ""
+
+    @classmethod
+    def here(cls, run: RunDirectory) -> str:
+        """Return the name of the last claim that this machine knows of."""
+        return run.owner_file.read_text() if run.owner_file.exists() else ""
 
     def check(self) -> None:
         """Raise TakenOverError if a later attempt trains this run."""
@@ -65,9 +77,10 @@ class Owner:
     @contextmanager
     def staying(self) -> Iterator[None]:
         """Let no later attempt claim the run while inside, which must be short; TakenOverError if one has."""
-        with self._run.owner_file.open() as file, _locked(file, fcntl.LOCK_SH):
-            if file.read() != self._name:
-                raise TakenOverError(f"{self._run.path} is trained by another process now; this one ends")
+        run = self._run
+        with run.owner_file.open() as file, _locked(file, fcntl.LOCK_SH):
+            if file.read() != self._name or not (run.signals.shared or run.signals.get(OWNER) == self._name):
+                raise TakenOverError(f"{run.path} is trained by another process now; this one ends")
             yield
 
 
@@ -121,10 +134,10 @@ class _Notes(logging.Handler):
         claim = _claims.get(self._run.name)
         try:
             with claim.staying() if claim else nullcontext():  # before its claim a process is no late one
-                log = MetricsLog(self._run.metrics_file)
+                log = MetricsLog(self._run.metrics_file, self._run.signals.tell)
                 log.append(here.step or 0, NoteEntry(text=cleaned(record.getMessage())))
                 log.close()
-        except TakenOverError:
+        except (TakenOverError, UnavailableError):
             pass  # what a later attempt trains is no concern of this one's
         except Exception:
             self.handleError(record)
@@ -141,46 +154,69 @@ def fetch(run: RunDirectory, mirror: Storage) -> None:
 class Attempt:
     """An attempt at a run in one of its processes: brings the newest checkpoint into ``state``, and writes for rank 0.
 
-    On the other ranks nothing is written. A checkpoint is looked for in the run, and in the ``mirror`` if there is one.
-    Raises CheckpointError if it is of another run or network.
+    On the other ranks nothing is written. A checkpoint is looked for in the run, in its home, and in the ``mirror`` if
+    there is one. Raises CheckpointError if it is of another run or network, UserError if the home can't be read.
     """
 
     def __init__(self, run: RunDirectory, state: TrainingState, context: Context, mirror: Storage | None) -> None:
         self._run, self._state = run, state
         self._log: MetricsLog | None = None
-        self._mirror: Mirror | None = None
+        self._home: Mirror | None = None
+        self._mirrors: list[Mirror] = []
         self._writer: CheckpointWriter | None = None
         leads = context.rank == 0
         name = Owner.claim(run) if leads else ""
+        if leads and run.home:
+            fetch_newer(run, run.home)
         if leads and mirror:
             fetch(run, mirror)
         # all ranks have rank 0's claim, since any may note what it warns of
-        self._owner = _claims[run.name] = Owner(run, from_rank_zero(name, context.world_size))
+        name = from_rank_zero(name, context.world_size)
+        if not leads and Owner.here(run) != name:
+            run.owner_file.write_text(name)  # on a machine of its own
+        self._owner = _claims[run.name] = Owner(run, name)
         problems = self._resume(context)
         if leads:
             self._begin_to_write(context, problems, mirror)
 
     def _resume(self, context: Context) -> list[str]:
         """Take up the newest good checkpoint, if there is one; return a line for each damaged newer one."""
-        newest = newest_checkpoint(self._run.checkpoints, run=self._state.run) if context.rank == 0 else None
-        path, problems = from_rank_zero(newest, context.world_size)
-        if path is not None:
+        run = self._run
+        own: tuple[int | None, list[str]] = None, []
+        if context.rank == 0:
+            newest, found = newest_checkpoint(run.checkpoints, run=self._state.run)
+            own = step_of(newest) if newest else None, found
+            if run.home and newest and context.world_size > 1:
+                send(run, run.home)  # from where the others have it
+        step, problems = from_rank_zero(own, context.world_size)
+        if step is not None:
+            path = checkpoint_file(run.checkpoints, step)
+            if run.home and context.rank and not path.exists():
+                fetch_newer(run, run.home, history=False)
             self._state.load_state_dict(read_checkpoint(path, run=self._state.run))
             at_step(self._state.step)
         elif self._run.config().model.initial_weights is not None:
             self._state.begin_with(self._run.initial_weights_file)
-        found: list[str] = problems
-        return found
+        lines: list[str] = problems
+        return lines
 
     def _begin_to_write(self, context: Context, problems: list[str], mirror: Storage | None) -> None:
         run = self._run
-        self._log = MetricsLog(run.metrics_file)
+        self._log = MetricsLog(run.metrics_file, run.signals.tell)
         self.append(ResumeEntry(workers=context.world_size))
         for problem in problems:
             _log.warning("%s", problem)
-        self._mirror = Mirror(run, mirror) if mirror else None
-        send = self._mirror.send_soon if self._mirror else lambda: None
-        self._writer = CheckpointWriter(run.checkpoints, on_written=send)
+        self._home = Mirror(run, run.home, self._say_saved) if run.home else None
+        self._mirrors = [*filter(None, [self._home]), *([Mirror(run, mirror)] if mirror else [])]
+        self._writer = CheckpointWriter(run.checkpoints, on_written=self._send_soon)
+
+    def _send_soon(self) -> None:
+        for mirror in self._mirrors:
+            mirror.send_soon()
+
+    def _say_saved(self) -> None:
+        if not self._run.signals.shared:
+            self._run.signals.put(SAVED, str(max(checkpoint_steps(self._run.checkpoints), default=0)))
 
     def check_owner(self) -> None:
         """Raise TakenOverError if a later attempt trains this run."""
@@ -206,7 +242,10 @@ class Attempt:
             self._writer.wait()
 
     def finish(self) -> None:
-        """Write the finished network's weights, then the run's result; UserError if there is no room for them."""
+        """Write the finished network's weights, then the run's result; UserError if there is no room for them.
+
+        If the run has a home they are there first: the run is finished when it says so.
+        """
         if self._log is None:
             return
         run, network = self._run, self._state.network
@@ -220,14 +259,19 @@ class Attempt:
                 f"{run.weights_file} can't be written: {reason}; make room and start the same run again"
             ) from error
         self.append(FinishEntry(seconds=self._state.seconds))
-        self._state.result(digest).write(run.result_file)
+        result = self._state.result(digest)
+        if self._home and run.home:
+            self.wait()
+            self._home.send_now()
+            run.home.write(run.result_file.name, result.text().encode())
+        result.write(run.result_file)
 
     def close(self) -> None:
-        """Wait for the checkpoint writer and the mirror, and close the metrics file."""
+        """Wait for the checkpoint writer and what sends it, and close the metrics file."""
         if self._writer:
             self._writer.close()
-        if self._mirror:
-            self._mirror.send_soon()
-            self._mirror.close()
+        self._send_soon()
+        for mirror in self._mirrors:
+            mirror.close()
         if self._log:
             self._log.close()

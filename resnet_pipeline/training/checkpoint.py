@@ -100,6 +100,15 @@ def checkpoint_file(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.pt"
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's file.
+
+    >>> step_of(Path("checkpoints/step-00000060.pt"))
+    60
+    """
+    return int(path.stem.removeprefix("step-"))
+
+
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, val_error: float | None = None) -> Path:
     """Write a checkpoint atomically, then its checksum; ``val_error`` is the validation's at that step.
 

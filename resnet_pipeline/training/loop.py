@@ -33,9 +33,11 @@ from resnet_pipeline.training.distributed import Notice, Notices, collective_tim
 from resnet_pipeline.training.footprint import check_memory, explained
 from resnet_pipeline.training.handouts import Handouts
 from resnet_pipeline.training.metrics_log import CheckpointEntry, SystemEntry, TrainEntry, ValidationEntry
+from resnet_pipeline.training.mirror import keep
 from resnet_pipeline.training.optim import set_lr
 from resnet_pipeline.training.profile import LEAST_STEPS, Profile
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.signals import PROFILE
 from resnet_pipeline.training.state import TrainingState
 from resnet_pipeline.training.step import FiniteGuard, compile_network, train_step
 from resnet_pipeline.training.system import SystemMetrics
@@ -155,7 +157,10 @@ class Trainer:
         self.system = SystemMetrics(context.device)
         self.profile: Profile | None = None
         left = config.steps - self.state.step
-        if from_rank_zero(run.profile_request.exists(), context.world_size) and left >= LEAST_STEPS:
+        if (
+            from_rank_zero(context.rank == 0 and run.signals.get(PROFILE) is not None, context.world_size)
+            and left >= LEAST_STEPS
+        ):
             self.profile = Profile(run.profile, rank=context.rank, device=context.device, steps=left)
 
     def run_to_end(self) -> bool:
@@ -252,7 +257,7 @@ class Trainer:
             if self.context.rank == 0:
                 try:
                     self.handouts.hand_out(self.state.step, network)
-                except OSError as error:  # a test may fail, training goes on
+                except (OSError, UserError) as error:  # a test may fail, training goes on
                     _log.warning("the network of step %d can't be handed out: %s", self.state.step, error)
         return False
 
@@ -331,8 +336,9 @@ class Trainer:
         entry = profile.after_step(self.model, self.throughput.waited)
         if entry:
             self.attempt.append(entry)
+            keep(self.run, profile.file)
             if self.context.rank == 0:
-                self.run.profile_request.unlink(missing_ok=True)
+                self.run.signals.remove(PROFILE)
             self.profile = None
 
     def _check_finite(self) -> None:

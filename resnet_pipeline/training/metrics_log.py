@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,8 +155,9 @@ class MetricsLog:
     Example: ``MetricsLog(run.metrics_file).append(100, NoteEntry(text="no room for a checkpoint"))``
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+    def __init__(self, path: Path, tell: Callable[[bytes], None] = lambda line: None) -> None:
+        """``tell`` gets each line too."""
+        self._file, self._tell = path.open("ab", buffering=0), tell
         self._lock = threading.Lock()  # notes come from other threads
         # a line that a killed process left half written must not swallow the first of this one
         self._pending = b"" if _ends_a_line(path) else b"\n"
@@ -168,10 +169,20 @@ class MetricsLog:
             self._pending += line
             with suppress(OSError):
                 self._pending = self._pending[self._file.write(self._pending) or 0 :]
+        self._tell(line)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def append_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Append lines as another process has written them; they are whole ones.
+
+    Example: ``append_lines(run.metrics_file, run.signals.lines(0))``
+    """
+    with path.open("ab") as file:
+        file.write(b"".join((b"" if _ends_a_line(path) else b"\n", *lines)))
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -49,7 +49,7 @@ class Profile:
     """
 
     def __init__(self, folder: Path, *, rank: int, device: torch.device, steps: int) -> None:
-        self._file = folder / f"trace-rank{rank}.json"
+        self.file = folder / f"trace-rank{rank}.json"
         self._device = device
         warmup, self._measured, self._traced = window(steps)
         self._start, self._end = warmup, warmup + self._measured
@@ -97,7 +97,7 @@ class Profile:
         return torch.profiler.profile(activities=activities)
 
     def _finish(self) -> ProfileEntry:
-        with replacing(self._file) as temporary:
+        with replacing(self.file) as temporary:
             self._profiler.export_chrome_trace(str(temporary))
         if self._device.type == "cuda":
             self._shares |= gpu_shares(self._profiler.events())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.files import write_json
+from resnet_pipeline.files import json_text, write_json
 from resnet_pipeline.records import OMIT_NONE, RecordError, plain, read_record
 
 
@@ -50,6 +50,10 @@ class RunResult:
             return None
         except (OSError, ValueError, RecursionError, RecordError) as error:
             raise UserError(f"{path} is damaged ({error}); remove it to finish the run again") from None
+
+    def text(self) -> str:
+        """Return the result as it stands in its file."""
+        return json_text(plain(self))
 
     def write(self, path: Path) -> None:
         """Write the result, atomically."""

@@ -1,4 +1,4 @@
-"""A run on disk: its identity, config, metrics, checkpoints, final weights and result.
+"""A run on disk: its identity, config, metrics, checkpoints, final weights and result; and where it is kept for good.
 
     <recipe>-<dataset fingerprint>-s<seed>-<config hash>/
       config.json  metrics.jsonl  result.json  weights.safetensors  checkpoints/  (initial.safetensors)
@@ -9,8 +9,9 @@ Starting the same run again finds the same directory and resumes; a different co
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +22,17 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
 from resnet_pipeline.models.weights import check_weights
 from resnet_pipeline.records import plain_record
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.result import RunResult
+from resnet_pipeline.training.signals import ERROR, OWNER, FileSignals, Signals
+from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
+_HOME_LOCK = ".lock"
+_SECONDS_BETWEEN_CHECKS = 15.0
 
 RunState = Literal["running", "interrupted", "finished", "failed", "damaged"]
 """An interrupted run, and one that has failed, resumes when it is started again; a damaged one has lost a file."""
@@ -43,20 +50,42 @@ def run_name(config: RunConfig, dataset_fingerprint: str) -> str:
 class RunDirectory:
     """Paths and small files of one run.
 
+    ``home`` is where the run is kept for good, if that is not this directory; then this is one process's copy.
+    ``signals`` are how its processes speak with one another, by default by files in the directory.
+
     Example: ``RunDirectory.open(Path("work/runs/digits-resnet8-…")).result()``
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, home: Storage | None = None, signals: Signals | None = None) -> None:
+        self.path, self.home = path, home
+        self.signals = signals or FileSignals(path)
 
     @classmethod
-    def create(cls, parent: Path, config: RunConfig, dataset: DatasetFacts) -> RunDirectory:
+    def of(cls, workspace: Workspace, name: str) -> RunDirectory:
+        """Return the run of this name in a workspace, whether it is there or not, with its home if it has one.
+
+        Example: ``RunDirectory.of(Workspace.of(), "digits-resnet8-…").home``
+        """
+        address = workspace.home
+        return cls(workspace.runs / name, home=storage_at(f"{address}/{name}") if address else None)
+
+    def elsewhere(self, path: Path) -> RunDirectory:
+        """Return the same run as a process has it whose copy lies in another folder.
+
+        Example: ``run.elsewhere(Path("/var/cache/runs") / run.name)``
+        """
+        return RunDirectory(path, home=self.home, signals=self.signals)
+
+    @classmethod
+    def create(
+        cls, parent: Path, config: RunConfig, dataset: DatasetFacts, *, home: Storage | None = None
+    ) -> RunDirectory:
         """Return the run's directory, new or as an earlier start left it; ``dataset`` is kept with the config.
 
         A config that a crash has torn, or that was changed, is written again: the directory's name says that it is
         this one.
         """
-        run = cls(parent / run_name(config, dataset.fingerprint))
+        run = cls(parent / run_name(config, dataset.fingerprint), home=home)
         run.remove_leftovers()
         torn = False
         if run.config_file.exists():
@@ -91,6 +120,11 @@ class RunDirectory:
     def name(self) -> str:
         """The directory's name, the run's identity."""
         return self.path.name
+
+    @property
+    def address(self) -> str:
+        """Where the run is, for its user: its home if it has one, else this directory."""
+        return self.home.url if self.home else str(self.path)
 
     @property
     def config_file(self) -> Path:
@@ -129,23 +163,8 @@ class RunDirectory:
 
     @property
     def owner_file(self) -> Path:
-        """Names the attempt that trains this run now; an earlier one that is still alive ends when it sees that."""
-        return self.path / "owner"
-
-    @property
-    def stop_file(self) -> Path:
-        """Its presence asks the workers to save and stop at their next step."""
-        return self.path / "stop"
-
-    @property
-    def save_request(self) -> Path:
-        """Its presence asks the workers to save soon and to train on; they remove it when they have seen it."""
-        return self.path / "save-request"
-
-    @property
-    def profile_request(self) -> Path:
-        """Its presence asks the workers to profile a few steps; they remove it when they have."""
-        return self.path / "profile-request"
+        """Names the last attempt on this machine that trained this run (`signals.OWNER`)."""
+        return self.path / OWNER
 
     @property
     def profile(self) -> Path:
@@ -155,7 +174,7 @@ class RunDirectory:
     @property
     def error_file(self) -> Path:
         """What ended the last attempt, if it is something that the user can mend."""
-        return self.path / "error.txt"
+        return self.path / ERROR
 
     def identity(self) -> str:
         """Return the name that the run's recipe, dataset, seed and config give it, however the directory is called."""
@@ -173,12 +192,28 @@ class RunDirectory:
         """Return the result of a finished run, else None; UserError if it is damaged."""
         return RunResult.read(self.result_file)
 
-    def lease(self) -> AbstractContextManager[Callable[[], None]]:
+    @contextmanager
+    def lease(self) -> Iterator[Callable[[], None]]:
         """Keep other starts of the run out while inside: they would take it from one another; HeldError if one is on.
+
+        Yields what raises UserError if another machine has taken the run over since; it asks seldom.
 
         Example: ``with run.lease(): train_here(run)``
         """
-        return LocalStorage(self.path.parent).lease(self._lock)
+        with LocalStorage(self.path.parent).lease(self._lock) as check:
+            if self.home is None:
+                yield check
+                return
+            with self.home.lease(_HOME_LOCK) as check:
+                asked = time.monotonic()
+
+                def check_seldom() -> None:
+                    nonlocal asked
+                    if time.monotonic() - asked > _SECONDS_BETWEEN_CHECKS:
+                        asked = time.monotonic()
+                        check()
+
+                yield check_seldom
 
     @property
     def _lock(self) -> str:
@@ -197,7 +232,7 @@ class RunDirectory:
         except UserError as error:
             return "damaged", str(error)
         if finished:
-            lost = not self.weights_file.is_file()
+            lost = not self.weights_file.is_file() and self.home is None
             return ("damaged", f"{self.weights_file} is lost") if lost else ("finished", None)
         if self.error_file.is_file():
             return "failed", self.error_file.read_text(errors="replace").strip()

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: the first one lets a run save its state and stop at its next step.
 
-In a process that trains, the loop asks what is yielded (``Context.should_stop``). A driver of Ray's workers touches the
-run's stop file instead, at which the workers' contexts look (``adapters.ray.train``).
+In a process that trains, the loop asks what is yielded (``Context.should_stop``). A driver of Ray's workers tells them
+(`signals.STOP`), and their contexts look (``adapters.ray.train``).
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def stop_on_signals(
-    on_stop: Callable[[], None] | None = None, *, loud: bool = True, leave_at_once: bool = False
-) -> Iterator[Callable[[], bool]]:
+def stop_on_signals(*, loud: bool = True, leave_at_once: bool = False) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGTERM or SIGINT came since; outside the main thread none can be caught.
 
-    The first one calls ``on_stop``, and ``loud`` logs it. With ``leave_at_once`` a second Ctrl-C raises
+    The first one is logged if ``loud``. With ``leave_at_once`` a second Ctrl-C raises
     KeyboardInterrupt; SIGTERM may come as often as its sender likes.
 
     Example: ``with stop_on_signals() as stop: train(run, dataset, LocalContext(stop=stop))``
@@ -38,8 +36,6 @@ def stop_on_signals(
         interrupts += number == signal.SIGINT
         if leave_at_once and interrupts > 1:
             raise KeyboardInterrupt
-        if on_stop and not signalled.is_set():
-            on_stop()
         if loud and not signalled.is_set():
             again = " (Ctrl-C again to leave at once)" if leave_at_once else ""
             _log.info("stopping: saving the state at the next step%s", again)

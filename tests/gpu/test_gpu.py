@@ -14,6 +14,7 @@ from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.metrics_log import ProfileEntry
+from resnet_pipeline.training.signals import PROFILE
 from resnet_pipeline.training.system import SystemMetrics
 from tests.metrics import entries, losses
 
@@ -64,7 +65,7 @@ def test_a_compiled_run_with_cuda_graphs_computes_what_an_eager_one_does(make_ru
     today = ["precision=bf16", "optim.ema=0.9", "growth.first=8", "growth.multiple=4", "steps=40", "log_every=1"]
     runs = {flag: make_run(*today, f"compile={flag}", folder=flag) for flag in ("false", "true")}
     for run in runs.values():
-        run.profile_request.touch()
+        run.signals.put(PROFILE)
         assert train(run, digits, LocalContext(device=CUDA))
         ((_, profile),) = entries(run, ProfileEntry)
         shares = (profile.data, profile.compute, profile.communication, profile.host)

@@ -1,7 +1,8 @@
 """A Ray cluster of several nodes on this machine: each in a network of its own where that is permitted.
 
 Namespaces give every node an address and a cable that can be pulled. Without the right to make them the nodes are
-several raylets at one address, which can be killed but not cut off.
+several raylets at one address, which can be killed but not cut off. Hosts have a /tmp of their own besides, empty at
+their start, where they keep all that they keep: they share no folder that anything is written to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -40,15 +41,20 @@ def _ip(*words: str, check: bool = True) -> bool:
 
 
 class Nodes:
-    """Ray nodes of one CPU each; the first is the head, in this process's own network."""
+    """Ray nodes of one CPU each; the first is the head, in this process's own network.
 
-    def __init__(self, folder: Path) -> None:
+    With ``hosts`` all but the head are hosts with a /tmp of their own, in whose environment that is; the head computes
+    nothing.
+    """
+
+    def __init__(self, folder: Path, hosts: Mapping[str, str] | None = None) -> None:
         self._folder = folder  # of the nodes' logs
+        self._hosts = hosts
         self.namespaces = self._bridge()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._count = 0
-        address = f"{_NETWORK}.1" if self.namespaces else "127.0.0.1"
-        self.address = f"{address}:{6379 + os.getpid() % 3000}"
+        self.host = f"{_NETWORK}.1" if self.namespaces else "127.0.0.1"
+        self.address = f"{self.host}:{6379 + os.getpid() % 3000}"
 
     def start(self) -> None:
         """Start the head."""
@@ -83,6 +89,10 @@ class Nodes:
     def names(self) -> list[str]:
         """Return the nodes but the head."""
         return [name for name in self._processes if name != "head"]
+
+    def roots(self) -> list[Path]:
+        """Return the file systems of all nodes but the head, as they are seen from here."""
+        return [Path(f"/proc/{process.pid}/root") for name, process in self._processes.items() if name != "head"]
 
     def kill(self, name: str) -> None:
         """End a node as a power cut does: its raylet, and all that it started, by SIGKILL."""
@@ -137,6 +147,10 @@ class Nodes:
 
     def _start(self, name: str, options: list[str]) -> None:
         inside = ["ip", "netns", "exec", name] if self.namespaces and name != "head" else []
+        own = self._hosts if self._hosts is not None and name != "head" else {}
+        if own and self.namespaces:
+            inside += ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /tmp && cd /tmp && exec "$@"', "sh"]
+        cpus = 0 if self._hosts is not None and name == "head" else 1
         interface = _BRIDGE if self.namespaces and name == "head" else "eth0" if self.namespaces else "lo"
         log = self._folder / f"{name}.log"
         with log.open("wb") as output:
@@ -146,12 +160,12 @@ class Nodes:
                     RAY,
                     "start",
                     "--block",
-                    "--num-cpus=1",
+                    f"--num-cpus={cpus}",
                     f"--node-name={name}",
                     "--disable-usage-stats",
                     *options,
                 ],
-                env={**os.environ, **SETTINGS, "GLOO_SOCKET_IFNAME": interface},
+                env={**os.environ, **SETTINGS, **own, "GLOO_SOCKET_IFNAME": interface},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -174,9 +188,9 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def nodes(folder: Path, count: int) -> Iterator[Nodes]:
-    """Yield a cluster of a head and ``count`` more nodes."""
-    cluster = Nodes(folder)
+def nodes(folder: Path, count: int, hosts: Mapping[str, str] | None = None) -> Iterator[Nodes]:
+    """Yield a cluster of a head and ``count`` more nodes, or ``hosts``."""
+    cluster = Nodes(folder, hosts)
     try:
         cluster.start()
         for _ in range(count):

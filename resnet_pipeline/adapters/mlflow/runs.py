@@ -294,6 +294,12 @@ class Delivery:
             return cls()
         return kept if kept.delivered >= 0 else cls()
 
+    @classmethod
+    def reread(cls, run: RunDirectory) -> None:
+        """Have the run's metrics file read from its start: it is another one than before. What was sent stays known."""
+        if run.delivery_file.exists():
+            replace(cls.of(run), delivered=0).keep(run)
+
     def keep(self, run: RunDirectory) -> None:
         """Remember it in the run directory."""
         write_json(run.delivery_file, plain_record(self))

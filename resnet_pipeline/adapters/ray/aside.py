@@ -17,6 +17,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.models.weights import load_own_weights
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.handouts import Answer, Handouts
+from resnet_pipeline.training.mirror import adopt
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.tasks import task_of
 from resnet_pipeline.workspace import Workspace
@@ -53,7 +54,7 @@ def tested_aside(
     import ray
 
     actor = ray.remote(num_cpus=cpus, num_gpus=1 if resources.gpus else 0)(_Tester)
-    tests = _Tests(Handouts(run), lambda: actor.remote(run.path, workspace.root, dataset, cpus))
+    tests = _Tests(Handouts(run), lambda: actor.remote(run, workspace.root, dataset, cpus))
     try:
         yield tests.poll
     finally:
@@ -109,8 +110,9 @@ class _Tests:
 class _Tester:
     """Ray's actor; it opens the dataset and builds the network with its first test."""
 
-    def __init__(self, run: Path, root: Path, dataset: str, threads: int) -> None:
-        self._run, self._root, self._address, self._threads = RunDirectory(run), root, dataset, threads
+    def __init__(self, run: RunDirectory, root: Path, dataset: str, threads: int) -> None:
+        self._root, self._address, self._threads = root, dataset, threads
+        self._run = run if run.signals.shared else run.elsewhere(Workspace(root).scratch / f"{run.name}-tests")
         self._opened: tuple[Any, Any] | None = None
 
     def test(self, step: int) -> Answer:
@@ -118,13 +120,17 @@ class _Tester:
         torch.set_num_threads(self._threads)
         try:
             task, network = self._opened = self._opened or self._open()
-            load_own_weights(network, Handouts(self._run).weights(step))
+            weights = Handouts(self._run).weights(step)
+            load_own_weights(network, weights)
+            if not self._run.signals.shared:
+                weights.unlink()  # this machine's copy
             found = task.validate(network, lambda: None)
         except UserError as error:
             return Answer(problem=str(error))
         return Answer(figures=tuple(found.values.items()), error=found.error)
 
     def _open(self) -> tuple[Any, Any]:
+        adopt(self._run, weights=False)  # of a run that this machine has no copy of, its config
         config, device = self._run.config(), local_device()
         precision = chosen_precision(config.precision, device)
         prepare_device(device, precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -20,19 +21,24 @@ import psutil
 import torch
 
 from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.run_control import RunControl
 from resnet_pipeline.adapters.ray.trainer import trainer_class
+from resnet_pipeline.adapters.ray.versions import check_sees
 from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UnavailableError, UserError
-from resnet_pipeline.files import replacing, write_json
+from resnet_pipeline.files import json_text
 from resnet_pipeline.logs import configured
-from resnet_pipeline.records import JsonObject, load_record, plain_record, read_record
-from resnet_pipeline.settings import ROOT_VARIABLE, TIMEOUT_VARIABLE, surroundings
+from resnet_pipeline.records import plain_record, read_record
+from resnet_pipeline.settings import TIMEOUT_VARIABLE, surroundings
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.training.attempt import TakenOverError
-from resnet_pipeline.training.distributed import collective_timeout
+from resnet_pipeline.training.distributed import collective_timeout, from_rank_zero
+from resnet_pipeline.training.footprint import check_disk, disk_bytes
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.mirror import mirror_of
+from resnet_pipeline.training.mirror import adopt, mirror_of
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.signals import ERROR, SAVE, STOP, FileSignals, Signals
 from resnet_pipeline.workspace import Workspace
 
 WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
@@ -40,14 +46,16 @@ WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
 returns to the kernel; only its main arena keeps what is freed (`device.keep_freed_memory`)."""
 
 _SECONDS_FOR_LEAVING = 60.0
-_SECONDS_BETWEEN_CHECKS = 0.2  # at the stop file, which may lie on a network drive
+_SECONDS_BETWEEN_CHECKS = 0.2  # whether to stop: a file, which may lie on a network drive, or a question to an actor
+_OPEN = "open"  # as long as there may be more orders
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A run's directory, the address of its dataset, where its checkpoints are kept too, and if it is tested aside."""
+    """A run's directory and home, the address of its dataset, its mirror, and if it is tested aside."""
 
     run: str
+    home: str | None
     dataset: str
     mirror: str | None
     aside: bool = False
@@ -55,10 +63,10 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What a worker knows from its start: the folder of orders, the root, its CPU threads, the timeout in seconds."""
+    """What a worker knows from its start: where its orders are, the root, its CPU threads, the timeout in seconds."""
 
-    folder: str
-    root: str
+    orders: Signals
+    root: Path
     threads: int
     timeout: float
 
@@ -66,12 +74,13 @@ class Standing:
 class WorkerGroup:
     """Ray Train workers that train one run after another: a start takes as long as thousands of small steps.
 
-    A folder of its own below ``folder``, which every node sees, holds the orders: ``order-N.json`` names a run,
-    ``order-N.done`` says that its training has returned, and ``end`` sends the workers home. ``counts`` are the numbers
-    of workers that the group may have, in increasing order: one, or several for an elastic run, which takes the largest
-    that there is room for, now and whenever nodes come or go; they leave room for ``beside`` others. A worker or node
-    that dies is replaced, and its run resumes from its newest checkpoint, ``max_failures`` times (pre-empted nodes
-    don't count). The workers start at once, in the background.
+    Orders are signals, in a folder of its own below ``folder``, or in an actor if the nodes of a cluster need not see
+    one (``apart``: runs have a home). ``order-N.json`` names a run, ``order-N.done`` says that its training has
+    returned, and without ``open`` the workers go home. ``counts`` are the numbers of workers that the group may have,
+    in increasing order: one, or several for an elastic run, which takes the largest that there is room for, now and
+    whenever nodes come or go; they leave room for ``beside`` others. A worker or node that dies is replaced, and its
+    run resumes from its newest checkpoint, ``max_failures`` times (pre-empted nodes don't count). The workers start at
+    once, in the background.
     """
 
     def __init__(
@@ -84,6 +93,7 @@ class WorkerGroup:
         max_failures: int = 3,
         elastic: RunDirectory | None = None,
         beside: int = 0,
+        apart: bool = False,
     ) -> None:
         check_workers(counts[0], resources)
         self.counts = counts
@@ -96,10 +106,22 @@ class WorkerGroup:
             if left == self._folder or not psutil.pid_exists(int(left.name.rpartition("-")[2])):
                 shutil.rmtree(left)
         self._folder.mkdir()
+        if surroundings().ray_address and not apart:
+            check_sees(self._folder)
+        self._control = RunControl.start() if apart else None
+        self._order: Signals = self._control or FileSignals(self._folder)
+        self._order.put(_OPEN)
         self.cpus = resources.cpus_per_worker(min(counts[-1] + beside, resources.most_workers()))
         """CPUs of each worker."""
-        trainer = _trainer(self._folder, root, counts, resources, self.cpus, max_failures, elastic)
+        seconds = collective_timeout().total_seconds()
+        standing = Standing(orders=self._order, root=root, threads=self.cpus, timeout=seconds)
+        resized = self.attended(elastic) if elastic else None
+        trainer = _trainer(self._folder, standing, counts, resources, max_failures, resized)
         self._fitting = in_thread(trainer.fit)
+
+    def attended(self, run: RunDirectory) -> RunDirectory:
+        """Return the run with the signals by which these workers hear and speak."""
+        return RunDirectory(run.path, home=run.home, signals=self._control.of(run.name)) if self._control else run
 
     def begin(self, run: RunDirectory, dataset: str, mirror: str | None = None, *, aside: bool = False) -> None:
         """Order the training of a run on the dataset at an address; ``mirror`` is where checkpoints are kept too.
@@ -107,12 +129,13 @@ class WorkerGroup:
         With ``aside`` the networks of mid-training are handed out for tests.
         """
         self._orders += 1
-        order = Order(run=str(run.path), dataset=dataset, mirror=mirror, aside=aside)
-        write_json(self._folder / f"order-{self._orders}.json", plain_record(order))
+        home = run.home.url if run.home else None
+        order = Order(run=str(run.path), home=home, dataset=dataset, mirror=mirror, aside=aside)
+        self._order.put(f"order-{self._orders}.json", json_text(plain_record(order)))
 
     def finished(self) -> bool:
         """Return whether the last order's training has returned; raise what ended the workers before that."""
-        if (self._folder / f"order-{self._orders}.done").exists():
+        if self._order.get(f"order-{self._orders}.done") is not None:
             return True
         if not self._fitting.done():
             return False
@@ -123,10 +146,13 @@ class WorkerGroup:
     def close(self) -> None:
         """Send the workers home; if all went well on a cluster that stays, wait until it has its CPUs back."""
         if self._folder.exists():
-            (self._folder / "end").touch()
+            with contextlib.suppress(UserError):
+                self._order.remove(_OPEN)
         if self.sound and surroundings().ray_address:
             concurrent.futures.wait([self._fitting], timeout=_SECONDS_FOR_LEAVING)
         self.sound = False
+        if self._control:
+            self._control.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._folder.parent.rmdir()
@@ -141,7 +167,13 @@ def standing_workers(workspace: Workspace, count: int) -> Iterator[None]:
         with standing_workers(Workspace.of(), 2): train_run(Workspace.of(), config, "digits", Launch(workers=2))
     """
     with ray_cluster() as resources:
-        group = WorkerGroup(workspace.root / "ray", root=workspace.root, counts=(count,), resources=resources)
+        group = WorkerGroup(
+            workspace.root / "ray",
+            root=workspace.root,
+            counts=(count,),
+            resources=resources,
+            apart=works_apart(workspace),
+        )
         _standing.append(group)
         try:
             yield
@@ -177,6 +209,7 @@ def worker_group(
             max_failures=max_failures,
             elastic=run if len(counts) > 1 else None,
             beside=beside,
+            apart=works_apart(workspace),
         )
     try:
         yield group
@@ -189,6 +222,14 @@ def worker_group(
 
 
 _standing: list[WorkerGroup] = []
+
+
+def works_apart(workspace: Workspace) -> bool:
+    """Return whether workers have folders of their own: they are on other machines, and runs have a home.
+
+    Example: ``works_apart(Workspace.of())``
+    """
+    return workspace.home is not None and surroundings().ray_address is not None
 
 
 def dismiss_standing_workers() -> None:
@@ -223,10 +264,9 @@ def in_thread(call: Callable[[], object]) -> Future[object]:
 
 def _trainer(
     folder: Path,
-    root: Path,
+    standing: Standing,
     counts: tuple[int, ...],
     resources: Resources,
-    cpus: int,
     max_failures: int,
     elastic: RunDirectory | None,
 ) -> Any:
@@ -234,16 +274,14 @@ def _trainer(
     from ray.train.torch import TorchConfig
 
     use_gpu = resources.gpus > 0
-    seconds = collective_timeout().total_seconds()
-    standing = Standing(folder=str(folder), root=str(root), threads=cpus, timeout=seconds)
     return trainer_class(counts, elastic, alone=not surroundings().ray_address)(
         _work,
-        train_loop_config=plain_record(standing),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(seconds)),
+        train_loop_config={"standing": standing},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(standing.timeout)),
         scaling_config=ScalingConfig(
             num_workers=counts[0] if len(counts) == 1 else (counts[0], counts[-1]),
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker={"CPU": standing.threads} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
             name="train",
@@ -288,7 +326,7 @@ class RayContext:
         if self.rank or now - self._checked < _SECONDS_BETWEEN_CHECKS:
             return False
         self._checked = now
-        return self._run.stop_file.exists()
+        return self._run.signals.get(STOP) is not None
 
     def should_save(self) -> bool:
         """Return whether since the last call a node of ours was announced to go, or the workers to be replaced."""
@@ -299,52 +337,73 @@ class RayContext:
         nodes = set(info.preempted_node_ids) if info else set()
         new = nodes - self._preempted
         self._preempted |= nodes
-        asked: bool = broadcast_from_rank_zero(self._run.save_request.exists() if self.rank == 0 else None)
+        signals = self._run.signals
+        asked: bool = broadcast_from_rank_zero(signals.get(SAVE) is not None if self.rank == 0 else None)
         if asked and self.rank == 0:
-            self._run.save_request.unlink(missing_ok=True)
+            signals.remove(SAVE)
         return bool(new) or asked
 
 
-def _work(config: JsonObject) -> None:
+def _work(config: Mapping[str, Standing]) -> None:
     """Be a worker: its log goes to its stderr, which Ray keeps in a file."""
     with configured():
-        _train_orders(config)
+        _train_orders(config["standing"])
 
 
-def _train_orders(config: JsonObject) -> None:
+def _train_orders(standing: Standing) -> None:
     """Train what is ordered until the end; a group that starts anew begins with its first order, which is finished."""
-    standing = read_record(Standing, config)
     torch.set_num_threads(standing.threads)
     os.environ[TIMEOUT_VARIABLE] = str(standing.timeout)
     # with the settings of its own node: each has its own cache
-    workspace, folder = Workspace(Path(standing.root)), Path(standing.folder)
-    if not folder.exists():
-        raise UserError(f"Ray's node {socket.gethostname()} does not see {folder}: {ROOT_VARIABLE} must be shared")
+    workspace = Workspace(standing.root)
+    if standing.orders.get(_OPEN) is None:
+        raise UserError(f"Ray's node {socket.gethostname()} does not see {standing.orders}, where its orders are")
     for number in itertools.count(1):
-        order = _next_order(folder, number)
+        order = _next_order(standing.orders, number)
         if order is None:
             return
-        run = RunDirectory.open(Path(order.run))
+        run = _copy_of(order, standing.orders, workspace)
         context = RayContext(run)
         try:
+            if not run.signals.shared:
+                _begin_copy(run)
             dataset = open_dataset_at(workspace, order.dataset)
-            train(run, dataset, context, mirror=mirror_of(run, order.mirror), aside=order.aside)
+            finished = train(run, dataset, context, mirror=mirror_of(run, order.mirror), aside=order.aside)
         except (TakenOverError, UnavailableError):
             raise  # a later attempt resumes the run
         except UserError as error:
-            # The driver watches for this file: what the user has to mend is not retried.
-            with replacing(run.error_file) as temporary:
-                temporary.write_text(str(error))
+            # The driver looks for this: what the user has to mend is not retried.
+            run.signals.put(ERROR, str(error))
             raise
         if context.rank == 0:
-            (folder / f"order-{number}.done").touch()
+            standing.orders.put(f"order-{number}.done")
+        if finished and not run.signals.shared:
+            from_rank_zero(None, context.world_size)  # which may be a process of this machine, and send what is here
+            shutil.rmtree(run.path, ignore_errors=True)
 
 
-def _next_order(folder: Path, number: int) -> Order | None:
+def _copy_of(order: Order, orders: Signals, workspace: Workspace) -> RunDirectory:
+    """Return the run as this process has it: the directory that all see, or a folder of this machine's own."""
+    path, home = Path(order.run), storage_at(order.home) if order.home else None
+    if isinstance(orders, RunControl):
+        return RunDirectory(workspace.scratch / path.name, home=home, signals=orders.of(path.name))
+    if not path.is_dir():
+        raise UserError(f"Ray's node {socket.gethostname()} does not see {path}")
+    return RunDirectory(path, home=home)
+
+
+def _begin_copy(run: RunDirectory) -> None:
+    """Bring the run's config, and its result if it has one, to this machine; UserError if it has no room for a run."""
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    if not run.config_file.exists() or (run.home and run.home.stat(run.result_file.name)):
+        adopt(run, weights=False)
+    check_disk(run.path, disk_bytes(run.config(), classes=len(run.dataset().classes)))
+
+
+def _next_order(orders: Signals, number: int) -> Order | None:
     """Wait for an order; None when there will be no more, also when the folder is gone."""
-    file = folder / f"order-{number}.json"
-    while folder.exists() and not (folder / "end").exists():
-        with contextlib.suppress(FileNotFoundError):
-            return load_record(Order, file)
+    while orders.get(_OPEN) is not None:
+        if (text := orders.get(f"order-{number}.json")) is not None:
+            return read_record(Order, json.loads(text))
         time.sleep(_SECONDS_BETWEEN_CHECKS / 4)
     return None

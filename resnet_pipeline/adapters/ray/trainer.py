@@ -7,6 +7,7 @@ from typing import Any
 
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.signals import SAVE, SAVED
 
 _SECONDS_FOR_SAVING = 300.0
 
@@ -62,7 +63,7 @@ def _policy_of(counts: tuple[int, ...], run: RunDirectory) -> Any:
     Ray's elastic policy takes any number in its range, also one that can't share the batch. And it ends the workers of
     a run that grows in the middle of what they do; here they are asked to save first.
     """
-    checkpoints, save_request = run.checkpoints, run.save_request
+    checkpoints, signals = run.checkpoints, run.signals
     from ray.train.v2._internal.execution.scaling_policy import (
         ElasticScalingPolicy,
         NoopDecision,
@@ -70,10 +71,14 @@ def _policy_of(counts: tuple[int, ...], run: RunDirectory) -> Any:
         ScalingDecision,
     )
 
+    def saved() -> object:
+        """Return what changes when the workers have saved."""
+        return checkpoint_steps(checkpoints)[-1:] if signals.shared else signals.get(SAVED)
+
     class TheseCounts(ElasticScalingPolicy):  # type: ignore[misc]
         def __init__(self, scaling_config: Any) -> None:
             super().__init__(scaling_config)
-            self._wanted: tuple[ScalingDecision, list[int], float] | None = None
+            self._wanted: tuple[ScalingDecision, object, float] | None = None
 
         # of the workers that there is room for, as many as the batch divides by
         def _count_possible_workers(self, reserved_resources: Any) -> int:
@@ -90,12 +95,11 @@ def _policy_of(counts: tuple[int, ...], run: RunDirectory) -> Any:
                 decision = super().make_decision_for_running_worker_group(**state)
                 if not isinstance(decision, ResizeDecision):
                     return decision
-                self._wanted = decision, checkpoint_steps(checkpoints)[-1:], time.monotonic()
-                save_request.touch()
+                self._wanted = decision, saved(), time.monotonic()
+                signals.put(SAVE)
                 return NoopDecision()
-            decision, newest, since = self._wanted
-            saved = checkpoint_steps(checkpoints)[-1:] != newest
-            if not saved and time.monotonic() - since < _SECONDS_FOR_SAVING:
+            decision, before, since = self._wanted
+            if saved() == before and time.monotonic() - since < _SECONDS_FOR_SAVING:
                 return NoopDecision()
             self._wanted = None
             return decision

@@ -1,12 +1,15 @@
-"""Which versions each node of a Ray cluster runs, beside those of this process."""
+"""What each node of a Ray cluster has: its versions beside those of this process, and whether it sees a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from resnet_pipeline.adapters.ray.cluster import ray_cluster
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.settings import ROOT_VARIABLE, variable
 
 PACKAGES = ("resnet-pipeline", "ray", "torch", "torchvision", "nvidia-dali-cuda130", "mlflow")
 """What a worker computes with, and what is pickled between driver and workers."""
@@ -34,26 +37,61 @@ def nodes_and_versions() -> tuple[dict[str, str], list[Node]]:
     """
     versions = _reader(PACKAGES)
     with ray_cluster():
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        ask = ray.remote(num_cpus=0)(versions)
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        answers = [
-            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
-            for node in alive
+        found = [
+            Node(
+                address=str(node["NodeManagerAddress"]),
+                cpus=int(node["Resources"].get("CPU", 0)),
+                gpus=int(node["Resources"].get("GPU", 0)),
+                versions=of_node,
+            )
+            for node, of_node in _on_each_node(versions)
         ]
-        found = []
-        for node, answer in zip(alive, answers, strict=True):
-            address, resources = str(node["NodeManagerAddress"]), node["Resources"]
-            try:
-                of_node = ray.get(answer, timeout=_SECONDS)
-            except ray.exceptions.RayError as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UserError(f"Ray's node {address} runs no task: {reason}") from None
-            cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-            found.append(Node(address=address, cpus=cpus, gpus=gpus, versions=of_node))
     return versions(), found
+
+
+def check_sees(folder: Path) -> None:
+    """Raise UserError, naming it, if a node of the joined cluster that computes does not see a folder of this machine.
+
+    Example: ``with ray_cluster(): check_sees(workspace.root)``
+    """
+
+    def sees() -> bool:
+        from pathlib import Path  # a nested function travels as code, to a node that may lack this package
+
+        return Path(path).is_dir()
+
+    path = str(folder)
+    lacking = [
+        str(node["NodeManagerAddress"])
+        for node, there in _on_each_node(sees)
+        if node["Resources"].get("CPU") and not there
+    ]
+    if lacking:
+        raise UserError(
+            f"Ray's node {', '.join(lacking)} does not see {folder}; name a place for runs that all nodes reach with "
+            f"{variable('runs')}=s3://BUCKET/PREFIX, or put {ROOT_VARIABLE} on a volume that they share"
+        )
+
+
+def _on_each_node(function: Callable[[], Any]) -> list[tuple[dict[str, Any], Any]]:
+    """Return what a function returns on each node of the joined cluster; UserError if one does not answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0)(function)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    answers = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in alive
+    ]
+    found = []
+    for node, answer in zip(alive, answers, strict=True):
+        try:
+            found.append((node, ray.get(answer, timeout=_SECONDS)))
+        except ray.exceptions.RayError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"Ray's node {node['NodeManagerAddress']} runs no task: {reason}") from None
+    return found
 
 
 def differences(

@@ -20,7 +20,7 @@ SMALL = ("steps=13", "eval_every=4", "checkpoint_every=5", "log_every=3")
 def answering(run, dataset, answer=None):
     """Test what the run hands out, in a thread with the worker's code; ``answer`` gives another answer to a step."""
     worker, handouts, ended = (
-        _Tester(run.path, run.path.parent, dataset.storage.url, 1),
+        _Tester(run, run.path.parent, dataset.storage.url, 1),
         Handouts(run),
         threading.Event(),
     )
@@ -101,5 +101,5 @@ def test_a_network_that_is_damaged_on_its_way_is_not_tested(make_run, digits):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    answer = _Tester(run.path, run.path.parent, digits.storage.url, 1).test(4)
+    answer = _Tester(run, run.path.parent, digits.storage.url, 1).test(4)
     assert answer.problem is not None and path.name in answer.problem and "\n" not in answer.problem

@@ -13,6 +13,7 @@ from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
 from resnet_pipeline.training.metrics_log import ProfileEntry
 from resnet_pipeline.training.profile import covered, describe, gpu_shares, shares, window
+from resnet_pipeline.training.signals import PROFILE
 from resnet_pipeline.training.tasks import ClassificationTask
 from resnet_pipeline.training.throughput import WAITING
 from tests.metrics import entries
@@ -20,7 +21,7 @@ from tests.metrics import entries
 
 def profiled(run, digits, slow: float = 0.0) -> ProfileEntry:
     """Train a run with a request for a profile, each micro-batch ``slow`` seconds late; return its entry."""
-    run.profile_request.touch()
+    run.signals.put(PROFILE)
     task = ClassificationTask(run.config(), digits, LocalContext())
 
     @contextmanager
@@ -46,7 +47,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(make_run, digits):
     assert found.communication == 0 and found.seconds_per_step > 0
     names = {event.get("name") for event in json.loads((run.profile / "trace-rank0.json").read_text())["traceEvents"]}
     assert WAITING in names and "aten::convolution" in names
-    assert not run.profile_request.exists()
+    assert run.signals.get(PROFILE) is None
 
 
 @pytest.mark.slow

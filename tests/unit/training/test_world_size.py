@@ -12,6 +12,7 @@ import pytest
 
 from resnet_pipeline.training.metrics_log import ProfileEntry, TrainEntry
 from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.signals import PROFILE
 from tests.launching import Started
 from tests.metrics import entries, losses, steps_of
 
@@ -72,7 +73,7 @@ def test_the_number_of_workers_does_not_change_the_arithmetic(make_run, digits):
         (double["changed"], [1, 2], 24),
         (double["changed"], [1], None),
     ]
-    fast["2"].profile_request.touch()
+    fast["2"].signals.put(PROFILE)
     text = json.dumps([(str(r.path), ranks, stop, free_address()) for r, ranks, stop in plan])
     processes = [Started(WORKER, [str(rank), text, str(digits.path)], os.environ) for rank in range(4)]
     assert [process.wait(200) for process in processes] == [0] * 4
