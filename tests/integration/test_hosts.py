@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -59,6 +60,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, sharded_digits) -> Iterator[
             environment.delenv(name)
         server = ThreadedMotoServer("0.0.0.0", 0, verbose=False)
         server.start()
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line per request
         own = {
             **KEYS,
             "RESNET_PIPELINE_CACHE": "/tmp/cache",  # of the host's own /tmp
@@ -145,39 +147,37 @@ def reference(digits, tmp_path: Path, *changes: str) -> RunDirectory:
 
 def test_a_run_lives_in_the_bucket_and_goes_on_from_another_machine(sharded_digits, tmp_path, hosts):
     roots = first, second = tmp_path / "first", tmp_path / "second"
-    (run, home), (resumed, _) = (run_of(sharded_digits, root, "steps=150") for root in roots)
-    process = start(hosts, first, "--steps", "150")
+    (run, home), (resumed, _) = (run_of(sharded_digits, root, "steps=60") for root in roots)
+    process = start(hosts, first, "--steps", "60")
     wait_for_step(home, process, 5)
     process.send_signal(signal.SIGINT)
     said = ended(process, 130)
     assert f"stopped and saved in {home.url}" in said
     assert run.result() is None and checkpoint_steps(run.checkpoints) == [], "the driver's machine has none"
-    said = ended(start(hosts, second, "--steps", "150"))
-    expected = reference(sharded_digits, tmp_path, "steps=150")
+    said = ended(start(hosts, second, "--steps", "60"))
+    expected = reference(sharded_digits, tmp_path, "steps=60")
     assert resumed.result().weights_sha256 == expected.result().weights_sha256
     resumed.check_weights(resumed.result().weights_sha256)
-    assert losses(resumed) == losses(expected) and len(losses(resumed)) == 30
+    assert losses(resumed) == losses(expected) and len(losses(resumed)) == 12
     (step,) = [step for step, _ in entries_of(complete_lines(resumed.metrics_file), ResumeEntry) if step]
-    assert 5 <= step < 150 and f"2 worker(s) resume from step {step}" in said
+    assert 5 <= step < 60 and f"2 worker(s) resume from step {step}" in said
     # all that a run keeps is in the bucket, and nothing on the hosts
     kept = {"config.json", "metrics.jsonl", "mlflow.json", "recorded", "result.json", "weights.safetensors"}
     assert {stored.name for stored in home.files() if "/" not in stored.name} == kept
-    assert steps_at(home) == [145, 150]
+    assert steps_at(home) == [55, 60]
     assert hosts.left() == []
-    # and a machine that has seen none of it knows the run
-    assert "finished before" in ended(start(hosts, tmp_path / "third", "--steps", "150"))
 
 
 @pytest.mark.soak
 def test_a_host_that_is_lost_is_replaced_by_an_empty_one(sharded_digits, tmp_path, hosts):
-    run, home = run_of(sharded_digits, tmp_path / "root", "steps=200", "seed=1")
-    process = start(hosts, tmp_path / "root", "--steps", "200", "--seed", "1")
+    run, home = run_of(sharded_digits, tmp_path / "root", "steps=100", "seed=1")
+    process = start(hosts, tmp_path / "root", "--steps", "100", "--seed", "1")
     wait_for_step(home, process, 10)
     hosts.nodes.kill(hosts.nodes.workers()[0][0])
     hosts.nodes.add()
     said = ended(process)
     assert "2 worker(s) resume from step" in said
-    expected = reference(sharded_digits, tmp_path, "steps=200", "seed=1")
+    expected = reference(sharded_digits, tmp_path, "steps=100", "seed=1")
     assert run.result().weights_sha256 == expected.result().weights_sha256
     assert losses(run) == losses(expected)
 
