@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
 from resnet_pipeline.records import OMIT_NONE, plain_record, read_record
+from resnet_pipeline.storage.copies import Copies
 
 FORMAT = 1
 _METADATA = b"resnet_pipeline"
@@ -248,11 +249,11 @@ class Parts:
 
     Each is written whole or not at all, by the process that puts them together. Its folder belongs to the weights,
     dataset, protocol and samples of the score file's own path. What this object has read or been given it holds, so
-    that no file is read twice.
+    that no file is read twice. With ``copies`` they are kept elsewhere too, and found there.
     """
 
-    def __init__(self, path: Path, sizes: Sequence[int]) -> None:
-        self.path, self._sizes = path, list(sizes)
+    def __init__(self, path: Path, sizes: Sequence[int], copies: Copies | None = None) -> None:
+        self.path, self._sizes, self._copies = path, list(sizes), copies or Copies(path.parent)
         self._folder = path.with_name(f"{path.stem}.parts")
         self._held: dict[int, Scores] = {}
 
@@ -262,12 +263,14 @@ class Parts:
 
     def missing(self) -> list[int]:
         """Return the numbers of the chunks that are not there, or can't be read."""
+        self._copies.bring_all(self._folder)
         return [number for number in range(len(self._sizes)) if not self._good(number)]
 
     def keep(self, number: int, scores: Scores) -> None:
         """Keep a chunk's scores, here and on disk; the only chunk here alone: it is all that its score file holds."""
         if len(self._sizes) > 1:
             write_scores(scores, self.file(number))
+            self._copies.send(self.file(number))
         self._held[number] = scores
 
     def merge(self, keys: Sequence[str]) -> Scores:
@@ -283,6 +286,7 @@ class Parts:
         """Remove the folder, and let go of what is held: the score file is written."""
         self._held.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._copies.remove_all(self._folder)
 
     def _good(self, number: int) -> bool:
         if number in self._held:

@@ -27,6 +27,8 @@ from resnet_pipeline.models import Classifier
 from resnet_pipeline.progress import Bar, priced, progress
 from resnet_pipeline.records import INLINE
 from resnet_pipeline.settings import surroundings
+from resnet_pipeline.storage import storage_at
+from resnet_pipeline.storage.copies import Copies
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 
@@ -121,7 +123,7 @@ def evaluate_models(workspace: Workspace, references: Sequence[str], test: TestS
             weights_sha256=member.weights_sha256,
         )
         if path not in paths.values():  # else the same weights under another name
-            found = _kept(path, dataset.fingerprint, split, member.weights_sha256)
+            found = _kept(workspace, path, dataset.fingerprint, split, member.weights_sha256)
             if found is not None:
                 kept[path] = found
             else:
@@ -180,11 +182,20 @@ def kept_scores(workspace: Workspace, run: RunDirectory, test: TestSpec) -> Scor
         protocol=protocol_of(test.protocol, run.config().views, scales=test.scales, average=test.average).id,
         weights_sha256=result.weights_sha256,
     )
-    return _kept(path, dataset.fingerprint, split, result.weights_sha256)
+    return _kept(workspace, path, dataset.fingerprint, split, result.weights_sha256)
 
 
-def _kept(path: Path, fingerprint: str, split: str, weights_sha256: str) -> Scores | None:
+def score_copies(workspace: Workspace) -> Copies:
+    """Return what brings score files from where runs are kept for good, and sends them there.
+
+    Example: ``score_copies(Workspace.of()).bring(path)``
+    """
+    return Copies(workspace.scores, storage_at(f"{workspace.home}/scores") if workspace.home else None)
+
+
+def _kept(workspace: Workspace, path: Path, fingerprint: str, split: str, weights_sha256: str) -> Scores | None:
     """Return the scores that are kept in a file; None if there are none, or (which is said) they are damaged."""
+    score_copies(workspace).bring(path)
     if not path.exists():
         return None
     try:
@@ -211,7 +222,8 @@ def _compute(
     """Compute the missing chunks of each member, then write its score file; return what was written, by file."""
     models = {reference: member.classifier for reference, (member, _) in members.items()}
     digests = {reference: member.weights_sha256 for reference, (member, _) in members.items()}
-    parts = {reference: Parts(path, [len(chunk) for chunk in plan.chunks]) for reference, (_, path) in members.items()}
+    copies, sizes = score_copies(workspace), [len(chunk) for chunk in plan.chunks]
+    parts = {reference: Parts(path, sizes, copies) for reference, (_, path) in members.items()}
     lacking = lacking_models(parts)
     before = {reference: own.seconds for reference, own in parts.items()}
     took: float | None = None
@@ -238,6 +250,7 @@ def _compute(
         if test.half:
             scores = replace(scores, probabilities=scores.probabilities.astype(np.float16))
         write_scores(scores, path)
+        copies.send(path)
         written[path] = scores
         parts[reference].remove()
     return written

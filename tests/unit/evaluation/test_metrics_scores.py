@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.ensemble import average, errors_of, rows_of
 from resnet_pipeline.evaluation.metrics import TopErrors, label_ranks
 from resnet_pipeline.evaluation.scores import Parts, Scores, merge_scores, read_scores, score_path, write_scores
+from resnet_pipeline.storage.copies import Copies
+from resnet_pipeline.storage.local import LocalStorage
 
 
 def make_scores(seed=0, samples=200, classes=20, **changes):
@@ -174,6 +177,24 @@ def test_parts_that_are_held_are_not_read_again(tmp_path, score_files):
     assert read == [elsewhere.file(0), elsewhere.file(1)], "once each"
     elsewhere.remove()
     assert elsewhere.missing() == [0, 1]
+
+
+def test_scores_and_their_parts_are_found_where_they_are_kept_for_good(tmp_path):
+    home = LocalStorage(tmp_path / "home")
+    here, there = (Copies(tmp_path / name, home) for name in ("here", "there"))
+    path, elsewhere = here.folder / "d/val/center/w.parquet", there.folder / "d/val/center/w.parquet"
+    scores = make_scores(samples=30)
+    parts = Parts(path, [15, 15], here)
+    assert parts.missing() == [0, 1]
+    parts.keep(1, rows_of(scores, np.arange(15, 30)))
+    shutil.rmtree(here.folder)  # with its machine
+    assert Parts(elsewhere, [15, 15], there).missing() == [0]
+    write_scores(scores, path)
+    here.send(path)
+    parts.remove()
+    assert [stored.name for stored in home.files()] == ["d/val/center/w.parquet"]
+    there.bring(elsewhere)
+    np.testing.assert_array_equal(read_scores(elsewhere).probabilities, scores.probabilities)
 
 
 def test_the_only_chunk_is_not_written_by_itself(tmp_path, score_files):
