@@ -29,7 +29,8 @@ def cores() -> int:
 def map_ahead(pool: ThreadPoolExecutor, call: Callable[[S], T], items: Iterable[S], ahead: int) -> Iterator[T]:
     """Yield what ``call`` returns for each item, in order, with at most ``ahead`` calls begun and not yet yielded.
 
-    So no more results are held than that. At the end, however it comes, calls that have not begun never do.
+    So no more results are held than that. At the end, however it comes, calls that have not begun never do. They run in
+    the caller's context, as `start_thread`'s do.
 
     >>> with ThreadPoolExecutor(2) as pool:
     ...     list(map_ahead(pool, str, range(3), 2))
@@ -38,7 +39,7 @@ def map_ahead(pool: ThreadPoolExecutor, call: Callable[[S], T], items: Iterable[
     pending: deque[Future[T]] = deque()
     try:
         for item in items:
-            pending.append(pool.submit(call, item))
+            pending.append(pool.submit(contextvars.copy_context().run, call, item))
             if len(pending) == ahead:
                 yield pending.popleft().result()
         while pending:

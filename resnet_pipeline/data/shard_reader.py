@@ -19,6 +19,7 @@ import numpy.typing as npt
 from resnet_pipeline.data.order import Stretch
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import sha256_of
+from resnet_pipeline.parallel import map_ahead, start_thread
 from resnet_pipeline.settings import CACHE_LIMIT_VARIABLE
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
@@ -200,11 +201,11 @@ class _Follower:
         self._files, self._stretches, self._change = files, stretches, change
         self._window: deque[Stretch] = deque()  # the stretch that is read, and those ahead of it
         self._position, self._closed = 0, False
-        self._thread = threading.Thread(target=self._run, name="shards-ahead", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to bring shards."""
-        self._thread.start()
+        self._thread = start_thread(self._run, name="shards-ahead")
 
     def wanted(self) -> set[int]:
         """Return the shards that are being read or will be next."""
@@ -226,7 +227,8 @@ class _Follower:
         with self._change:
             self._closed = True
             self._change.notify_all()
-        self._thread.join(_SECONDS_FOR_THE_LAST_BLOCKS)
+        if self._thread:
+            self._thread.join(_SECONDS_FOR_THE_LAST_BLOCKS)
 
     def _run(self) -> None:
         for stretch in self._stretches:
@@ -243,7 +245,7 @@ class _Follower:
                 try:
                     # those that another process is bringing come last: two processes bring different shards
                     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shards-ahead") as pool:
-                        held = list(pool.map(partial(self._files.hold, unless=passed), missing))
+                        held = list(map_ahead(pool, partial(self._files.hold, unless=passed), missing, _AT_ONCE))
                 except UserError:
                     break  # whoever needs the shard tries again, and tells what is wrong
                 missing = [number for number, mapped in zip(missing, held, strict=True) if mapped is None]
