@@ -469,10 +469,9 @@ def _wait_for(
 
 def _keep_error(run: RunDirectory, error: str) -> None:
     """Write what ended the run into its directory, and its home, for `RunDirectory.state`."""
-    if run.signals.shared:
-        return
     with suppress(UserError):
-        FileSignals(run.path).put(ERROR, error)
+        if not run.signals.shared:
+            FileSignals(run.path).put(ERROR, error)
         keep(run, run.error_file)
 
 

@@ -86,9 +86,9 @@ def ray(workspace: Workspace) -> Finding:
 
 
 def places(workspace: Workspace) -> list[Finding]:
-    """Write, read and delete a file in each bucket or folder that a setting names for datasets or mirrored runs."""
+    """Write, read and delete a file in each bucket or folder that a setting names for datasets or runs."""
     now = settings()
-    found = {variable("data"): now.data, variable("mirror"): now.mirror}
+    found = {variable(field): getattr(now, field) for field in ("data", "runs", "mirror")}
     return [_place(f"{name}: files", str(place)) for name, place in found.items() if place is not None]
 
 

@@ -42,8 +42,9 @@ class Hosts:
 
     def left(self) -> list[str]:
         """Return what workers have left in their own folders."""
-        own = (path / "tmp/cache/runs" for path in self.nodes.roots())
-        return [str(file) for folder in own for file in folder.rglob("*") if file.is_file()]
+        own = [path / "tmp/cache" for path in self.nodes.roots()]
+        assert all((cache / "runs").is_dir() for cache in own), "they have worked there"
+        return [str(file) for cache in own for file in (cache / "runs").rglob("*") if file.is_file()]
 
 
 @pytest.fixture(scope="module")

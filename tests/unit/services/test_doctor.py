@@ -57,7 +57,7 @@ def test_servers_that_refuse_the_login_can_t_be_used(monkeypatch, tmp_path, refu
 
 
 def test_a_bucket_is_written_and_read_and_left_as_it_was(monkeypatch, tmp_path, bucket):
-    monkeypatch.setenv("RESNET_PIPELINE_MIRROR", f"s3://{bucket}/runs")
+    monkeypatch.setenv("RESNET_PIPELINE_RUNS", f"s3://{bucket}/runs")
     monkeypatch.setenv("RESNET_PIPELINE_DATA", str(tmp_path))
     assert [f.state for f in connections.places(Workspace.of(tmp_path))] == [
         f"{tmp_path} is written and read",
