@@ -84,14 +84,15 @@ class ModelConfig:
 class AugmentConfig:
     """How a training crop is drawn from its image."""
 
-    kind: Literal["scale-crop", "random-resized-crop", "pad-crop"]
+    kind: Literal["scale-crop", "random-resized-crop", "pad-crop", "whole-image"]
     """scale-crop: a random square of the resized image (the paper, section 3.4). random-resized-crop: a random part,
-    resized (Szegedy et al., 2014). pad-crop: a random square of the padded image (the paper, section 4.2)."""
+    resized (Szegedy et al., 2014). pad-crop: a random square of the padded image (the paper, section 4.2). whole-image:
+    the resized image, for detection (appendix A)."""
     crop: int
-    """Side of the crop that the network is trained on, in pixels (the paper: 224; CIFAR-10: 32)."""
+    """Side of the crop that the network is trained on, in pixels (the paper: 224; CIFAR-10: 32); not of whole-image."""
     shorter_side: tuple[int, int] = (256, 480)
-    """Of scale-crop: least and greatest shorter side that an image is resized to, in pixels, drawn uniformly (the
-    paper, section 3.4: 256 to 480)."""
+    """Of scale-crop and whole-image: least and greatest shorter side that an image is resized to, in pixels, drawn
+    uniformly (the paper, section 3.4: 256 to 480; appendix A: 600)."""
     area: tuple[float, float] = (0.08, 1.0)
     """Of random-resized-crop: least and greatest part of the image's area, drawn uniformly (Szegedy et al., 2014)."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -258,6 +259,58 @@ class GrowthConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectionConfig:
+    """A detector on the network: Faster R-CNN, or Mask R-CNN (the paper, appendices A and B).
+
+    Its numbers are the defaults of Faster R-CNN's release, which the appendix keeps.
+    """
+
+    form: Literal["c4", "fpn"] = "c4"
+    """c4: regions are pooled before the last stage, which runs on each (the paper, appendix A). fpn: from a pyramid of
+    all stages (Lin et al., 2016)."""
+    masks: bool = False
+    """Whether each box gets a mask, too (He et al., 2017)."""
+    norm: Literal["frozen", "batch"] = "frozen"
+    """frozen: batch norm is the linear map of the averages that the network brings (the paper, appendix A). batch: it
+    is trained, for a network that brings none."""
+    context: bool = False
+    """Of c4: whether the whole image is pooled as one more region, whose features stand beside each region's (the
+    paper, appendix B: global context)."""
+    longest: int = 1000
+    """Longer side that an image is resized to at most, in pixels."""
+    anchor_sizes: tuple[int, ...] = (128, 256, 512)
+    """Sides of the anchors, in pixels of the resized image; of fpn one for each level."""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width of the anchors."""
+    pooled: int = 14
+    """Of c4: bins on each side of a pooled region."""
+    sampled_anchors: int = 256
+    """Anchors of an image that the proposals' loss is of, half of them on objects if there are so many."""
+    sampled_regions: int = 128
+    """Regions of an image that the detector's loss is of, a quarter of them objects if there are so many."""
+    proposals: int = 300
+    """Regions of an image in testing (the paper, appendix A: 300)."""
+    least_score: float = 0.05
+    """Score below which nothing is found."""
+    detections: int = 100
+    """Most objects of an image (COCO: 100)."""
+
+    def __post_init__(self) -> None:
+        for name in ("longest", "pooled", "sampled_anchors", "sampled_regions", "proposals", "detections"):
+            _check(getattr(self, name) >= 1, f"detection.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("anchor_sizes", "anchor_ratios"):
+            values = getattr(self, name)
+            _check(
+                len(values) > 0 and min(values) > 0, f"detection.{name} must be positive numbers, not {list(values)}"
+            )
+        _check(0 <= self.least_score < 1, f"detection.least_score must lie in [0, 1), not {self.least_score}")
+        _check(
+            self.form == "c4" or not self.context,
+            "detection.context is for the form c4: the regions of a pyramid have no stage of their own",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A complete recipe. Everything is counted in iterations (optimiser steps) and images."""
 
@@ -275,6 +328,8 @@ class RunConfig:
     """How the learning rate changes."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     """Training crops that grow."""
+    detection: DetectionConfig | None = field(default=None, metadata=OMIT_NONE)
+    """The detector that is trained on the network. Unset: the network is a classifier."""
     precision: Precision = "float32"
     """float32: what the paper used, on a GPU too. tf32: float32, but a GPU rounds what it multiplies to TF32's 10 bits;
     elsewhere float32. bf16: convolutions and products in bfloat16 by autocast; weights, batch norm, loss and updates

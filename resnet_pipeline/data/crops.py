@@ -54,20 +54,32 @@ def plan_crops(
         window = _pad_crop(config, seed, positions, h, w)
     else:
         window = _random_resized_crop(config, seed, positions, h, w)
-    flip = uniform(seed, positions, _FLIP) < 0.5 if config.flip else np.zeros(len(positions), dtype=np.bool_)
+    flip = flips(config, seed, positions)
     return Plan(index, window, config.crop, flip, _color(config, seed, positions, color_basis))
+
+
+def flips(config: AugmentConfig, seed: int, positions: Int64) -> npt.NDArray[np.bool_]:
+    """Return whether the image at each position is mirrored, bool [N]."""
+    if not config.flip:
+        return np.zeros(len(positions), dtype=np.bool_)
+    return uniform(seed, positions, _FLIP) < 0.5
+
+
+def shorter_sides(config: AugmentConfig, seed: int, positions: Int64) -> Int64:
+    """Return the shorter side of the image at each position, int64 [N]: uniform in whole pixels (section 3.4)."""
+    low, high = config.shorter_side
+    return (low + np.floor(uniform(seed, positions, _SCALE) * (high - low + 1))).astype(np.int64)
 
 
 def _scale_crop(config: AugmentConfig, seed: int, positions: Int64, h: Int64, w: Int64) -> Int64:
     """Shorter side uniform in whole pixels, then a random crop of it (section 3.4), as a window of the original."""
-    low, high = config.shorter_side
-    shorter = low + np.floor(uniform(seed, positions, _SCALE) * (high - low + 1))
+    shorter = shorter_sides(config, seed, positions)
     return _window_of_resized(config.crop, shorter, uniform(seed, positions, _Y), uniform(seed, positions, _X), h, w)
 
 
 def _window_of_resized(
     crop: int,
-    shorter: npt.NDArray[np.float64],
+    shorter: Int64,
     at_y: npt.NDArray[np.float64],
     at_x: npt.NDArray[np.float64],
     h: Int64,

@@ -35,6 +35,15 @@ class McNemar:
     p_value: float
 
 
+def p_text(p_value: float) -> str:
+    """Return a p-value as text; what is below a float's range is 0, which no p-value is.
+
+    >>> p_text(0.0)
+    'p < 1e-300'
+    """
+    return f"p = {p_value:.2g}" if p_value > 1e-300 else "p < 1e-300"
+
+
 def mcnemar(first_wrong: npt.NDArray[np.bool_], second_wrong: npt.NDArray[np.bool_]) -> McNemar:
     """Test whether two networks err equally often on the same images (McNemar, 1947; exact, two-sided).
 

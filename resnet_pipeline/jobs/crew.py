@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from resnet_pipeline.data.dataset import Dataset, open_dataset_at
+from resnet_pipeline.detection.task import task_of
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import ToldError, UserError
 from resnet_pipeline.files import replacing
@@ -103,7 +104,8 @@ class Crew:
     def _train(self, run: RunDirectory, dataset: Dataset, mirror: str | None) -> None:
         recipe = run.config().recipe
         try:
-            train(run, dataset, self._context, mirror=mirror_of(run, mirror))
+            task = task_of(run.config(), dataset, self._context)
+            train(run, dataset, self._context, mirror=mirror_of(run, mirror), task=task)
         except TakenOverError:
             raise  # a later attempt resumes the run; what it does is no concern of this one's
         except UserError as error:

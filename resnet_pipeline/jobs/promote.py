@@ -24,6 +24,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.promotion import CHANCE, Comparison, compare
 from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scores import Scores, read_scores, score_path
+from resnet_pipeline.evaluation.statistics import p_text
 from resnet_pipeline.jobs.references import parse_registered
 from resnet_pipeline.jobs.register import ensemble_scores, record_tests
 from resnet_pipeline.workspace import Workspace
@@ -117,7 +118,7 @@ def _difference(comparison: Comparison) -> str:
     if by < 0:
         word, by, low, high = "worse", -by, -high, -low
     interval = f"95 % interval {low:.2f} to {high:.2f}"
-    return f"{word} by {by:.2f} points ({interval}; exact paired test: p = {comparison.p_value:.2g})"
+    return f"{word} by {by:.2f} points ({interval}; exact paired test: {p_text(comparison.p_value)})"
 
 
 def _scores(

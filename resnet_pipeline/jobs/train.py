@@ -17,6 +17,7 @@ from resnet_pipeline.adapters.ray.versions import check_versions
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict, with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset
+from resnet_pipeline.detection.batches import split_of_objects
 from resnet_pipeline.errors import StoppedError, UnavailableError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
 from resnet_pipeline.jobs.follower import Follower
@@ -116,7 +117,7 @@ def train_run(
             crew.follow(workspace)
             return None
         dataset = open_dataset(workspace, dataset_name)
-        check_splits(dataset)
+        check_splits(dataset, objects=config.detection is not None)
         dataset.trained_on(config.train_share)  # now, and not when workers have started
         run = run_of(workspace, config, dataset)
         if run.home:
@@ -189,10 +190,22 @@ def _check_validated_aside(config: RunConfig, launch: Launch) -> None:
         )
 
 
-def check_splits(dataset: Dataset) -> None:
-    """Raise UserError for a dataset without training images, or without any to validate on, as every recipe does."""
+def check_splits(dataset: Dataset, *, objects: bool = False) -> None:
+    """Raise UserError for a dataset without training images, or without any to validate on, as every recipe does.
+
+    They must have classes, or, with ``objects``, annotated objects.
+    """
     if "train" not in dataset.splits:
         raise UserError(f"dataset {dataset.name!r} has no training images; it is for testing alone")
+    if objects:
+        for split in ("train", dataset.eval_split):
+            split_of_objects(dataset, split)
+        return
+    if not (dataset.splits["train"].labels >= 0).any():
+        raise UserError(
+            f"the images of dataset {dataset.name!r} ({dataset.manifest.layout}) have objects and no class of their "
+            "own, and this recipe trains a classifier"
+        )
     if not (dataset.splits[dataset.eval_split].labels >= 0).any():
         raise UserError(
             f"dataset {dataset.name!r} has no val split, and the classes of its test images are not known; stage it "

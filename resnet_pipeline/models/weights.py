@@ -127,7 +127,7 @@ def load_weights(model: nn.Module, path: Path | str, *, ema: bool = False) -> No
     """
     path = Path(path)
     state, saved = _read(path, ema=ema)
-    if not isinstance(model, Classifier) and _MEAN in state:
+    if _MEAN in state and _MEAN not in model.state_dict():
         warnings.warn(
             f"{path} holds a network with its preprocessing, and the mean that it subtracts is left out: "
             "resnet_pipeline.load_model(reference) returns both",

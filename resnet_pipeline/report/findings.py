@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_pipeline.evaluation.exhibits import CLAIMS, Claim
-from resnet_pipeline.evaluation.statistics import error_interval, mcnemar
+from resnet_pipeline.evaluation.statistics import error_interval, mcnemar, p_text
 from resnet_pipeline.report.kept import KeptRun
 
 _EVIDENCE = 0.05  # the p-value below which a paired test decides, as in evaluation/promotion.py
@@ -80,7 +80,7 @@ def _finding(claim: Claim, runs: Sequence[KeptRun]) -> Finding:
     found = mcnemar(tests[0].wrong_images(), tests[1].wrong_images())
     shown = [spread([(test.wrong1, test.images)]) for test in tests if test]
     verdict = _verdict(tests[0].top1 - tests[1].top1, decided=found.p_value < _EVIDENCE)
-    text = f"{names.format(*shown)}; exact paired test: p = {found.p_value:.2g}"
+    text = f"{names.format(*shown)}; exact paired test: {p_text(found.p_value)}"
     return Finding(claim=claim, verdict=verdict, text=text)
 
 

@@ -41,7 +41,7 @@ from resnet_pipeline.training.signals import PROFILE
 from resnet_pipeline.training.state import TrainingState
 from resnet_pipeline.training.step import FiniteGuard, compile_network, train_step
 from resnet_pipeline.training.system import SystemMetrics
-from resnet_pipeline.training.tasks import Figures, OpenBatches, Task, task_of
+from resnet_pipeline.training.tasks import ClassificationTask, Figures, OpenBatches, Task
 from resnet_pipeline.training.throughput import Throughput
 from resnet_pipeline.training.watchdog import HangError, Watchdog
 
@@ -70,7 +70,7 @@ def train(
     """Train the run to its end, from its newest checkpoint if it has one, here or in the ``mirror``.
 
     With ``aside`` networks of mid-training are handed out for somebody else to test (`handouts`), and training goes on
-    meanwhile; the schedule must not follow their errors. ``task`` None is the config's. Returns True when the run is
+    meanwhile; the schedule must not follow their errors. ``task`` None is classification. Returns True when the run is
     finished and its result written, False when it was asked to stop and has saved its state. Raises ConfigError if the
     workers can't share the batch, NoRoomError if a step does not fit into the memory, CheckpointError, NonFiniteError,
     HangError if another process does not answer, and what the loader raises.
@@ -108,7 +108,7 @@ def _train(run: RunDirectory, dataset: Dataset, context: Context, **options: Any
 class Trainer:
     """A run in one of its processes: its state, and what advances, measures, writes and watches it.
 
-    ``task`` None is the config's, ``open_batches`` None the task's own; ``clock`` returns seconds.
+    ``task`` None is classification, ``open_batches`` None the task's own; ``clock`` returns seconds.
 
     Example: ``Trainer(run, dataset, LocalContext()).run_to_end()``
     """
@@ -134,7 +134,7 @@ class Trainer:
         # rank 0's choice: the others may run on other hardware
         precision = from_rank_zero(chosen_precision(config.precision, context.device), context.world_size)
         prepare_device(context.device, precision)
-        self.task = task or task_of(config, dataset, context, backend=backend)
+        self.task = task or ClassificationTask(config, dataset, context, backend=backend)
         self.open_batches = open_batches or self.task.batches
         self.state = TrainingState(self.task, config, context, run=run.identity(), precision=precision)
         check_memory(self.state.network, config, precision, torchrun().local_world_size)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from resnet_pipeline.config import Precision, RunConfig
-from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.batch_norm import gather_statistics, load_statistics
 from resnet_pipeline.training.checkpoint import Checkpoint, CheckpointError, Progress
 from resnet_pipeline.training.context import Context
@@ -49,7 +48,7 @@ class TrainingState:
         self.best: Mapping[str, float | int] = {}  # the lowest validation error so far, and its step
         self.errors: dict[str, float] = {}  # of the last validation of this attempt
         self._error_at: tuple[int, float] | None = None  # that validation's step and error
-        self._config, self._context = config, context
+        self._task, self._config, self._context = task, config, context
 
     def state_dict(self) -> Checkpoint:
         """Return the state of all ranks; called on every rank. The tensors are the living ones, not copies."""
@@ -94,7 +93,7 @@ class TrainingState:
 
     def begin_with(self, weights: Path) -> None:
         """Take over a network that `save_weights` wrote, before the first step; UserError if it is another one."""
-        load_weights(self.network, weights)
+        self._task.begin_with(self.network, weights)
         self.average = WeightAverage(self.network, self._config.optim.ema)
 
     def take_training(self, found: Figures) -> None:

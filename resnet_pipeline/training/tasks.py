@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, 
 from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.blocks import BasicBlock, Bottleneck
+from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import all_reduce_sum
 from resnet_pipeline.training.phases import PhasedBatches
@@ -68,6 +70,9 @@ class Task(Protocol[B]):
     def network(self) -> nn.Module:
         """Return the network with fresh weights, float32, on the CPU; the run's seed decides them."""
 
+    def begin_with(self, network: nn.Module, weights: Path) -> None:
+        """Fill a fresh network from the file of a classifier with which the run begins; UserError if it is another."""
+
     def batches(self, start_step: int, steps: int) -> AbstractContextManager[Iterator[B]]:
         """Return this rank's micro-batches of ``steps`` steps from ``start_step`` on, in order; closing ends loading.
 
@@ -96,14 +101,6 @@ class Task(Protocol[B]):
         """
 
 
-def task_of(config: RunConfig, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> Task[Any]:
-    """Return what a config trains for: classification, until configs say otherwise.
-
-    Example: ``task_of(config, dataset, LocalContext()).network()``
-    """
-    return ClassificationTask(config, dataset, context, backend=backend)
-
-
 class ClassificationTask:
     """One label for each image: cross entropy, and top-1 and top-5 errors of centre crops (`Task` of `Batch`)."""
 
@@ -115,6 +112,10 @@ class ClassificationTask:
     def network(self) -> Classifier:
         """Return the classifier of the config for the dataset's classes and mean."""
         return build_classifier(self._config.model, self._dataset, seed=self._config.seed)
+
+    def begin_with(self, network: nn.Module, weights: Path) -> None:
+        """Take over the classifier of a file that `save_weights` wrote; UserError if it is another one."""
+        load_weights(network, weights)
 
     def batches(self, start_step: int, steps: int) -> PhasedBatches:
         """Return training crops with their labels; UserError if the cache is too small for the order of shards."""

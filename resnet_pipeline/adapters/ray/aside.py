@@ -12,6 +12,7 @@ import torch
 
 from resnet_pipeline.adapters.ray.cluster import Resources
 from resnet_pipeline.data.dataset import open_dataset_at
+from resnet_pipeline.detection.task import task_of
 from resnet_pipeline.device import chosen_precision, local_device, prepare_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models.weights import load_own_weights
@@ -19,7 +20,6 @@ from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.handouts import Answer, Handouts
 from resnet_pipeline.training.mirror import adopt
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.training.tasks import task_of
 from resnet_pipeline.workspace import Workspace
 
 _SECONDS_BETWEEN_LOOKS = 0.5  # at the run's folder, which may lie on a network drive

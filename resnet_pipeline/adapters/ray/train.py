@@ -25,6 +25,7 @@ from resnet_pipeline.adapters.ray.run_control import RunControl
 from resnet_pipeline.adapters.ray.trainer import trainer_class
 from resnet_pipeline.adapters.ray.versions import check_sees
 from resnet_pipeline.data.dataset import open_dataset_at
+from resnet_pipeline.detection.task import task_of
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.files import json_text
@@ -368,7 +369,8 @@ def _train_orders(standing: Standing) -> None:
             if not run.signals.shared:
                 _begin_copy(run)
             dataset = open_dataset_at(workspace, order.dataset)
-            finished = train(run, dataset, context, mirror=mirror_of(run, order.mirror), aside=order.aside)
+            task = task_of(run.config(), dataset, context)
+            finished = train(run, dataset, context, mirror=mirror_of(run, order.mirror), aside=order.aside, task=task)
         except (TakenOverError, UnavailableError):
             raise  # a later attempt resumes the run
         except UserError as error:

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.exhibits import CLAIMS, EXHIBITS
+from resnet_pipeline.evaluation.statistics import p_text
 from resnet_pipeline.jobs.recipes import kept_costs
 from resnet_pipeline.jobs.reproduce import page_of
 from resnet_pipeline.recipes import recipe_names
@@ -228,3 +229,7 @@ def test_curves_reach_their_end_and_a_network_has_one_colour_in_all_parts(folder
     svg = page_of(folder).with_name("figure1.svg").read_text()
     drawn = re.findall(r"stroke: (#[0-9a-f]{6}); stroke-width: (?:1|2)[;\"]", svg)
     assert len(set(drawn)) == 2 and 'role="img"' in svg, "two networks, in two parts"
+
+
+def test_no_p_value_is_nought():
+    assert p_text(0.0) == "p < 1e-300" and p_text(0.0312) == "p = 0.031"

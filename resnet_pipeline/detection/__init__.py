@@ -1,0 +1,1 @@
+"""Localisation, detection and segmentation with the paper's networks (its appendices A to C): a task beside others."""

@@ -1,0 +1,270 @@
+"""How good detections are: COCO's and Pascal VOC's average precision, ILSVRC's localisation error; in percent.
+
+Intervals are bootstrapped over images (Efron and Tibshirani, 1993, section 13.3: percentiles), since an average
+precision is no mean over them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.faster_eval_api_cpp import COCOevalAccumulate
+
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.objects import ImageObjects
+from resnet_pipeline.detection.results import ImageFound, Results
+
+Kind = Literal["bbox", "segm"]
+Points = Literal["11", "all"]
+Interval = tuple[float, float]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoMetrics:
+    """COCO's figures in percent: ``ap`` over IoUs from 0.5 to 0.95, at 0.5 and 0.75, and by the objects' area.
+
+    -1 stands where there are no such objects, as in COCO's own code. ``per_class`` is the ap of each class. ``recall``
+    is the mean over classes and IoUs, of 100 detections an image. ``intervals`` are 95 % of ``ap`` and of ``ap50`` over
+    samples of images, None if none were drawn.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    small: float
+    medium: float
+    large: float
+    recall: float
+    per_class: tuple[float, ...]
+    intervals: tuple[Interval, Interval] | None = None
+
+
+def coco_metrics(
+    dataset: Dataset, results: Results, *, kind: Kind = "bbox", samples: int = 0, seed: int = 0
+) -> CocoMetrics:
+    """Return COCO's figures for the boxes, or the masks, of a split.
+
+    Crowds, and VOC's difficult objects, count neither as found nor as missed. ``samples`` > 0 gives intervals by so
+    many samples of the images.
+
+    Example: ``coco_metrics(dataset, read_results(path, dataset, "val")).ap``
+    """
+    truth, found = ground_truth(dataset, results.split, kind), results.coco(dataset)
+    if not found:
+        there = {annotation["category_id"] for annotation in truth["annotations"]}
+        per_class = tuple(0.0 if category["id"] in there else -1.0 for category in truth["categories"])
+        return CocoMetrics(ap=0, ap50=0, ap75=0, small=0, medium=0, large=0, recall=0, per_class=per_class)
+    evaluation = _evaluated(truth, found, kind)
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    small, medium, large = (_mean(precision[:, :, :, area, -1]) for area in (1, 2, 3))
+    return CocoMetrics(
+        ap=_mean(precision[:, :, :, 0, -1]),
+        ap50=_mean(precision[0, :, :, 0, -1]),
+        ap75=_mean(precision[5, :, :, 0, -1]),
+        small=small,
+        medium=medium,
+        large=large,
+        recall=_mean(recall[:, :, 0, -1]),
+        per_class=tuple(_mean(precision[:, :, k, 0, -1]) for k in range(precision.shape[2])),
+        intervals=_intervals(evaluation, samples, seed) if samples else None,
+    )
+
+
+def ground_truth(dataset: Dataset, split: str, kind: Kind = "bbox") -> dict[str, Any]:
+    """Return a split's objects as COCO's JSON."""
+    samples = dataset.splits[split]
+    objects, facts = samples.objects, dataset.manifest.objects
+    assert objects is not None and facts is not None  # results are read for such a split alone
+    annotations: list[dict[str, Any]] = []
+    for sample in range(len(samples)):
+        each = objects.of(sample)
+        for row in range(len(each)):
+            left, top, right, bottom = (float(side) for side in each.box[row])
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": each.image,
+                "category_id": facts.categories[int(each.label[row])],
+                "bbox": [left, top, right - left, bottom - top],
+                "area": float(each.area[row]),
+                "iscrowd": int(each.crowd[row] or each.difficult[row]),
+            }
+            if kind == "segm":
+                mask = each.segmentation(row)
+                annotation["segmentation"] = mask or [[left, top, right, top, right, bottom, left, bottom]]
+            annotations.append(annotation)
+    images = [
+        {"id": int(objects.images[i]), "width": int(samples.width[i]), "height": int(samples.height[i])}
+        for i in range(len(samples))
+    ]
+    categories = [{"id": number, "name": name} for number, name in zip(facts.categories, dataset.classes, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def voc_precision(
+    objects: Sequence[ImageObjects],
+    found: Sequence[ImageFound],
+    label: int,
+    *,
+    iou: float = 0.5,
+    points: Points = "all",
+) -> float:
+    """Return Pascal VOC's average precision of a class in percent; -1 if there are no objects of it.
+
+    ``points`` "11" is VOC 2007's: the mean of the best precision at recalls 0, 0.1, …, 1; "all" that from 2010 on: the
+    area below the curve (Everingham et al., 2010 and 2015). Of the objects that a detection overlaps it takes the one
+    that it overlaps most; the second detection of an object is wrong; difficult ones don't count.
+
+    Example: ``voc_precision([objects.of(i) for i in range(len(objects))], results.found, 0)``
+    """
+    matched = [_voc_matched(each, own, label, iou) for each, own in zip(objects, found, strict=True)]
+    return _voc_ap(matched, [_counted(each, label) for each in objects], points)
+
+
+def voc_mean_precision(
+    objects: Sequence[ImageObjects],
+    found: Sequence[ImageFound],
+    classes: int,
+    *,
+    iou: float = 0.5,
+    points: Points = "all",
+    samples: int = 0,
+    seed: int = 0,
+) -> tuple[float, tuple[float, float] | None]:
+    """Return VOC's mean average precision over the classes that have objects, and its interval by samples of images."""
+    labels = [label for label in range(classes) if sum(_counted(each, label) for each in objects)]
+    matched = {
+        label: [_voc_matched(each, own, label, iou) for each, own in zip(objects, found, strict=True)]
+        for label in labels
+    }
+    counted = {label: [_counted(each, label) for each in objects] for label in labels}
+
+    def mean(images: Sequence[int]) -> float:
+        values = [
+            _voc_ap([matched[label][i] for i in images], [counted[label][i] for i in images], points)
+            for label in labels
+        ]
+        known = [value for value in values if value >= 0]
+        return float(np.mean(known)) if known else -1.0
+
+    value = mean(range(len(objects)))
+    return value, _bootstrap(mean, len(objects), samples, seed) if samples else None
+
+
+def overlaps(boxes: Float64, others: Float64) -> Float64:
+    """Return the intersection over union of boxes [N, 4] with others [M, 4]: float64 [N, M].
+
+    >>> overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2]])).round(3).tolist()
+    [[0.333]]
+    """
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    common = np.prod(np.clip(high - low, 0, None), axis=2)
+    areas = [np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (boxes, others)]
+    shared: Float64 = common / (areas[0][:, None] + areas[1][None, :] - common)
+    return shared
+
+
+def localisation_wrong(
+    objects: Sequence[ImageObjects], labels: npt.NDArray[np.int64], guesses: npt.NDArray[np.int64], boxes: Float64
+) -> npt.NDArray[np.bool_]:
+    """Return whether each image is localised wrongly, bool [N]: ILSVRC's top-k localisation error is their mean.
+
+    ``labels`` [N] are the images' classes, ``guesses`` [N, k] classes with a box each, ``boxes`` [N, k, 4]. A guess is
+    right if its class is the image's and its box overlaps one of that class's objects with an IoU of at least 0.5
+    (Russakovsky et al., 2015, section 4.2; the paper, appendix C).
+    """
+    wrong = np.ones(len(labels), dtype=np.bool_)
+    for i, each in enumerate(objects):
+        own = each.box[each.label == labels[i]]
+        right = guesses[i] == labels[i]
+        if len(own) and right.any():
+            wrong[i] = not (overlaps(boxes[i][right], own) >= 0.5).any()
+    return wrong
+
+
+def _evaluated(truth: dict[str, Any], found: list[dict[str, Any]], kind: Kind) -> COCOeval_faster:
+    gold = COCO(truth, print_function=_silent)
+    evaluation = COCOeval_faster(gold, gold.loadRes(found), kind, print_function=_silent, separate_eval=True)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
+def _intervals(evaluation: COCOeval_faster, samples: int, seed: int) -> tuple[Interval, Interval]:
+    """Return intervals of the two figures: each sample accumulates its images' matches, as often as it has them."""
+    parameters = copy.copy(evaluation._paramsEval)
+    images, matches = len(parameters.imgIds), evaluation._evalImgs_cpp
+
+    def figures(chosen: Sequence[int]) -> tuple[float, float]:
+        # matches are listed by class, then by area, then by image
+        taken = [matches[start + i] for start in range(0, len(matches), images) for i in chosen]
+        precision = COCOevalAccumulate(parameters, taken)["precision"]
+        return _mean(precision[:, :, :, 0, -1]), _mean(precision[0, :, :, 0, -1])
+
+    drawn = np.random.default_rng(seed).integers(0, images, (samples, images))
+    both = np.array([figures(chosen.tolist()) for chosen in drawn])
+    low, high = np.percentile(both, [2.5, 97.5], axis=0)
+    return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
+
+
+def _bootstrap(figure: Callable[[Sequence[int]], float], images: int, samples: int, seed: int) -> tuple[float, float]:
+    drawn = np.random.default_rng(seed).integers(0, images, (samples, images))
+    low, high = np.percentile([figure(chosen.tolist()) for chosen in drawn], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    known = values[values > -1]
+    return 100 * float(known.mean()) if known.size else -1.0
+
+
+def _silent(*_: object) -> None:
+    """Print nothing."""
+
+
+def _counted(each: ImageObjects, label: int) -> int:
+    return int(((each.label == label) & ~each.difficult).sum())
+
+
+def _voc_matched(each: ImageObjects, found: ImageFound, label: int, iou: float) -> Float64:
+    """Return (score, right) of an image's detections of a class that count, float64 [K, 2]."""
+    rows = np.flatnonzero(found.label == label)
+    rows = rows[np.argsort(-found.score[rows], kind="stable")]
+    own = np.flatnonzero(each.label == label)
+    if not len(own):
+        return np.stack([found.score[rows], np.zeros(len(rows))], axis=1)
+    shared = overlaps(found.box[rows], each.box[own])
+    taken: set[int] = set()
+    counted = []
+    for row, overlap in zip(rows, shared, strict=True):
+        best = int(overlap.argmax())
+        enough = overlap[best] >= iou
+        if enough and each.difficult[own[best]]:
+            continue
+        counted.append((found.score[row], float(enough and best not in taken)))
+        if enough:
+            taken.add(best)
+    return np.array(counted).reshape(-1, 2)
+
+
+def _voc_ap(matched: Sequence[Float64], counted: Sequence[int], points: Points) -> float:
+    objects = sum(counted)
+    if objects == 0:
+        return -1.0
+    rows = np.concatenate(matched) if matched else np.zeros((0, 2))
+    right = rows[np.argsort(-rows[:, 0], kind="stable"), 1]
+    found = np.cumsum(right)
+    recall, precision = found / objects, found / np.maximum(np.arange(1, len(right) + 1), 1)
+    if points == "11":
+        best = [precision[recall >= at].max(initial=0.0) for at in np.linspace(0, 1, 11)]
+        return 100 * float(np.mean(best))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    steps = np.diff(np.concatenate([[0.0], recall]))
+    return 100 * float((steps * envelope).sum())

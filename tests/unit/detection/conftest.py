@@ -1,0 +1,107 @@
+"""A small set of images with bright rectangles of two kinds, staged, and a small detector's config."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_pipeline.config import (
+    AugmentConfig,
+    DetectionConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+    ViewConfig,
+)
+from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.staging.stage import Source, pack
+from resnet_pipeline.storage.local import LocalStorage
+from tests.packing import InThisProcess
+
+COLORS = ((230, 60, 60), (60, 60, 230))
+
+
+def scene(seed: int, number: int) -> tuple[bytes, list[dict]]:
+    """Return a grey image of 72×56 pixels, as PNG, with one to three rectangles apart, and its annotations."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(90, 110, (56, 72, 3)).astype(np.uint8)
+    annotations = []
+    for slot in rng.permutation(3)[: rng.integers(1, 4)]:
+        width, height = rng.integers(14, 22, 2)
+        left, top = 2 + 24 * int(slot) + int(rng.integers(0, 2)), int(rng.integers(0, 56 - height))
+        kind = int(rng.integers(0, 2))
+        pixels[top : top + height, left : left + width] = COLORS[kind]
+        x0, y0, x1, y1 = left, top, left + int(width), top + int(height)
+        annotations.append({
+            "id": 10 * number + len(annotations), "image_id": number, "category_id": kind + 1, "iscrowd": 0,
+            "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
+            "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+        })  # fmt: skip
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue(), annotations
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return 12 training and 6 validation scenes, staged."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for split, numbers in (("train", range(1, 13)), ("val", range(101, 107))):
+        images, annotations = [], []
+        for number in numbers:
+            data, own = scene(number, number)
+            file = folder / "source" / f"{split}2017" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            images.append({"id": number, "file_name": file.name, "width": 72, "height": 56})
+            annotations += own
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}],
+        }
+        place = folder / "source/annotations" / f"instances_{split}2017.json"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps(content))
+    pack(Source.at(folder / "source"), LocalStorage(folder / "d"), name="scenes", workers=InThisProcess)
+    return Dataset.open(folder / "d")
+
+
+def small_config(steps: int = 4, **detection: object) -> RunConfig:
+    """Return a detector of a second a step, for scenes."""
+    options = {"norm": "batch", "anchor_sizes": (12, 18, 24), "longest": 100, "pooled": 8, "sampled_anchors": 64,
+               "sampled_regions": 32, "proposals": 40}  # fmt: skip
+    return RunConfig(
+        recipe="scenes/fasterrcnn-resnet8-c4",
+        model=ModelConfig(name="cifar-resnet8", mean="channel"),
+        augment=AugmentConfig(kind="whole-image", crop=56, shorter_side=(52, 60)),
+        views=ViewConfig(crop=56, resize=56, scales=(56,)),
+        optim=OptimConfig(lr=0.02, momentum=0.9, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="cosine", warmup=min(10, steps // 2)),
+        detection=DetectionConfig(**(options | detection)),
+        batch=4,
+        micro_batch=2,
+        steps=steps,
+        eval_every=max(2, steps),
+        checkpoint_every=max(1, steps // 2),
+        log_every=max(1, steps // 4),
+        bn_images=0,
+    )
+
+
+@pytest.fixture
+def make_detection_run(tmp_path: Path, scenes: Dataset) -> Callable:
+    """Return a function that makes a run directory of a small detector; ``folder`` tells equal runs apart."""
+    from resnet_pipeline.training.run_directory import RunDirectory
+
+    def make(folder: str = "runs", **options: object) -> RunDirectory:
+        return RunDirectory.create(tmp_path / folder, small_config(**options), scenes.facts)
+
+    return make
