@@ -242,6 +242,19 @@ class Dataset:
         )
 
 
+def split_of_objects(dataset: Dataset, split: str) -> Split:
+    """Return a split whose images have objects; UserError if there is none, or it is empty."""
+    samples = dataset.splits.get(split)
+    if samples is None or len(samples) == 0:
+        raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images")
+    if samples.objects is None:
+        raise UserError(
+            f"dataset {dataset.name!r} ({dataset.manifest.layout}) has no boxes, which detection needs; stage COCO or "
+            "Pascal VOC, or ILSVRC with its boxes (docs/operations.md)"
+        )
+    return samples
+
+
 def checked_manifest(storage: Storage) -> Manifest:
     """Return the manifest of a dataset whose small files match it and whose shards are there, of the right size.
 

@@ -18,13 +18,12 @@ from faster_coco_eval.core import mask as coco_mask
 
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.crops import WholePlan, flips, shorter_sides
-from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.data.dataset import Dataset, Split, split_of_objects
 from resnet_pipeline.data.loaders import Backend, Executor, Loader, decoded_pixels, executor_of, slices
 from resnet_pipeline.data.objects import ImageObjects
 from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
 from resnet_pipeline.data.shard_reader import Reached
 from resnet_pipeline.detection.networks import Target
-from resnet_pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -144,19 +143,6 @@ def split_batches(
             yield from _batches(executor, samples, plans(reached), masks=False, targets=False)
 
     return Loader(lambda: executor_of(samples, batch_size, device, threads, prefetch, backend, None), run)
-
-
-def split_of_objects(dataset: Dataset, split: str) -> Split:
-    """Return a split whose images have objects; UserError if there is none, or it is empty."""
-    samples = dataset.splits.get(split)
-    if samples is None or len(samples) == 0:
-        raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images")
-    if samples.objects is None:
-        raise UserError(
-            f"dataset {dataset.name!r} ({dataset.manifest.layout}) has no boxes, which detection needs; stage COCO or "
-            "Pascal VOC, or ILSVRC with its boxes (docs/operations.md)"
-        )
-    return samples
 
 
 def target_of(

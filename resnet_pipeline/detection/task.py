@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.dataset import Dataset, split_of_objects
 from resnet_pipeline.data.loaders import Backend, Loader
 from resnet_pipeline.data.order import mix
-from resnet_pipeline.detection.batches import DetectionBatch, object_batches, split_batches, split_of_objects
+from resnet_pipeline.detection.batches import DetectionBatch, object_batches, split_batches
 from resnet_pipeline.detection.metrics import coco_metrics
 from resnet_pipeline.detection.networks import Detector, Found, build_detector
 from resnet_pipeline.detection.results import ImageFound, Results
@@ -25,7 +25,7 @@ from resnet_pipeline.models import Classifier
 from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import all_gather_objects
-from resnet_pipeline.training.tasks import ClassificationTask, Figures, Task, build_classifier
+from resnet_pipeline.training.tasks import Figures, build_classifier
 
 _LOSSES = {
     "classes": "loss_classifier",
@@ -36,22 +36,11 @@ _LOSSES = {
 """The losses by the names that metrics have, and those of torchvision."""
 
 
-def task_of(config: RunConfig, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> Task[Any]:
-    """Return what a config trains for: detection if it has a detector, else classification.
-
-    It is on the part of the dataset that the config says. Raises UserError if the dataset is not one for it.
-
-    Example: ``task_of(config, dataset, LocalContext()).network()``
-    """
-    kind = DetectionTask if config.detection else ClassificationTask
-    return kind(config, dataset.trained_on(config.train_share), context, backend=backend)
-
-
 class DetectionTask:
     """Boxes, and masks, of all objects (`Task` of `DetectionBatch`): torchvision's losses, COCO's average precision."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> None:
-        assert config.detection is not None  # task_of has looked
+        assert config.detection is not None  # detection.task_of has looked
         self._config, self._dataset, self._context, self._backend = config, dataset, context, backend
         self._detection = config.detection
         self._losses = {**_LOSSES, **({"masks": "loss_mask"} if self._detection.masks else {})}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from resnet_pipeline.data.dataset import Dataset, open_dataset_at
-from resnet_pipeline.detection.task import task_of
+from resnet_pipeline.detection import task_of
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import ToldError, UserError
 from resnet_pipeline.files import replacing

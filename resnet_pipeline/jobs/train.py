@@ -16,8 +16,7 @@ from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost, worker_grou
 from resnet_pipeline.adapters.ray.versions import check_versions
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict, with_overrides
-from resnet_pipeline.data.dataset import Dataset, open_dataset
-from resnet_pipeline.detection.batches import split_of_objects
+from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
 from resnet_pipeline.errors import StoppedError, UnavailableError, UserError
 from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
 from resnet_pipeline.jobs.follower import Follower

@@ -12,7 +12,7 @@ import torch
 
 from resnet_pipeline.adapters.ray.cluster import Resources
 from resnet_pipeline.data.dataset import open_dataset_at
-from resnet_pipeline.detection.task import task_of
+from resnet_pipeline.detection import task_of
 from resnet_pipeline.device import chosen_precision, local_device, prepare_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models.weights import load_own_weights

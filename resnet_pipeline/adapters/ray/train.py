@@ -25,7 +25,7 @@ from resnet_pipeline.adapters.ray.run_control import RunControl
 from resnet_pipeline.adapters.ray.trainer import trainer_class
 from resnet_pipeline.adapters.ray.versions import check_sees
 from resnet_pipeline.data.dataset import open_dataset_at
-from resnet_pipeline.detection.task import task_of
+from resnet_pipeline.detection import task_of
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UnavailableError, UserError
 from resnet_pipeline.files import json_text

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from resnet_pipeline.detection import task_of
 from resnet_pipeline.detection.metrics import coco_metrics
-from resnet_pipeline.detection.task import DetectionTask, task_of
+from resnet_pipeline.detection.task import DetectionTask
 from resnet_pipeline.models.weights import save_weights, weights_sha256
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import Trainer, train
