@@ -6,11 +6,17 @@ import threading
 import time
 from contextlib import contextmanager
 
+import pytest
+
 from resnet_pipeline.adapters.ray.aside import _Tester
+from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.handouts import Answer, Handouts
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.metrics_log import NoteEntry, ValidationEntry, complete_lines
+from resnet_pipeline.training.mirror import keep
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.training.signals import FileSignals
 from tests.metrics import entries
 
 SMALL = ("steps=13", "eval_every=4", "checkpoint_every=5", "log_every=3")
@@ -39,8 +45,13 @@ def answering(run, dataset, answer=None):
         thread.join()
 
 
-def test_validated_aside_a_run_has_the_weights_and_errors_of_one_that_waits(make_run, digits):
+@pytest.mark.parametrize("apart", [False, True])
+def test_validated_aside_a_run_has_the_weights_and_errors_of_one_that_waits(make_run, digits, tmp_path, apart):
     waiting, aside = make_run(*SMALL, folder="waiting"), make_run(*SMALL, folder="aside")
+    home = LocalStorage(tmp_path / "home")
+    if apart:  # who tests has a directory of its own, and the files are at the run's home
+        aside = RunDirectory(aside.path, home=home, signals=FileSignals(tmp_path / "signals", shared=False))
+        keep(aside, aside.config_file)
     assert train(waiting, digits, LocalContext())
     # stopped after step 7, with the network of step 4 tested by nobody; then resumed
     stops = iter([False] * 6 + [True])
@@ -59,7 +70,8 @@ def test_validated_aside_a_run_has_the_weights_and_errors_of_one_that_waits(make
     shown = {next(iter(entry.figures)) for _, entry in entries(aside, ValidationEntry)}
     assert shown == {next(iter(entry.figures)) for _, entry in entries(waiting, ValidationEntry)}
     # the best of those that were tested aside stays, and nothing else
-    assert [path.name for path in (aside.path / "tests").iterdir()] == ["best.safetensors"]
+    where = home if apart else LocalStorage(aside.path)
+    assert [stored.name for stored in where.files("tests/")] == ["tests/best.safetensors"]
 
 
 def test_a_run_that_is_resumed_and_waits_leaves_nothing_that_was_handed_out(make_run, digits):
