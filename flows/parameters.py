@@ -155,6 +155,45 @@ Deepen = Annotated[
         flags=("--deepen",),
     ),
 ]
+Reference = Annotated[str, Parameter(help=f"What is fine-tuned. {MODEL}.", argument=True, metavar="MODEL")]
+OptionalName = Annotated[
+    str | None, Parameter(help="What the dataset is called from now on. Default: the name of the folder or archive.")
+]
+Epochs = Annotated[float, Parameter(help="How often each training image is seen.", least=0.1)]
+Size = Annotated[
+    int | None,
+    Parameter(
+        help="Side of the crops that it is trained and tested on, in pixels. Default: 224, or 32 for CIFAR's networks.",
+        least=8,
+    ),
+]
+FrozenStages = Annotated[
+    int | None,
+    Parameter(
+        help="Keep the first layers as they are, batch norm too: 0 the first convolution, 2 also the stages 1 and 2. "
+        "Default: none.",
+        least=0,
+        most=4,
+    ),
+]
+LinearProbe = Annotated[
+    bool, Parameter(help="Train the classifier alone, on the features that there are.", flags=("--linear-probe",))
+]
+NormEval = Annotated[
+    bool,
+    Parameter(
+        help="Keep the statistics of all batch norm, and use them in training too; scales and shifts are learned.",
+        flags=("--norm-eval",),
+    ),
+]
+LayerDecay = Annotated[
+    float | None,
+    Parameter(
+        help="Train each stage with this part of the learning rate of the one above it. Default: one rate for all.",
+        least=0,
+        most=1,
+    ),
+]
 Overrides = Annotated[
     dict[str, Any] | None,
     Parameter(

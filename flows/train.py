@@ -124,7 +124,7 @@ def imagenet_train(
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
     initial = InitialWeights.of(initial_weights, deepened=deepen)
-    return _train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
+    return train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
 
 
 @flow(name="cifar10-train", flow_run_name=_named)
@@ -164,7 +164,7 @@ def cifar10_train(
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
     initial = InitialWeights.of(initial_weights, deepened=deepen)
-    return _train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
+    return train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
 
 
 @flow(name="digits-train", flow_run_name=_named)
@@ -200,7 +200,7 @@ def digits_train(
         TestSpec(dataset=dataset, protocol=protocol, images=evaluation_images, price=price) for protocol in protocols
     ]
     initial = InitialWeights.of(initial_weights, deepened=deepen)
-    return _train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
+    return train_test_register(config, dataset, launch, tests, initial, registered=registered, name=registered_as)
 
 
 @phase("train", "train · {config.recipe} · {dataset} · seed {config.seed}")
@@ -243,7 +243,7 @@ def report(trained: TrainedRun, tests: list[TestSpec], evaluations: list[Evaluat
     return page
 
 
-def _train_test_register(
+def train_test_register(
     config: RunConfig,
     dataset: str,
     launch: Launch,

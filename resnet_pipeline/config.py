@@ -75,8 +75,8 @@ class ModelConfig:
             "takes the name of a network",
         )
         _check(
-            (self.initial_weights is None) == (self.initial_head is None),
-            "model.initial_weights and model.initial_head go together: set both or neither",
+            self.initial_weights is None or self.initial_head is not None,
+            "model.initial_weights needs model.initial_head: kept or fresh",
         )
 
 
@@ -157,6 +157,15 @@ class OptimConfig:
     trust: float | None = field(default=None, metadata=OMIT_NONE)
     """LARS' trust coefficient η: the update of each convolution and of the classifier is scaled to η times the norm of
     its weights, for very large batches (You et al., 2017, equation 6: 0.001). Unset: no scaling (the paper)."""
+    frozen_stages: int | None = field(default=None, metadata=OMIT_NONE)
+    """First layers that stay as they are, batch norm's statistics too: 0 the stem, k also the stages up to k, all of
+    them a linear probe (as mmpretrain's frozen_stages). Unset: none (the paper)."""
+    norm_eval: bool | None = field(default=None, metadata=OMIT_NONE)
+    """Whether all batch norm keeps its running statistics and uses them in training too (as mmpretrain's norm_eval);
+    its scales and shifts are learned. Unset: no (the paper)."""
+    layer_decay: float | None = field(default=None, metadata=OMIT_NONE)
+    """Factor by which each stage's rate is lower than that of the one above it; the classifier has lr itself (as timm's
+    layer-decay). Unset: one rate for all (the paper)."""
     ema: float = 0.0
     """Decay d of the averaged weights, a = d · a + (1 − d) · w after each step, which the finished network has
     (training/ema.py); 0: no average (the paper)."""
@@ -176,6 +185,10 @@ class OptimConfig:
         _check(
             self.trust is None or not self.decay_norm,
             "optim.trust scales the layers that decay, which batch norm's must not be: set optim.decay_norm to false",
+        )
+        _check(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            f"optim.layer_decay must lie in (0, 1], not {self.layer_decay}",
         )
         _check(0 <= self.ema < 1, f"optim.ema must lie in [0, 1), not {self.ema}")
 
@@ -376,6 +389,11 @@ class RunConfig:
         _check(
             self.batch % self.micro_batch == 0,
             f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})",
+        )
+        frozen, stages = self.optim.frozen_stages, 3 if self.model.name.startswith("cifar-") else 4
+        _check(
+            frozen is None or 0 <= frozen <= stages,
+            f"optim.frozen_stages must lie between 0 and {stages} for {self.model.name}, not {frozen}",
         )
         # an average has no statistics of its own to fall back on
         _check(self.optim.ema == 0 or self.bn_images > 0, "bn_images must be at least 1 with optim.ema, not 0")

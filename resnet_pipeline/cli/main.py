@@ -45,6 +45,7 @@ from flows.parameters import (
 from resnet_pipeline import __version__
 from resnet_pipeline.cli import data as cli_data
 from resnet_pipeline.cli import evaluation as cli_evaluation
+from resnet_pipeline.cli import finetune as cli_finetune
 from resnet_pipeline.cli import recipes as cli_recipes
 from resnet_pipeline.cli import registry as cli_registry
 from resnet_pipeline.cli import reproduce as cli_reproduce
@@ -296,6 +297,8 @@ def train(
         },
     )
 
+
+app.command()(command(cli_finetune.finetune))
 
 for function in (*cli_evaluation.COMMANDS, *cli_registry.COMMANDS):
     app.command()(command(function))

@@ -88,22 +88,19 @@ class InitialNetwork:
 
 
 def begun_with(
-    workspace: Workspace,
-    config: RunConfig,
-    dataset_name: str,
-    origin: InitialWeights | None,
-    *,
-    head: Head | None = None,
+    workspace: Workspace, config: RunConfig, dataset_name: str, origin: InitialWeights | None
 ) -> tuple[RunConfig, InitialNetwork | None]:
     """Return the config with the weights' SHA-256, and the network that its training begins with.
 
-    All tensors are the reference's, its preprocessing too. ``head`` None keeps its classifier if it has the dataset's
-    classes, or knows no names and has as many; otherwise the classifier is a fresh one. Without an ``origin`` the
-    config is returned as it is. Raises UserError if the reference is no such network.
+    All tensors are the reference's, its preprocessing too. Its classifier is kept if it has the
+    dataset's classes, or knows no names and has as many, unless ``model.initial_head`` says otherwise. Without an
+    ``origin`` the config is returned as it is. Raises UserError if the reference is no such network.
 
     Example: ``begun_with(Workspace.of(), config, "cifar10", InitialWeights(reference="cifar10-plain20"))``
     """
     if origin is None:
+        if config.model.initial_head is not None and config.model.initial_weights is None:
+            raise UserError("model.initial_head says what is done with --initial-weights: name these too")
         return config, None
     if config.model.initial_weights is not None:
         raise UserError("the initial weights are given twice, as --initial-weights and as a field; leave one out")
@@ -112,7 +109,9 @@ def begun_with(
     source = _network_of(member, origin.reference)
     fitting, change = _fitted(source, config, member, origin)
     found, why = _head(member, source, dataset)
-    head = head or found
+    head = config.model.initial_head or found
+    if (head, found) == ("kept", "fresh"):
+        raise UserError(f"model.initial_head=kept, but {origin.reference} can't keep its classifier: {why}")
     model = replace(config.model, initial_weights=member.weights_sha256, initial_head=head)
     config = replace(config, model=model)
     classifier = build_classifier(model, dataset, seed=config.seed)

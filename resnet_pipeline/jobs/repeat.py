@@ -131,7 +131,7 @@ def _options(config: RunConfig, initial: InitialWeights | None = None) -> Iterat
     """
     yield from initial.options() if initial else ()
     for key, value in changes_of(config).items():
-        if initial and key in ("model.initial_weights", "model.initial_head"):
+        if initial and key == "model.initial_weights":
             continue
         yield from (f"--{key}", str(value)) if key in ("steps", "seed") else ("--set", assignment(key, value))
 

@@ -65,7 +65,34 @@ class ResNet(nn.Module):
                 channels = width * architecture.block.expansion
             self.add_module(name, Stage(*blocks, segment=checkpointing))
         self.fc = nn.Linear(channels, num_classes)
+        self._frozen: list[nn.Module] = []
         self._initialise()
+
+    def freeze(self, stages: int | None = None, *, norm_eval: bool = False) -> None:
+        """Keep first layers as they are: with ``stages`` 0 the stem, with k also the stages up to k; None: none.
+
+        No gradient of them is computed, and their batch norm stays in evaluation mode, whatever `train` says; with
+        ``norm_eval`` that of all layers does, whose scales and shifts are learned. What stays has momentum 0.
+
+        Example: ``build_model("resnet50").freeze(2, norm_eval=True)``
+        """
+        parts = [] if stages is None else [self.conv1, self.bn1, *map(self.get_submodule, self.stage_names[:stages])]
+        for part in parts:
+            part.requires_grad_(False)
+        norms = [
+            m for part in ([self] if norm_eval else parts) for m in part.modules() if isinstance(m, nn.BatchNorm2d)
+        ]
+        for norm in norms:
+            norm.momentum = 0.0
+        self._frozen = [*parts, *norms]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Set training mode or evaluation mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last convolutional map float [N, C, h, w]."""

@@ -20,18 +20,25 @@ B = TypeVar("B")
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
+def moving_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norm layers whose statistics are not frozen: those of frozen ones never change.
+
+    Example: ``bool(moving_norms(network))``
+    """
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.momentum != 0]
+
+
 def _statistics(model: nn.Module) -> list[torch.Tensor]:
     return [
         tensor
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
+        for module in moving_norms(model)
         for tensor in (module.running_mean, module.running_var)
         if tensor is not None
     ]
 
 
 def flatten_statistics(model: nn.Module) -> torch.Tensor:
-    """Return all running means and variances as one float vector [K]; empty for a model without batch norm."""
+    """Return all running means and variances that may move as one float vector [K]; empty if there are none."""
     statistics = _statistics(model)
     return torch.cat([s.detach().flatten() for s in statistics]) if statistics else torch.zeros(0)
 
@@ -73,7 +80,7 @@ def recompute_statistics(
 
     Example: ``recompute_statistics(network, batches, task.forward, device)``
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    layers = moving_norms(model)
     momenta = [m.momentum for m in layers]
     was_training = model.training
     model.train()

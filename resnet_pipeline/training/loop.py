@@ -25,6 +25,7 @@ from resnet_pipeline.training.batch_norm import (
     averaged_statistics,
     gather_statistics,
     load_statistics,
+    moving_norms,
     recompute_statistics,
 )
 from resnet_pipeline.training.blame import bad_samples, blame
@@ -285,7 +286,7 @@ class Trainer:
         """Make the finished network of the state, test it, and write weights and result."""
         config, network, world = self.config, self.state.network, self.context.world_size
         self.state.average.copy_to_model()
-        if config.bn_images:
+        if config.bn_images and moving_norms(network):
             steps = max(1, min(config.bn_images, len(self.dataset.splits["train"])) // config.batch)
             with self.open_batches(config.steps, steps) as batches:
                 recompute_statistics(network, batches, self.task.forward, self.context.device)

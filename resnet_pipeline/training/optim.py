@@ -7,7 +7,8 @@ PyTorch rescales the whole past at once. Multiplying u by old/new at each change
 
 from __future__ import annotations
 
-from functools import partial
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,32 +44,49 @@ class Lars(torch.optim.SGD):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """Return SGD over all parameters; with ``decay_norm`` all of them decay, in one group.
+    """Return SGD over all parameters that are not frozen; with ``decay_norm`` all of them decay.
 
     Without it the weights of convolutions and classifier do, as the paper's recipes have it (docs/DEVIATIONS.md says
-    why); vectors (batch norm's scales and shifts, all biases) are a group of their own. With ``trust`` it is `Lars`.
+    why); vectors (batch norm's scales and shifts, all biases) are groups of their own. With ``layer_decay`` each stage
+    has groups of its own rate, the classifier's first, and ``scale`` is what it is of the whole. With ``trust`` it is
+    `Lars`.
 
     Example: ``build_optimizer(network, get_recipe("digits/resnet8").optim)``
     """
-    parameters = list(model.parameters())
-    sgd = partial(torch.optim.SGD, lr=config.lr, momentum=config.momentum, fused=True)
-    if config.decay_norm:
-        return sgd(parameters, weight_decay=config.weight_decay)
-    weights: dict[str, Any] = {"params": [p for p in parameters if p.dim() > 1]}
-    vectors: dict[str, Any] = {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
-    if config.trust is None:
-        return sgd([weights, vectors], weight_decay=config.weight_decay)
-    scaled = {**weights, "trust": config.trust, "decay": config.weight_decay}
-    return Lars([scaled, vectors], lr=config.lr, momentum=config.momentum, fused=True)
+    groups: list[dict[str, Any]] = []
+    for rate, parameters in _by_rate(model, config.layer_decay):
+        if config.decay_norm:
+            groups.append({"params": parameters, **rate})
+            continue
+        scaled = {} if config.trust is None else {"trust": config.trust, "decay": config.weight_decay}
+        groups.append({"params": [p for p in parameters if p.dim() > 1], **scaled, **rate})
+        groups.append({"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0, **rate})
+    if config.trust is not None:
+        return Lars(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def _by_rate(model: nn.Module, layer_decay: float | None) -> Iterator[tuple[dict[str, float], list[nn.Parameter]]]:
+    """Yield the parameters that are not frozen, those of one rate together, from the classifier down."""
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if layer_decay is None:
+        yield {}, list(learned.values())
+        return
+    stages = {name: int(found[1]) for name in learned if (found := re.search(r"\blayer(\d+)\.", name))}
+    top = max(stages.values(), default=0)
+    below = {name: 0 if re.search(r"\bfc\.", name) else top + 1 - stages.get(name, 0) for name in learned}
+    for depth in sorted(set(below.values())):
+        yield {"scale": layer_decay**depth}, [p for name, p in learned.items() if below[name] == depth]
 
 
 def set_lr(optimizer: torch.optim.SGD, lr: float) -> None:
-    """Set the learning rate and keep Caffe's momentum v = lr·u unchanged.
+    """Set the learning rate, times each group's ``scale``, and keep Caffe's momentum v = lr·u unchanged.
 
     Example: ``set_lr(optimizer, schedule.lr(step))``
     """
     for group in optimizer.param_groups:
-        if group["lr"] == lr:
+        rate = lr * group["scale"] if "scale" in group else lr
+        if group["lr"] == rate:
             continue
         buffers = [
             state["momentum_buffer"]
@@ -76,5 +94,5 @@ def set_lr(optimizer: torch.optim.SGD, lr: float) -> None:
             if (state := optimizer.state.get(p)) and state.get("momentum_buffer") is not None
         ]
         if buffers:
-            torch._foreach_mul_(buffers, group["lr"] / lr)
-        group["lr"] = lr
+            torch._foreach_mul_(buffers, group["lr"] / rate)
+        group["lr"] = rate

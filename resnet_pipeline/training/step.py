@@ -121,5 +121,6 @@ def compile_network(model: nn.Module, device: torch.device) -> bool:
         return False
     model.compile(mode="reduce-overhead", dynamic=False)
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
     return True

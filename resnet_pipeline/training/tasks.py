@@ -20,6 +20,7 @@ from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, 
 from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.blocks import BasicBlock, Bottleneck
+from resnet_pipeline.models.resnet import ResNet
 from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import all_reduce_sum
@@ -111,7 +112,13 @@ class ClassificationTask:
 
     def network(self) -> Classifier:
         """Return the classifier of the config for the dataset's classes and mean."""
-        return build_classifier(self._config.model, self._dataset, seed=self._config.seed)
+        classifier, optim = (
+            build_classifier(self._config.model, self._dataset, seed=self._config.seed),
+            self._config.optim,
+        )
+        if isinstance(classifier.network, ResNet):
+            classifier.network.freeze(optim.frozen_stages, norm_eval=bool(optim.norm_eval))
+        return classifier
 
     def begin_with(self, network: nn.Module, weights: Path) -> None:
         """Take over the classifier of a file that `save_weights` wrote; UserError if it is another one."""

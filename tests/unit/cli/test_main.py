@@ -36,6 +36,7 @@ from resnet_pipeline.settings import effective
         "explore",
         "report",
         "recipes",
+        "finetune",
         "export",
         "doctor",
     ],

@@ -29,7 +29,12 @@ def test_the_networks_of_the_forms_are_the_recipes():
     assert get_args(Cifar10Network) == cifar10.NETWORKS
     assert get_args(DigitsNetwork) == digits.NETWORKS
     families = {name.split("/")[0] for name in recipe_names()}
-    assert {*get_args(get_args(ImageNetFamily)[0]), *get_args(get_args(Cifar10Family)[0]), "digits"} == families
+    assert {
+        *get_args(get_args(ImageNetFamily)[0]),
+        *get_args(get_args(Cifar10Family)[0]),
+        "digits",
+        "finetune",
+    } == families
 
 
 def test_the_top_level_file_is_the_package_s():
@@ -40,10 +45,13 @@ def test_there_is_one_deployment_per_recipe_and_job():
     names = [f"{flow_of(d).name}/{d['name']}" for d in DEPLOYMENTS]
     assert len(set(names)) == len(names)
     # the families that are not the paper's are a parameter of the same deployments
-    expected = {n.replace("/", "-train/", 1) for n in recipe_names() if "-" not in n.split("/")[0]}
+    expected = {
+        n.replace("/", "-train/", 1) for n in recipe_names() if "-" not in n.split("/")[0] and "finetune/" not in n
+    }
     assert expected <= set(names)
     assert set(names) - expected == {
-        "stage-dataset/images", "stage-dataset/digits", "evaluate/center", "evaluate/10-crop", "evaluate/multi-scale",
+        "stage-dataset/images", "stage-dataset/digits", "finetune/images",
+        "evaluate/center", "evaluate/10-crop", "evaluate/multi-scale",
         "ensemble-evaluate/ilsvrc2015", *(f"reproduce/{name}" for name in (*EXHIBITS, "all")),
     }  # fmt: skip
 
@@ -57,7 +65,7 @@ def test_parameters_are_valid_and_every_one_is_described(deployment):
     for name, schema in properties.items():
         assert len(schema.get("description", "")) > 20, name
     required = set(flow.parameters.required or [])
-    filled = {"source": "x", "name": "x", "models": ["x"], "dataset": "x"}
+    filled = {"source": "x", "reference": "x", "name": "x", "models": ["x"], "dataset": "x"}
     flow.validate_parameters({**{k: v for k, v in filled.items() if k in required}, **given})
 
 

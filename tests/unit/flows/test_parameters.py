@@ -36,6 +36,7 @@ PAIRS = [
     ("train", "train.imagenet_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
     ("train", "train.cifar10_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
     ("train", "train.digits_train", RECIPE | PLANNED, {"network"} | A_TEST_AT_THE_END),
+    ("finetune", "finetune.finetune", set(), set()),
     ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS | PLANNED, set()),
     ("ensemble", "evaluate.ensemble_evaluate", set(), set()),
     ("demo", "demo.demo_flow", set(), set()),

@@ -26,7 +26,9 @@ def counted() -> dict[str, dict[str, int]]:
     costs = {"vgg19": (vgg.depth, vgg.cost)}
     for name in recipe_names():
         config = get_recipe(name)
-        classes = CLASSES[name.split("/")[0].split("-")[0]]
+        family = name.split("/")[0].split("-")[0]
+        classes = CLASSES["cifar10" if config.model.name.startswith("cifar-") else "imagenet"]
+        assert family not in CLASSES or classes == CLASSES[family]
         costs[name] = depth_of(config.model.name), _shapes_only(config.model, config.augment.crop, classes)
     return {
         name: {"depth": depth, "parameters": cost.parameters, "multiply_adds": cost.multiply_adds}

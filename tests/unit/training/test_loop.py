@@ -273,9 +273,13 @@ def test_a_loss_that_is_not_finite_names_the_rank_and_the_samples(make_run, digi
     assert path.name == "step-00000004.pt" and problems == []
 
 
+FROZEN = ["optim.frozen_stages=1", "optim.layer_decay=0.5"]
+
+
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_identical(make_run, digits):
-    whole, run = make_run("steps=60", folder="whole"), make_run("steps=60", folder="killed")
+@pytest.mark.parametrize("fields", [[], FROZEN], ids=["all", "frozen"])
+def test_a_killed_run_ends_bit_identical(make_run, digits, fields):
+    whole, run = (make_run("steps=60", *fields, folder=folder) for folder in ("whole", "killed"))
     for process in launch(whole, digits, 1):
         assert process.wait(120) == 0
     (process,) = launch(run, digits, 1)
@@ -291,8 +295,9 @@ def test_a_killed_run_ends_bit_identical(make_run, digits):
 
 
 @pytest.mark.slow
-def test_two_workers_compute_what_one_does(make_run, digits):
-    runs = {world: make_run("steps=20", folder=f"world{world}") for world in (1, 2)}
+@pytest.mark.parametrize("fields", [[], FROZEN], ids=["all", "frozen"])
+def test_two_workers_compute_what_one_does(make_run, digits, fields):
+    runs = {world: make_run("steps=20", *fields, folder=f"world{world}") for world in (1, 2)}
     for world, run in runs.items():
         for process in launch(run, digits, world):
             assert process.wait(120) == 0
