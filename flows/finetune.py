@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -105,7 +106,7 @@ def finetune(
         registered=True,
         name=registered_as or model_name(name, backbone),
     )
-    registration = Registration.of(RunDirectory(Workspace.of().runs / result["run"]))
+    registration = Registration.of(RunDirectory.of(Workspace.of(), Path(result["run"]).name))
     assert registration is not None, "it was registered"
     promoted, reason, serve = outcome(promote(registration.uri))
     return {**result, "promoted": promoted, "promotion": reason, "serve": serve}

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import mlflow
 import psutil
 import pytest
-import torch
 
 from resnet_pipeline.cli import main
-from resnet_pipeline.models import Classifier, Normalize, build_model
-from resnet_pipeline.models.weights import save_weights
 from resnet_pipeline.training.checkpoint import checkpoint_steps
-from resnet_pipeline.training.metrics_log import ValidationEntry, complete_lines, entries_of, last_step
+from resnet_pipeline.training.metrics_log import last_step
 from resnet_pipeline.workspace import Workspace
 from tests.integration.conftest import free_port
 from tests.launching import Started, launch_program
@@ -30,21 +27,18 @@ SMALL = {"steps": 60, "batch": 32, "micro_batch": 16, "eval_every": 60, "checkpo
 SMALL["bn_images"] = 64
 
 
-RECIPE = "digits/resnet8"
-
-
-def arguments(workspace: Workspace, way: str, workers: int, *more: str, recipe: str = RECIPE) -> list[str]:
+def arguments(workspace: Workspace, way: str, workers: int, *more: str) -> list[str]:
     """Return the arguments of `resnet-pipeline`: Slurm starts its processes by itself, with torchrun's variables."""
     changes = [f"--set={key}={value}" for key, value in SMALL.items()]
-    start = ["train", recipe, "--dataset", "digits", "--root", str(workspace.root), *changes, *more]
+    start = ["train", "digits/resnet8", "--dataset", "digits", "--root", str(workspace.root), *changes, *more]
     return [*start, "--launcher", "torchrun" if way == "slurm" else way, "--workers", str(workers)]
 
 
 class Launched:
     """The processes of one training: torchrun's started as users do, the others forked; Ray's workers are Ray's."""
 
-    def __init__(self, workspace: Workspace, way: str, workers: int, *more: str, recipe: str = RECIPE) -> None:
-        given = arguments(workspace, way, workers, *more, recipe=recipe)
+    def __init__(self, workspace: Workspace, way: str, workers: int, *more: str) -> None:
+        given = arguments(workspace, way, workers, *more)
         self._command: subprocess.Popen[str] | None = None
         self._forked: list[Started] = []
         if way != "torchrun":
@@ -143,24 +137,6 @@ def test_one_process_comes_to_the_same_weights_by_every_launcher(workspace, one_
 
 def test_two_processes_come_to_the_same_weights_by_torchrun_and_ray(workspace, two_workers):
     assert train_to_end(workspace, "ray", 2, "--no-register").weights == two_workers.weights
-
-
-def test_workers_begin_with_the_weights_that_they_are_given(tmp_path, new_workspace):
-    """A deepened network, by torchrun and Ray: one error before the first step, the same weights at the end."""
-    torch.manual_seed(0)
-    file = tmp_path / "shallow.safetensors"
-    save_weights(Classifier(Normalize(torch.full((3,), 100.0)), build_model("cifar-resnet8")), file, {})
-    given = ("--initial-weights", f"cifar-resnet8={file}", "--deepen", "--no-register")
-    found = []
-    for way in ("torchrun", "ray"):
-        space = new_workspace(tmp_path / way)
-        command = Launched(space, way, 2, *given, recipe="digits/resnet14")
-        status, output = command.finish()
-        assert status == 0, output
-        assert output.count("deepened from 8 to 14 layers; its classifier is kept") == 1
-        (run,) = space.runs.iterdir()
-        found.append((weights(space), next(iter(entries_of(complete_lines(run / "metrics.jsonl"), ValidationEntry)))))
-    assert found[0] == found[1] and found[0][1][0] == 0
 
 
 def start(workspace: Workspace, way: str, workers: int) -> Launched:
