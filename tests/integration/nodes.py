@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,21 @@ SETTINGS = {
 _NUMBER = os.getpid() % 100_000
 _BRIDGE = f"rpb{_NUMBER}"
 _NETWORK = f"10.213.{_NUMBER % 250}"
+
+
+# /tmp becomes a host's own; what is run from below it, this checkout or its environment, is seen there again
+_SEEN = [path for path in (Path(__file__).resolve().parents[2], Path(sys.prefix)) if path.is_relative_to("/tmp")]
+_OWN_TMP = " && ".join(
+    [
+        *(f"exec {9 - number}< {shlex.quote(str(path))}" for number, path in enumerate(_SEEN)),
+        "mount -t tmpfs tmpfs /tmp",
+        *(
+            f"mkdir -p {shlex.quote(str(path))} && mount --bind /proc/self/fd/{9 - number} {shlex.quote(str(path))}"
+            for number, path in enumerate(_SEEN)
+        ),
+        'cd /tmp && exec "$@"',
+    ]
+)
 
 
 def _ip(*words: str, check: bool = True) -> bool:
@@ -149,7 +165,7 @@ class Nodes:
         inside = ["ip", "netns", "exec", name] if self.namespaces and name != "head" else []
         own = self._hosts if self._hosts is not None and name != "head" else {}
         if own and self.namespaces:
-            inside += ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /tmp && cd /tmp && exec "$@"', "sh"]
+            inside += ["unshare", "--mount", "sh", "-c", _OWN_TMP, "sh"]
         cpus = 0 if self._hosts is not None and name == "head" else 1
         interface = _BRIDGE if self.namespaces and name == "head" else "eth0" if self.namespaces else "lo"
         log = self._folder / f"{name}.log"

@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,8 +39,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     if os.geteuid() == 0:  # initdb refuses root
         user = pwd.getpwnam("postgres")
         as_user = {"user": user.pw_uid, "group": user.pw_gid}
-        for path in (data, *data.parents[:2]):
-            path.chmod(0o755)
+        for path in (data, *data.parents):  # pytest's folders are for their owner alone
+            if path == Path(tempfile.gettempdir()) or path.stat().st_uid:
+                break
+            path.chmod(path.stat().st_mode | 0o755)
         os.chown(data, user.pw_uid, user.pw_gid)
     (data / "password").write_text("secret-of-the-test")
     (data / "password").chmod(0o644)

@@ -71,5 +71,6 @@ def test_the_ensemble_is_the_mean_of_both_score_files(run_example):
 
 def test_every_example_is_run_here():
     run = {"predict.py", "batches.py", "train.py", "ensemble.py"}
-    assert {file.name for file in EXAMPLES.glob("*.py")} == run
-    assert all(f"({name})" in (EXAMPLES / "README.md").read_text() for name in run)
+    elsewhere = {"blood_cells.py"}  # tests/unit/jobs/test_finetune.py
+    assert {file.name for file in EXAMPLES.glob("*.py")} == run | elsewhere
+    assert all(f"({name})" in (EXAMPLES / "README.md").read_text() for name in run | elsewhere)
