@@ -11,6 +11,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,12 @@ def _ip(*words: str, check: bool = True) -> bool:
     return done.returncode == 0
 
 
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 class Nodes:
     """Ray nodes of one CPU each; the first is the head, in this process's own network.
 
@@ -70,7 +77,7 @@ class Nodes:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._count = 0
         self.host = f"{_NETWORK}.1" if self.namespaces else "127.0.0.1"
-        self.address = f"{self.host}:{6379 + os.getpid() % 3000}"
+        self.address = f"{self.host}:{_free_port()}"  # another cluster of this session may still be up
 
     def start(self) -> None:
         """Start the head."""
