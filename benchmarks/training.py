@@ -322,7 +322,8 @@ def part_a(settings: argparse.Namespace) -> None:
 
 def part_b(settings: argparse.Namespace) -> None:
     from resnet_pipeline.config_io import with_overrides
-    from resnet_pipeline.jobs.train import Launch, train_run
+    from resnet_pipeline.jobs.launch import Launch
+    from resnet_pipeline.jobs.train import train_run
     from resnet_pipeline.recipes import get_recipe
     from resnet_pipeline.training.metrics_log import TrainEntry, read_metrics
     from resnet_pipeline.workspace import Workspace

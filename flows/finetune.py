@@ -41,9 +41,9 @@ from resnet_pipeline.jobs.finetune import (
     tuning_config,
 )
 from resnet_pipeline.jobs.initial_weights import InitialWeights
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.register import Registration
 from resnet_pipeline.jobs.stage import describe
-from resnet_pipeline.jobs.train import Launch
 from resnet_pipeline.records import JsonObject
 from resnet_pipeline.staging.stage import MAX_REFUSED, Options
 from resnet_pipeline.training.run_directory import RunDirectory

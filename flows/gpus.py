@@ -11,7 +11,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.jobs.train import Launch
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.training.workers import Workers
 
 _log = logging.getLogger(__name__)

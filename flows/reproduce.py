@@ -29,10 +29,10 @@ from flows.parameters import (
     Workers,
 )
 from flows.shell import form, logged, outcome, phase
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.reproduce import Reproduced, kept_folder, page_of
 from resnet_pipeline.jobs.reproduce import reproduce as reproduced
 from resnet_pipeline.jobs.study import Study, plan
-from resnet_pipeline.jobs.train import Launch
 from resnet_pipeline.records import JsonObject, plain_record
 from resnet_pipeline.workspace import Workspace
 

@@ -44,9 +44,10 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.crew import found_by_all
 from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.register import Registration, check_network_name, register_run
 from resnet_pipeline.jobs.report import curves_of, report_on_training
-from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, run_of, train_run
+from resnet_pipeline.jobs.train import TrainedRun, run_config, run_of, train_run
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.records import JsonObject, plain
 from resnet_pipeline.workspace import Workspace

@@ -31,8 +31,9 @@ from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.predictor import Image, Predictions, Predictor, checked
 from resnet_pipeline.evaluation.trained_model import Member
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.predict import named_members
-from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
+from resnet_pipeline.jobs.train import TrainedRun, run_config, train_run
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.workspace import Workspace
 

@@ -50,8 +50,8 @@ def finetune(
     """
     from resnet_pipeline.jobs.finetune import FineTuning
     from resnet_pipeline.jobs.finetune import finetune as finetune_job
+    from resnet_pipeline.jobs.launch import Launch
     from resnet_pipeline.jobs.stage import describe
-    from resnet_pipeline.jobs.train import Launch
     from resnet_pipeline.staging.stage import Options
 
     tuning = FineTuning(

@@ -258,8 +258,9 @@ def train(
     from resnet_pipeline.jobs.crew import found_by_all
     from resnet_pipeline.jobs.hardware import plan_of
     from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
+    from resnet_pipeline.jobs.launch import Launch
     from resnet_pipeline.jobs.register import check_network_name, register_run
-    from resnet_pipeline.jobs.train import Launch, run_config, train_run
+    from resnet_pipeline.jobs.train import run_config, train_run
 
     with found_by_all(launcher):
         config = run_config(recipe, overrides, steps=steps, seed=seed)

@@ -66,10 +66,10 @@ def reproduce(
     What `train` and `evaluate` made before is reused. The same command in a second terminal takes the runs that the
     first one does not train yet.
     """
+    from resnet_pipeline.jobs.launch import Launch
     from resnet_pipeline.jobs.reproduce import kept_folder, page_of
     from resnet_pipeline.jobs.reproduce import reproduce as reproduced
     from resnet_pipeline.jobs.study import Study, plan
-    from resnet_pipeline.jobs.train import Launch
 
     workspace = Workspace.of(root)
     study = Study(

@@ -17,12 +17,13 @@ from resnet_pipeline.evaluation.ensemble import IntervalErrors, interval_errors
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
 from resnet_pipeline.jobs.references import load, parse
 from resnet_pipeline.jobs.register import check_network_name, register_run
 from resnet_pipeline.jobs.report import report_on_training
 from resnet_pipeline.jobs.stage import StagedDataset, stage_dataset
-from resnet_pipeline.jobs.train import Launch, TrainedRun, check_splits, run_config, train_run
+from resnet_pipeline.jobs.train import TrainedRun, check_splits, run_config, train_run
 from resnet_pipeline.models.resnet import ResNet
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.sources.archives import ARCHIVES

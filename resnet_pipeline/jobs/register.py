@@ -34,11 +34,12 @@ from resnet_pipeline.evaluation.paper import PUBLISHED, PUBLISHED_ENSEMBLE, Publ
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import Scores, score_path, write_scores
 from resnet_pipeline.files import write_json
+from resnet_pipeline.jobs.attempt import left_to_do
 from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.provenance import environment, git_commit
 from resnet_pipeline.jobs.recipes import network_cost
 from resnet_pipeline.jobs.references import RegisteredModel
-from resnet_pipeline.jobs.train import TrainedRun, left_to_do
+from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.progress import per_second, price_an_hour
 from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.records import RecordError, load_record, plain

@@ -22,12 +22,13 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.hardware import Hardware, training_seconds
 from resnet_pipeline.jobs.keep import again, keepable, kept_test
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.recipes import kept_costs
 from resnet_pipeline.jobs.register import register_run
 from resnet_pipeline.jobs.repeat import typed
 from resnet_pipeline.jobs.responses import measure_responses
 from resnet_pipeline.jobs.study import Study, StudyRun, directory_of, is_kept, study_runs
-from resnet_pipeline.jobs.train import Launch, check_splits, train_run
+from resnet_pipeline.jobs.train import check_splits, train_run
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.kept import KeptEnsemble, keep, kept_run, read_kept
 from resnet_pipeline.report.reproduction import Costs

@@ -3,51 +3,49 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
-from resnet_pipeline.adapters.mlflow.runs import Delivery, MetricsSender, Tracking
+from resnet_pipeline.adapters.mlflow.runs import Delivery, Tracking
 from resnet_pipeline.adapters.ray.aside import leaving_room, tested_aside
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
-from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost, worker_group, works_apart
+from resnet_pipeline.adapters.ray.train import worker_group, works_apart
 from resnet_pipeline.adapters.ray.versions import check_versions
 from resnet_pipeline.config import RunConfig
-from resnet_pipeline.config_io import flattened, to_dict, with_overrides
+from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
-from resnet_pipeline.errors import StoppedError, UnavailableError, UserError
-from resnet_pipeline.jobs.crew import Crew, alone, found_by_all, joined
-from resnet_pipeline.jobs.follower import Follower
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.attempt import (
+    SECONDS_BETWEEN_POLLS,
+    Attempt,
+    attended,
+    left_to_do,
+    prepared,
+    record,
+    stopped,
+    wait_for,
+)
+from resnet_pipeline.jobs.crew import Crew, found_by_all
 from resnet_pipeline.jobs.initial_weights import InitialNetwork
-from resnet_pipeline.jobs.provenance import result_tags, start_tags
+from resnet_pipeline.jobs.launch import Launch, check_validated_aside, processes
 from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
-from resnet_pipeline.progress import priced, progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.settings import settings, surroundings
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import HeldError
-from resnet_pipeline.training.attempt import Owner
-from resnet_pipeline.training.checkpoint import newest_checkpoint
-from resnet_pipeline.training.footprint import check_disk, disk_bytes, gigabytes
-from resnet_pipeline.training.metrics_log import append_lines
-from resnet_pipeline.training.mirror import adopt, fetch_newer, keep, mirror_of, send
+from resnet_pipeline.training.mirror import adopt, send
 from resnet_pipeline.training.profile import LEAST_STEPS
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
-from resnet_pipeline.training.signals import ERROR, PROFILE, STOP, FileSignals
+from resnet_pipeline.training.signals import PROFILE
 from resnet_pipeline.training.stopping import stop_on_signals
 from resnet_pipeline.training.workers import Workers
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
-_SECONDS_BETWEEN_QUESTIONS = 0.5  # to an actor that has the metrics
-_SECONDS_BETWEEN_SENDINGS = 10.0
-_RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,35 +59,11 @@ class TrainedRun:
     reused: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """How a training is started; none of it changes what is trained.
-
-    ``launcher``: ``ray`` starts workers on a cluster, with ``local`` this process trains alone, and with ``torchrun``
-    it is one of those that torchrun, or srun, has started. ``workers`` is a number or a range ("1-4": as many as there
-    is room for, now and later); None takes every GPU of the cluster, or one worker if it has none, as far as the batch
-    divides. ``max_failures`` workers or nodes may die on Ray. ``mirror`` is a folder or ``s3://`` address where
-    checkpoints are kept too, and found if this root has none; None takes the environment's RESNET_PIPELINE_MIRROR.
-    ``profile`` traces a few steps and names their bottleneck (``training.profile``). ``price`` is what an hour of the
-    hardware costs; None is the environment's. With ``validate_aside`` another worker on Ray validates in mid-training
-    while the others train on. ``tags`` are for the MLflow run: what has started it (``flows.shell``).
-    """
-
-    launcher: Literal["ray", "local", "torchrun"] = "ray"
-    workers: int | str | None = None
-    max_failures: int = 3
-    mirror: str | None = None
-    profile: bool = False
-    price: float | None = None
-    validate_aside: bool = False
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
 def train_run(
     workspace: Workspace,
     config: RunConfig,
     dataset_name: str,
-    launch: Launch = Launch(),
+    launch: Launch = Launch(),  # noqa: B008 - frozen
     initial: InitialNetwork | None = None,
 ) -> TrainedRun | None:
     """Train a config on a staged dataset; resume where an earlier start stopped.
@@ -106,12 +80,12 @@ def train_run(
         if launch.profile and config.steps < LEAST_STEPS:
             raise UserError(f"--profile needs at least {LEAST_STEPS} steps, not {config.steps}")
         if launch.validate_aside:
-            _check_validated_aside(config, launch)
+            check_validated_aside(config, launch)
         mirror = launch.mirror or settings().mirror
         # workers elsewhere have other current folders
         launch = replace(launch, mirror=storage_at(mirror).url if mirror else None)
     tracking = Tracking(workspace)
-    with _processes(launch) as crew:
+    with processes(launch) as crew:
         if crew is not None and not crew.leads:
             crew.follow(workspace)
             return None
@@ -126,7 +100,7 @@ def train_run(
         if finished is not None:
             run.check_weights(finished.weights_sha256)
         reused = finished is not None
-        attempt = _Attempt(workspace, config, dataset, launch, tracking, initial)
+        attempt = Attempt(workspace, config, dataset, launch, tracking, initial)
         if reused:
             run.remove_leftovers()
             if run.home and not run.home.stat(run.result_file.name):  # it was finished before it had a home
@@ -140,23 +114,11 @@ def train_run(
                     _train_with(crew, attempt)
     result = run.result()
     if result is None:
-        raise _stopped(run)
+        raise stopped(run)
     with left_to_do(f"{config.recipe} is trained ({run.path}), but not all of it is recorded"):
-        _record(attempt, run, result)
+        record(attempt, run, result)
         mlflow_run = tracking.run_id(run)
     return TrainedRun(run=run, result=result, mlflow_run=mlflow_run, mlflow_page=tracking.page(run), reused=reused)
-
-
-@contextmanager
-def left_to_do(reached: str) -> Iterator[None]:
-    """Inside, the error of a service that is away begins with what is ``reached``, and says how the rest is done.
-
-    Example: ``with left_to_do("the network is trained, but not registered"): register_run(workspace, trained)``
-    """
-    try:
-        yield
-    except UnavailableError as error:
-        raise type(error)(f"{reached}: {error}; then the same command does the rest") from error
 
 
 def run_config(
@@ -176,17 +138,6 @@ def run_config(
     if twice is not None:
         raise UserError(f"{twice} is given twice, as --{twice} and as an override; leave one out")
     return with_overrides(get_recipe(recipe), {**(overrides or {}), **short})
-
-
-def _check_validated_aside(config: RunConfig, launch: Launch) -> None:
-    """Raise UserError if training has to wait for its validations, or has nobody else to leave them to."""
-    if launch.launcher != "ray":
-        raise UserError(f"--validate-aside needs workers on Ray; leave it out with --launcher {launch.launcher}")
-    if config.schedule.kind == "plateau":
-        raise UserError(
-            f"--validate-aside does not go with {config.recipe}: its learning rate follows the validation errors "
-            "(schedule.kind=plateau), so training has to wait for each"
-        )
 
 
 def check_splits(dataset: Dataset, *, objects: bool = False) -> None:
@@ -233,59 +184,6 @@ def run_of(workspace: Workspace, config: RunConfig, dataset: Dataset) -> RunDire
     return RunDirectory.of(workspace, run_name(config, dataset.fingerprint))
 
 
-def _stopped(run: RunDirectory) -> StoppedError:
-    return StoppedError(f"{run.config().recipe}: stopped and saved in {run.address}; the same command resumes it")
-
-
-@contextmanager
-def delivering(
-    tracking: Tracking, run: RunDirectory, dataset: Dataset, tags: Mapping[str, str] | None = None
-) -> Iterator[None]:
-    """Deliver the run's metrics while inside, and what is left at the end.
-
-    Its parameters, dataset and ``tags`` go first. The MLflow run says what the end was: FAILED after an error, KILLED
-    if the run was stopped. Whoever resumes it marks it as running again.
-    """
-    sender = MetricsSender(tracking, run, dataset, parameters=flattened(to_dict(run.config())), tags=tags or {})
-    status: str | None = "KILLED"
-    try:
-        yield
-        status = None if run.result() else "KILLED"
-    except StoppedError:
-        raise
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        sender.close()
-        if status:
-            with suppress(UserError):
-                tracking.finish(run, status)
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """What is trained on what, how, and where it is tracked."""
-
-    workspace: Workspace
-    config: RunConfig
-    dataset: Dataset
-    launch: Launch
-    tracking: Tracking
-    initial: InitialNetwork | None = None
-
-    def tags(self, run: RunDirectory, counts: Sequence[int] = ()) -> dict[str, str]:
-        """Return what is known of the run before its first step, and what has started it."""
-        return {**start_tags(run, self.dataset, counts), **self.launch.tags}
-
-
-def _processes(launch: Launch) -> AbstractContextManager[Crew | None]:
-    """Return what yields this process's crew, None if Ray starts the processes."""
-    if launch.launcher == "ray":
-        return nullcontext()
-    return joined(launch.workers) if launch.launcher == "torchrun" else alone(launch.workers)
-
-
 @contextmanager
 def _alone(run: RunDirectory) -> Iterator[Callable[[], None]]:
     """Keep other starts of the run out while inside: they would take it from one another; UserError if one is there.
@@ -300,7 +198,7 @@ def _alone(run: RunDirectory) -> Iterator[Callable[[], None]]:
         yield check
 
 
-def _train_on_ray(attempt: _Attempt, check_alone: Callable[[], None]) -> None:
+def _train_on_ray(attempt: Attempt, check_alone: Callable[[], None]) -> None:
     config, launch = attempt.config, attempt.launch
     counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
     beside = 1 if launch.validate_aside else 0
@@ -313,9 +211,9 @@ def _train_on_ray(attempt: _Attempt, check_alone: Callable[[], None]) -> None:
             counts = leaving_room(counts, resources)
         if idle := idle_gpus(config, counts[-1], resources.gpus):
             _log.warning("%s", idle)
-        run = _prepared(attempt, apart=works_apart(attempt.workspace))
+        run = prepared(attempt, apart=works_apart(attempt.workspace))
         with (
-            _attended(attempt, run, counts) as follower,
+            attended(attempt, run, counts) as follower,
             stop_on_signals(leave_at_once=True) as stop,
             worker_group(
                 attempt.workspace,
@@ -333,182 +231,18 @@ def _train_on_ray(attempt: _Attempt, check_alone: Callable[[], None]) -> None:
             group.begin(run, address, launch.mirror, aside=launch.validate_aside)
             if launch.validate_aside:
                 with tested_aside(run, attempt.workspace, address, resources=resources, cpus=group.cpus) as test:
-                    _wait_for(group, run, follower, stop, check_alone, test)
+                    wait_for(group, run, follower, stop, check_alone, test)
             else:
-                _wait_for(group, run, follower, stop, check_alone)
+                wait_for(group, run, follower, stop, check_alone)
             if not run.signals.shared:
                 adopt(run)
 
 
-def _train_with(crew: Crew, attempt: _Attempt) -> None:
+def _train_with(crew: Crew, attempt: Attempt) -> None:
     """Train in this process and the others of its crew; a thread shows the progress."""
     attempt.config.check_workers(crew.size)
-    run = _prepared(attempt)
+    run = prepared(attempt)
     if attempt.launch.profile:
         run.signals.put(PROFILE)
-    with _attended(attempt, run, (crew.size,)) as follower, repeated(follower.poll, every=_SECONDS_BETWEEN_POLLS):
+    with attended(attempt, run, (crew.size,)) as follower, repeated(follower.poll, every=SECONDS_BETWEEN_POLLS):
         crew.train(run, attempt.dataset, attempt.launch.mirror)
-
-
-def _prepared(attempt: _Attempt, *, apart: bool = False) -> RunDirectory:
-    """Return the run's directory, without an earlier attempt's requests and with what only its home or mirror had.
-
-    If workers have folders of their own, ``apart``, they themselves bring the checkpoint that they resume from.
-    """
-    config, launch = attempt.config, attempt.launch
-    home = run_of(attempt.workspace, config, attempt.dataset).home
-    run = RunDirectory.create(attempt.workspace.runs, config, attempt.dataset.facts, home=home)
-    for name in (STOP, ERROR, PROFILE):
-        run.signals.remove(name)
-    if home:
-        home.delete(ERROR)
-        keep(run, run.config_file)
-    if apart:
-        if config.model.initial_weights is not None:
-            _keep_initial(attempt.initial, run)
-        return run
-    check_disk(run.path, disk_bytes(config, classes=len(attempt.dataset.classes)))
-    for storage in filter(None, (home, mirror_of(run, launch.mirror))):
-        fetch_newer(run, storage)
-    path, _ = newest_checkpoint(run.checkpoints, run=run.identity())  # the attempt warns of damaged ones
-    if path:
-        _log.info("%s: resuming from %s", config.recipe, path.name)
-    elif config.model.initial_weights is not None:
-        _keep_initial(attempt.initial, run)
-    return run
-
-
-def _keep_initial(initial: InitialNetwork | None, run: RunDirectory) -> None:
-    """Let the run have the network that it begins with; UserError if it is neither given nor there."""
-    if initial is not None:
-        initial.keep(run)
-        keep(run, run.initial_weights_file)
-    elif not run.initial_weights_file.is_file():
-        raise UserError(
-            f"{run.config().recipe}: the weights that it is to begin with are not in {run.path}: "
-            "name them with --initial-weights, without the fields model.initial_weights and model.initial_head"
-        )
-
-
-@contextmanager
-def _attended(attempt: _Attempt, run: RunDirectory, counts: Sequence[int]) -> Iterator[Follower]:
-    """Deliver the run's metrics while inside, and yield what shows how far it is."""
-    config, named = attempt.config, " or ".join(map(str, counts))
-    # what Ray's workers warn of is in their own logs, and noted in the metrics; others' logs are this process's
-    notes = attempt.launch.launcher == "ray"
-    disk = disk_bytes(config, classes=len(attempt.dataset.classes))
-    _log.info(
-        "%s: starting %s worker(s) for %d steps of %d images; up to %s on the disk",
-        config.recipe, named, config.steps, config.batch, gigabytes(disk),
-    )  # fmt: skip
-    with (
-        delivering(attempt.tracking, run, attempt.dataset, attempt.tags(run, counts)),
-        _delivery_kept(run),
-        priced(attempt.launch.price),
-        progress(config.recipe, total=config.steps, unit="steps", images_per_unit=config.batch) as bar,
-    ):
-        follower = Follower(run, config, bar, notes=notes)
-        try:
-            yield follower
-        finally:
-            follower.poll()
-
-
-@contextmanager
-def _delivery_kept(run: RunDirectory) -> Iterator[None]:
-    """Inside, what is known of the run's MLflow run goes to its home, so that whoever resumes the run finds it."""
-    sent = b""
-
-    def send_changed() -> None:
-        nonlocal sent
-        with suppress(UserError, OSError):  # the next time may do
-            if (now := run.delivery_file.read_bytes()) != sent:
-                keep(run, run.delivery_file)
-                sent = now
-
-    if run.home is None:
-        yield
-        return
-    try:
-        with repeated(send_changed, every=_SECONDS_BETWEEN_SENDINGS):
-            yield
-    finally:
-        send_changed()
-
-
-def _wait_for(
-    group: WorkerGroup,
-    run: RunDirectory,
-    follower: Follower,
-    stop: Callable[[], bool],
-    *often: Callable[[], None],
-) -> None:
-    """Show the training's progress until it has returned, and call ``often``; UserError if the workers have ended.
-
-    UnavailableError if the cluster was lost. StoppedError at once if there was a signal before they have begun: they
-    take up to half a minute to start, and have nothing to save.
-    """
-    recipe, before = run.config().recipe, Owner.of(run)
-    told, taken = False, 0
-    try:
-        while True:
-            # first, since it says more than the end of the workers does, and there is no use in waiting for the retries
-            if (error := run.signals.get(ERROR)) is not None:
-                _keep_error(run, error)
-                raise UserError(f"{recipe}: {error}")
-            finished = group.finished()
-            if lines := run.signals.lines(taken):
-                append_lines(run.metrics_file, lines)
-                taken += len(lines)
-            if finished:
-                return
-            if stop() and not told:
-                if Owner.of(run) == before:
-                    raise _stopped(run)
-                run.signals.put(STOP)
-                told = True
-            follower.poll()
-            for call in often:
-                call()
-            time.sleep(_SECONDS_BETWEEN_POLLS if run.signals.shared else _SECONDS_BETWEEN_QUESTIONS)
-    except UserError:
-        raise
-    except Exception as error:
-        raise (UnavailableError if is_lost(error) else UserError)(
-            f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}"
-        ) from error
-
-
-def _keep_error(run: RunDirectory, error: str) -> None:
-    """Write what ended the run into its directory, and its home, for `RunDirectory.state`."""
-    with suppress(UserError):
-        if not run.signals.shared:
-            FileSignals(run.path).put(ERROR, error)
-        keep(run, run.error_file)
-
-
-def _record(attempt: _Attempt, run: RunDirectory, result: RunResult) -> None:
-    tracking = attempt.tracking
-    tracking.deliver(run)
-    marker = run.path / "recorded"
-    if marker.exists() and marker.read_text() == tracking.run_id(run):
-        return
-    tags = {**attempt.tags(run), **result_tags(result)}
-    tracking.describe(run, flattened(to_dict(attempt.config)), tags, attempt.dataset)
-    totals = {"train/total/seconds": result.seconds, "train/total/images_per_second": result.images_per_second}
-    tracking.log_values(run, totals, step=result.steps)
-    if run.home:
-        fetch_newer(run, run.home, history=False)
-    newest, _ = newest_checkpoint(run.checkpoints)
-    for file, folder in ((run.config_file, "run"), (run.result_file, "run"), (run.metrics_file, "run")):
-        tracking.log_file(run, file, folder)
-    for file in (newest, newest.with_suffix(".json")) if newest else ():
-        tracking.log_file(run, file, "checkpoints")
-    tracking.finish(run)
-    marker.write_text(tracking.run_id(run))
-    keep(run, run.delivery_file, marker)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

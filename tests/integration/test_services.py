@@ -34,7 +34,8 @@ from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.descriptions import experiments_page, run_page
 from resnet_pipeline.adapters.mlflow.runs import Delivery
 from resnet_pipeline.errors import UnavailableError, UserError
-from resnet_pipeline.jobs.train import Launch, run_config
+from resnet_pipeline.jobs.launch import Launch
+from resnet_pipeline.jobs.train import run_config
 from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.services.deployments import deploy
 from resnet_pipeline.services.lost_runs import mark_lost_runs

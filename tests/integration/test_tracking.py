@@ -20,9 +20,11 @@ from resnet_pipeline.adapters.mlflow.artifacts import PatientArtifacts
 from resnet_pipeline.adapters.mlflow.client import TrackingAwayError, guarded
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.jobs import register as registering
+from resnet_pipeline.jobs.attempt import delivering
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.provenance import start_tags
 from resnet_pipeline.jobs.register import register_run
-from resnet_pipeline.jobs.train import Launch, delivering, run_config, train_run
+from resnet_pipeline.jobs.train import run_config, train_run
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.metrics_log import CheckpointEntry, SystemEntry, TrainEntry, ValidationEntry

@@ -36,7 +36,7 @@ from resnet_pipeline.evaluation.real_labels import read_real_labels
 from resnet_pipeline.evaluation.scores import Scores, read_scores, write_scores
 from resnet_pipeline.evaluation.submission import check_submission, read_class_ids
 from resnet_pipeline.files import sha256_of, write_json
-from resnet_pipeline.jobs.train import Follower
+from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.caffe import read_mean_image
 from resnet_pipeline.models.weights import build_for_weights, load_weights, save_weights, stored_preprocessing

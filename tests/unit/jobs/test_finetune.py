@@ -24,7 +24,8 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_folder
 from resnet_pipeline.jobs.finetune import FineTuning, backbone_of, dataset_name, finetune, tuning_config
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
-from resnet_pipeline.jobs.train import Launch, run_config, train_run
+from resnet_pipeline.jobs.launch import Launch
+from resnet_pipeline.jobs.train import run_config, train_run
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.weights import save_weights
 from resnet_pipeline.training.context import LocalContext

@@ -12,8 +12,9 @@ from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_file, load_folder
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.repeat import commands, training
-from resnet_pipeline.jobs.train import Launch, run_config, run_of, train_run
+from resnet_pipeline.jobs.train import run_config, run_of, train_run
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.weights import save_weights
 from resnet_pipeline.training.context import LocalContext

@@ -37,12 +37,13 @@ from resnet_pipeline.evaluation.trained_model import load_folder
 from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.explore import explore
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.predict import predict_folder
 from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
 from resnet_pipeline.jobs.references import load, parse
 from resnet_pipeline.jobs.register import check_network_name, register_ensemble_of, register_run
 from resnet_pipeline.jobs.report import report_on_runs, report_on_training
-from resnet_pipeline.jobs.train import Launch, TrainedRun, run_config, train_run
+from resnet_pipeline.jobs.train import TrainedRun, run_config, train_run
 from resnet_pipeline.models import build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.context import LocalContext

@@ -18,10 +18,11 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.analyse import ensemble, score_sources
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.keep import again, keepable
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.reproduce import reproduce
 from resnet_pipeline.jobs.responses import measure_responses
 from resnet_pipeline.jobs.study import Study, plan, study_runs
-from resnet_pipeline.jobs.train import Launch, train_run
+from resnet_pipeline.jobs.train import train_run
 from resnet_pipeline.report.kept import KeptTest, keep, kept_run, read_kept
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train

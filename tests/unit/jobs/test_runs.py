@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.runs import run_rows
-from resnet_pipeline.jobs.train import Launch, run_config, train_run
+from resnet_pipeline.jobs.train import run_config, train_run
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.metrics_log import MetricsLog, last_step

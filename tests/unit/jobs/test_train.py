@@ -14,8 +14,10 @@ from resnet_pipeline.adapters.ray.train import WorkerGroup
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.memory_dataset import EncodedDataset
 from resnet_pipeline.errors import StoppedError, UserError
+from resnet_pipeline.jobs.attempt import wait_for
 from resnet_pipeline.jobs.follower import Follower
-from resnet_pipeline.jobs.train import Launch, _wait_for, check_splits, run_config, train_run
+from resnet_pipeline.jobs.launch import Launch
+from resnet_pipeline.jobs.train import check_splits, run_config, train_run
 from resnet_pipeline.progress import Bar, displayed_on, progress
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.storage.local import LocalStorage
@@ -43,7 +45,7 @@ def test_a_worker_s_own_message_comes_before_the_end_of_the_workers(digits, tmp_
     if said:
         run.error_file.write_text("shard x is damaged")
     with pytest.raises(UserError, match="shard x is damaged" if said else "training failed: Ray's words"):
-        _wait_for(Ended(), run, Follower(run, config, Bar(), notes=True), lambda: True)
+        wait_for(Ended(), run, Follower(run, config, Bar(), notes=True), lambda: True)
 
 
 class Starting(WorkerGroup):
@@ -66,7 +68,7 @@ def test_who_stops_before_the_workers_have_begun_waits_for_none(digits, tmp_path
     group = Starting(run, claims)
     stopped = pytest.raises(StoppedError, match="the same command resumes it") if looks == 5 else nullcontext()
     with stopped:
-        _wait_for(group, run, Follower(run, run.config(), Bar(), notes=True), lambda: group.looks >= 5)
+        wait_for(group, run, Follower(run, run.config(), Bar(), notes=True), lambda: group.looks >= 5)
     assert group.looks == looks
 
 

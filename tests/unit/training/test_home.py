@@ -8,9 +8,10 @@ import pytest
 
 from resnet_pipeline.adapters.mlflow.runs import Delivery
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.references import parse_run
 from resnet_pipeline.jobs.runs import run_rows
-from resnet_pipeline.jobs.train import Launch, run_config, train_run
+from resnet_pipeline.jobs.train import run_config, train_run
 from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.attempt import Owner, TakenOverError
