@@ -397,8 +397,29 @@ class RunConfig:
         )
         # an average has no statistics of its own to fall back on
         _check(self.optim.ema == 0 or self.bn_images > 0, "bn_images must be at least 1 with optim.ema, not 0")
+        self._check_detection()
         self._check_end()
         self._check_growth()
+
+    def _check_detection(self) -> None:
+        """Raise ConfigError for a field that detection, or classification, would not follow."""
+        detection = self.detection
+        _check(
+            (self.augment.kind == "whole-image") == (detection is not None),
+            f"augment.kind is {self.augment.kind}: whole-image goes with detection, and detection with nothing else",
+        )
+        if detection is None:
+            return
+        for name, value in {
+            "augment.color": self.augment.color,
+            "growth.first": self.growth.first,
+            "optim.label_smoothing": self.optim.label_smoothing,
+        }.items():
+            _check(value == 0, f"{name} is for classification: with detection it must be 0, not {value}")
+        _check(
+            detection.norm == "frozen" or (self.optim.frozen_stages is None and not self.optim.norm_eval),
+            "optim.frozen_stages and optim.norm_eval keep batch norm as it is: set detection.norm to frozen",
+        )
 
     def _check_end(self) -> None:
         """Raise ConfigError, with the field's name, unless the schedule ends within ``steps``."""

@@ -37,11 +37,6 @@ class ImageFound:
     label: npt.NDArray[np.int64]
     mask: Sequence[RunLengths] | None = None
 
-    @classmethod
-    def nothing(cls) -> ImageFound:
-        """Return that nothing was found."""
-        return cls(box=np.zeros((0, 4)), score=np.zeros(0), label=np.zeros(0, np.int64))
-
     def __len__(self) -> int:
         return len(self.score)
 

@@ -135,7 +135,7 @@ def test_intervals_are_those_of_samples_of_the_images(coco):
 
 
 def test_nothing_found_is_nothing(small):
-    empty = Results(split="train", found=[ImageFound.nothing()] * 2)
+    empty = Results(split="train", found=[seen([], [])] * 2)
     metrics = coco_metrics(small, empty)
     assert (metrics.ap, metrics.ap50, metrics.recall) == (0, 0, 0)
     # the toothbrush is a crowd

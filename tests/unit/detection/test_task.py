@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from resnet_pipeline.config import AugmentConfig, ConfigError, GrowthConfig, OptimConfig
 from resnet_pipeline.detection import task_of
 from resnet_pipeline.detection.metrics import coco_metrics
 from resnet_pipeline.detection.task import DetectionTask
@@ -38,8 +39,25 @@ class Stopped(LocalContext):
 def test_a_config_with_a_detector_is_of_detection(scenes, digits, workspace):
     config = small_config()
     assert isinstance(task_of(config, scenes, LocalContext()), DetectionTask)
-    plain = dataclasses.replace(config, detection=None)
+    plain = dataclasses.replace(config, detection=None, augment=AugmentConfig(kind="pad-crop", crop=32))
     assert isinstance(task_of(plain, digits, LocalContext()), ClassificationTask)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"detection": None}, "augment.kind is whole-image: whole-image goes with detection"),
+        ({"augment": AugmentConfig(kind="pad-crop", crop=32)}, "augment.kind is pad-crop: whole-image goes with"),
+        ({"augment": AugmentConfig(kind="whole-image", crop=32, color=0.1)}, "augment.color is for classification"),
+        ({"growth": GrowthConfig(first=16)}, "growth.first is for classification"),
+        ({"optim": OptimConfig(label_smoothing=0.1)}, "optim.label_smoothing is for classification"),
+        ({"optim": OptimConfig(frozen_stages=1)}, "set detection.norm to frozen"),
+        ({"optim": OptimConfig(norm_eval=True)}, "set detection.norm to frozen"),
+    ],
+)
+def test_a_field_that_would_not_be_followed_is_refused(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(small_config(), **fields)
 
 
 @pytest.mark.slow
