@@ -48,7 +48,7 @@ test: $(READY)  ## All tests but the minutes of `make soak`
 	$(PYTEST) $(APART) -m "not soak"
 
 soak: $(READY)  ## Training through lost drivers, workers, nodes and clusters; torchrun's every end; CIFAR-10; ResNet-50's trace
-	$(PYTEST) -m soak
+	$(PYTEST) $(APART) -m soak
 
 tree:  ## One line on each module, its own first one
 	@find resnet_pipeline flows benchmarks -name '*.py' -size +0 | sort | while read -r file; do \

@@ -29,10 +29,8 @@ SETTINGS = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
-# names and addresses of this process's own: a session that was killed may have left its networks behind
-_NUMBER = os.getpid() % 100_000
-_BRIDGE = f"rpb{_NUMBER}"
-_NETWORK = f"10.213.{_NUMBER % 250}"
+# the networks 10.213.N.0/24; each belongs to who could make its bridge: a killed session leaves its bridges behind
+_NETWORKS = 250
 
 
 # /tmp becomes a host's own; what is run from below it, this checkout or its environment, is seen there again
@@ -63,6 +61,22 @@ def _free_port() -> int:
         return port
 
 
+def _bridge(network: int) -> str:
+    return f"rpb{network}"
+
+
+def _own_network() -> int | None:
+    """Return the number of a network that no one else has, with its bridge up; None without the right to make one."""
+    if os.geteuid() or shutil.which("ip") is None:
+        return None
+    for network in range(_NETWORKS):
+        if _ip("link", "add", _bridge(network), "type", "bridge", check=False):
+            _ip("addr", "add", f"10.213.{network}.1/24", "dev", _bridge(network))
+            _ip("link", "set", _bridge(network), "up")
+            return network
+    return None
+
+
 class Nodes:
     """Ray nodes of one CPU each; the first is the head, in this process's own network.
 
@@ -73,10 +87,11 @@ class Nodes:
     def __init__(self, folder: Path, hosts: Mapping[str, str] | None = None) -> None:
         self._folder = folder  # of the nodes' logs
         self._hosts = hosts
-        self.namespaces = self._bridge()
+        self._network = _own_network()
+        self.namespaces = self._network is not None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._count = 0
-        self.host = f"{_NETWORK}.1" if self.namespaces else "127.0.0.1"
+        self.host = self._address(1)
         self.address = f"{self.host}:{_free_port()}"  # another cluster of this session may still be up
 
     def start(self) -> None:
@@ -87,12 +102,12 @@ class Nodes:
     def add(self) -> str:
         """Start one more node and return its name."""
         self._count += 1
-        name = f"rp{_NUMBER}n{self._count}"
-        address = f"{_NETWORK}.{self._count + 1}" if self.namespaces else "127.0.0.1"
-        if self.namespaces:
+        name = self._namespace(self._count)
+        address = self._address(self._count + 1)
+        if self._network is not None:
             _ip("netns", "add", name)
             _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", name, "master", _BRIDGE, "up")
+            _ip("link", "set", name, "master", _bridge(self._network), "up")
             for words in (["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
                 _ip("-n", name, *words)
             _ip("-n", name, "link", "set", "lo", "up")
@@ -156,17 +171,16 @@ class Nodes:
         """End all processes that were started here and remove the networks."""
         for name in reversed(list(self._processes)):
             self._end(name)
-        if self.namespaces:
+        if self._network is not None:
             for number in range(1, self._count + 1):
-                _ip("netns", "delete", f"rp{_NUMBER}n{number}", check=False)
-            _ip("link", "delete", _BRIDGE, check=False)
+                _ip("netns", "delete", self._namespace(number), check=False)
+            _ip("link", "delete", _bridge(self._network), check=False)  # last: it reserves the names above
 
-    def _bridge(self) -> bool:
-        if os.geteuid() or shutil.which("ip") is None or not _ip("link", "add", _BRIDGE, "type", "bridge", check=False):
-            return False
-        _ip("addr", "add", f"{_NETWORK}.1/24", "dev", _BRIDGE)
-        _ip("link", "set", _BRIDGE, "up")
-        return True
+    def _address(self, number: int) -> str:
+        return "127.0.0.1" if self._network is None else f"10.213.{self._network}.{number}"
+
+    def _namespace(self, number: int) -> str:
+        return f"rp{self._network}n{number}"
 
     def _start(self, name: str, options: list[str]) -> None:
         inside = ["ip", "netns", "exec", name] if self.namespaces and name != "head" else []
@@ -174,7 +188,9 @@ class Nodes:
         if own and self.namespaces:
             inside += ["unshare", "--mount", "sh", "-c", _OWN_TMP, "sh"]
         cpus = 0 if self._hosts is not None and name == "head" else 1
-        interface = _BRIDGE if self.namespaces and name == "head" else "eth0" if self.namespaces else "lo"
+        interface = "lo"
+        if self._network is not None:
+            interface = _bridge(self._network) if name == "head" else "eth0"
         log = self._folder / f"{name}.log"
         with log.open("wb") as output:
             self._processes[name] = subprocess.Popen(
