@@ -39,6 +39,7 @@ _MUST = {
     "serving_image_mb": _POSITIVE,
     "serving_image_megapixels": "{variable} must be a number above 0 and up to 178, not {value!r}",
     "serving_megapixels": _POSITIVE,
+    "ray_nodes": "{variable} must be COUNTxCPUSxGPUS, as 4x64x8, groups with commas between, not {value!r}",
     "timeout": "{variable} must be a number of seconds from 1 to 86400, not {value!r}",
     "price": _POSITIVE,
     "loader_threads": _WHOLE,
@@ -50,6 +51,9 @@ _MUST = {
     "rank": _NUMBER,
     "local_rank": _NUMBER,
 }
+
+
+_GROUP = r"\d{1,4}x\d{1,4}x\d{1,3}"
 
 
 class Settings(BaseSettings):
@@ -97,6 +101,9 @@ class Settings(BaseSettings):
 
     runs: str | None = None
     """where runs are kept for good: a folder or `s3://bucket/prefix`; each process then works in a folder of its own"""
+
+    ray_nodes: str | None = Field(default=None, pattern=rf"^{_GROUP}(,{_GROUP})*$")
+    """the nodes that the Ray cluster's autoscaler can be counted on for, `4x64x8`: 4 of 64 CPUs and 8 GPUs"""
 
     price: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """what an hour of all the hardware in use costs, in any currency; long work then says what it costs"""

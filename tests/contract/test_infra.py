@@ -489,6 +489,17 @@ def test_the_autoscaler_has_its_token_and_its_account_and_users_code_has_not() -
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
+def test_drivers_know_what_the_autoscaler_may_bring_and_it_begins_with_none() -> None:
+    (cluster,) = of_kind("RayCluster")
+    groups = {group["groupName"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    assert all(group["minReplicas"] == group["replicas"] == 0 for group in groups.values())
+    (container,) = groups["gpu"]["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]  # of which KubeRay tells Ray
+    settings = {entry["name"]: entry.get("value") for entry in PODS["prefect-worker"]["spec"]["containers"][0]["env"]}
+    nodes = f"{groups['gpu']['maxReplicas']}x{limits['cpu']}x{limits['nvidia.com/gpu']}"
+    assert settings[variable("ray_nodes")] == nodes
+
+
 def test_nothing_restarts_a_pod_that_works() -> None:
     """A liveness probe ends what it can't reach: the worker for Prefect's absence, PostgreSQL while it recovers."""
     assert [name for name, container in containers() if "livenessProbe" in container] == []

@@ -94,10 +94,11 @@ class Nodes:
         self.host = self._address(1)
         self.address = f"{self.host}:{_free_port()}"  # another cluster of this session may still be up
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Start the head."""
         address, _, port = self.address.rpartition(":")
-        self._start("head", ["--head", f"--port={port}", f"--node-ip-address={address}", "--include-dashboard=false"])
+        head = ["--head", f"--port={port}", f"--node-ip-address={address}", "--include-dashboard=false"]
+        self._start("head", [*head, *options])
 
     def add(self) -> str:
         """Start one more node and return its name."""

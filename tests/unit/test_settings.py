@@ -107,6 +107,11 @@ def test_they_are_read_when_they_are_asked_for(monkeypatch, tmp_path):
         ("CACHE_GB", "ten", "RESNET_PIPELINE_CACHE_GB=ten must be a positive number of gigabytes"),
         ("TIMEOUT", "0", "RESNET_PIPELINE_TIMEOUT must be a number of seconds from 1 to 86400, not '0'"),
         ("TIMEOUT", "nan", "RESNET_PIPELINE_TIMEOUT must be a number of seconds from 1 to 86400, not 'nan'"),
+        (
+            "RAY_NODES",
+            "4x64",
+            "RESNET_PIPELINE_RAY_NODES must be COUNTxCPUSxGPUS, as 4x64x8, groups with commas between, not '4x64'",
+        ),
         ("LOADER_THREADS", "two", "RESNET_PIPELINE_LOADER_THREADS must be a whole number of at least 1, not 'two'"),
         ("LOADER_PREFETCH", "0", "RESNET_PIPELINE_LOADER_PREFETCH must be a whole number of at least 1, not '0'"),
     ],

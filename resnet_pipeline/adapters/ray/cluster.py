@@ -16,8 +16,10 @@ from typing import Any
 
 from resnet_pipeline.errors import NoClusterError, UserError
 from resnet_pipeline.parallel import cores, start_thread
-from resnet_pipeline.settings import cleaned, for_children, surroundings, without_secrets
+from resnet_pipeline.settings import cleaned, for_children, settings, surroundings, variable, without_secrets
 from resnet_pipeline.training.distributed import collective_timeout
+
+_log = logging.getLogger(__name__)
 
 _SECONDS_TO_ANSWER = 8  # of each address that the name has
 _SECONDS_IN_ALL = 16  # with the search for the name
@@ -35,9 +37,13 @@ _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the cluster has, whether free or not: (CPUs, GPUs) of each node."""
+    """What the cluster has, whether free or not: (CPUs, GPUs) of each node.
+
+    If it is ``growing``, that is what it may have: an autoscaler brings nodes when work asks for them.
+    """
 
     nodes: tuple[tuple[int, int], ...]
+    growing: bool = False
 
     @property
     def gpus(self) -> int:
@@ -49,8 +55,13 @@ class Resources:
         return sum(min(c // cpus, g) if self.gpus else c // cpus for c, g in self.nodes)
 
     def cpus_per_worker(self, workers: int) -> int:
-        """Return the most CPUs that each of ``workers`` workers can have at once, at least 1."""
-        counts = range(max((cpus for cpus, _ in self.nodes), default=1), 1, -1)
+        """Return the most CPUs that each of ``workers`` workers can have at once, at least 1.
+
+        Of nodes that come when asked for, a worker has its GPU's share: none is to come for its CPUs alone.
+        """
+        shares = self.growing and self.gpus > 0
+        most = max((cpus // (gpus if shares else 1) for cpus, gpus in self.nodes if gpus or not shares), default=1)
+        counts = range(most, 1, -1)
         return next((cpus for cpus in counts if self.most_workers(cpus) >= workers), 1)
 
 
@@ -77,11 +88,31 @@ def ray_cluster() -> Iterator[Resources]:
             _join(address)
         try:
             alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            yield Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
+            here = Resources(nodes=tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive))
+            yield _grown(here) if address else here
         finally:
             if own:
                 _dashboards.clear()
                 ray.shutdown()
+
+
+def _grown(here: Resources) -> Resources:
+    """Return what RESNET_PIPELINE_RAY_NODES says that the cluster may have, else what it has.
+
+    Ray does not tell a driver the limits of its autoscaler (neither KubeRay's nor the launcher's are in its state).
+    """
+    text = settings().ray_nodes
+    if text is None:
+        return here
+    groups = [tuple(map(int, group.split("x"))) for group in text.split(",")]
+    grown = Resources(nodes=tuple((cpus, gpus) for count, cpus, gpus in groups for _ in range(count)), growing=True)
+    if here.most_workers() < grown.most_workers():
+        _log.info(
+            "the Ray cluster has room for %d workers now, and by its autoscaler for %d; it is waited for",
+            here.most_workers(),
+            grown.most_workers(),
+        )
+    return grown
 
 
 def _join(address: str | None) -> None:
@@ -253,7 +284,15 @@ def check_workers(least: int, resources: Resources) -> None:
     kind, most = ("GPUs" if resources.gpus else "CPUs"), resources.most_workers()
     if least > most:
         have = resources.gpus or sum(cpus for cpus, _ in resources.nodes)
+        if resources.growing:
+            larger = f"let {variable('ray_nodes')} name more nodes, if the autoscaler may bring them"
+        elif surroundings().ray_address:
+            larger = (
+                f"say with {variable('ray_nodes')} which nodes its autoscaler brings, or set RAY_ADDRESS to another"
+            )
+        else:
+            larger = "set RAY_ADDRESS to a larger cluster"
         raise UserError(
             f"workers={least}, but the Ray cluster has {have} {kind} on {len(resources.nodes)} node(s), so at most "
-            f"{most} workers; name fewer with --workers, or set RAY_ADDRESS to a larger cluster"
+            f"{most} workers; name fewer with --workers, or {larger}"
         )

@@ -42,6 +42,27 @@ def test_more_workers_than_fit_are_refused(nodes, workers, said):
         check_workers(workers, Resources(nodes=tuple(nodes)))
 
 
+@pytest.mark.parametrize(
+    ("nodes", "workers", "cpus"),
+    [
+        ([(64, 8)] * 4, 8, 8),  # of one node, and not half of each of the four
+        ([(64, 8)] * 4, 32, 8),
+        ([(96, 4), (64, 8), (128, 0)], 2, 24),
+        ([(4, 0)] * 2, 2, 4),
+    ],
+)
+def test_no_node_is_asked_for_that_is_not_needed(nodes, workers, cpus):
+    assert Resources(nodes=tuple(nodes), growing=True).cpus_per_worker(workers) == cpus
+
+
+def test_who_asks_for_more_than_the_autoscaler_brings_is_told_what_to_set(monkeypatch):
+    with pytest.raises(UserError, match="let RESNET_PIPELINE_RAY_NODES name more nodes"):
+        check_workers(3, Resources(nodes=((8, 2),), growing=True))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError, match="say with RESNET_PIPELINE_RAY_NODES which nodes its autoscaler brings"):
+        check_workers(1, Resources(nodes=((0, 0),)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_folder_too_deep_for_sockets_is_refused_and_what_to_set(tmp_path, monkeypatch, variable):
