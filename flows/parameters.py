@@ -287,7 +287,7 @@ Contributions = Annotated[bool, Parameter(help="Also show the errors without eac
 # the paper's tables and figures
 ExhibitName = Annotated[
     Literal[
-        "figure1", "figure4", "figure6", "figure7",
+        "section1", "figure1", "figure4", "figure6", "figure7",
         "table1", "table2", "table3", "table4", "table5", "table6", "all",
     ],
     Parameter(help="A table or figure of the paper, or all of them.", argument=True),

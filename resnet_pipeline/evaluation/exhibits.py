@@ -20,15 +20,26 @@ SMALL_SHARE: dict[Family, float | None] = {"imagenet": 0.01, "cifar10": None}
 """The part of each class's training images that ``--scale small`` trains on; None for all."""
 
 
+def network_name(recipe: str, begun_with: str | None) -> str:
+    """Return what a recipe trains, and from what, without the family.
+
+    >>> network_name("cifar10/plain32", "plain20")
+    'plain32-from-plain20'
+    """
+    return recipe.partition("/")[2] + (f"-from-{begun_with}" if begun_with else "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
     """A network in an exhibit: what the paper calls it and, where it prints them, its errors or multiply-adds.
 
     ``seeds`` is the number of runs that the paper's figure is of; ``note`` says what else belongs to it.
+    ``begun_with`` is the shallower network whose weights, with identity mappings as the other layers, it begins with.
     """
 
     label: str
     recipe: str
+    begun_with: str | None = None
     top1: float | None = None
     top5: float | None = None
     multiply_adds: float | None = None
@@ -37,8 +48,8 @@ class PaperRow:
 
     @property
     def network(self) -> str:
-        """The recipe's name without its family, as ``resnet20``."""
-        return self.recipe.partition("/")[2]
+        """The recipe's name without its family, and what it begins with: ``resnet20``, ``plain32-from-plain20``."""
+        return network_name(self.recipe, self.begun_with)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,10 @@ class Exhibit:
     small: tuple[str, ...] = ()
     panels: tuple[Panel, ...] = ()
     printed_top5: float | None = None
+
+    def row(self, network: str) -> PaperRow:
+        """Return the first row of a network."""
+        return next(row for row in self.rows if row.network == network)
 
     def networks(self, scale: Scale) -> tuple[str, ...]:
         """Return the networks at a scale, each once, in the order of the rows; none if nothing is trained for it."""
@@ -96,15 +111,30 @@ def _published(
     )
 
 
-def _drawn(family: Family, network: str) -> PaperRow:
+def _drawn(family: Family, network: str, begun_with: str | None = None) -> PaperRow:
     """Return the row of a network of a figure, which prints no errors."""
-    return PaperRow(label=network, recipe=f"{family}/{network}")
+    label = network if begun_with is None else f"{network}, constructed from {begun_with}"
+    return PaperRow(label=label, recipe=f"{family}/{network}", begun_with=begun_with)
 
 
 _CIFAR_PLAIN = ("plain20", "plain32", "plain44", "plain56")
 _CIFAR_RESIDUAL = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 
+_CONSTRUCTION = ("plain20", "plain32", "plain32-from-plain20")
+
 _ALL = (
+    Exhibit(
+        name="section1",
+        title="Section 1: a deeper plain network by construction, its added layers identities (CIFAR-10)",
+        kind="curves",
+        family="cifar10",
+        protocol="center",
+        # the paper argues with this network and trains none: which depths is our choice
+        rows=(_drawn("cifar10", "plain20"), _drawn("cifar10", "plain32"), _drawn("cifar10", "plain32", "plain20")),
+        small=_CONSTRUCTION,
+        panels=(Panel(title="training error", networks=_CONSTRUCTION),
+                Panel(title="test error", networks=_CONSTRUCTION)),
+    ),
     Exhibit(
         name="figure1",
         title="Figure 1: deeper plain networks have higher training error (CIFAR-10)",
@@ -263,14 +293,15 @@ def exhibits_of(name: str) -> list[Exhibit]:
 class Claim:
     """A sentence of the paper on two networks: ``higher`` has the higher error, or the stronger responses.
 
-    ``on`` says which: the training error, the test error under ``protocol``, or the mean layer response.
+    ``on`` says which: the training error, the test error under ``protocol``, or the mean layer response; ``start``
+    says instead that ``higher``, before its first step, has the test error that ``lower`` ends with.
     """
 
     text: str
     source: str
     higher: str
     lower: str
-    on: Literal["training", "test", "responses"]
+    on: Literal["start", "training", "test", "responses"]
     protocol: str = "center"
 
 
@@ -278,6 +309,10 @@ _DEEPER_PLAIN = "The deeper plain network has the higher {} error"
 _DEEPER_RESIDUAL = "The deeper residual network has the lower {} error"
 
 CLAIMS: tuple[Claim, ...] = (
+    Claim(text="A deeper plain network by construction is as good as the shallower one", source="section 1",
+          higher="cifar10/plain32-from-plain20", lower="cifar10/plain20", on="start"),
+    Claim(text="Solvers do not find what the construction reaches: from nothing the training error is higher",
+          source="section 1", higher="cifar10/plain32", lower="cifar10/plain32-from-plain20", on="training"),
     Claim(text=_DEEPER_PLAIN.format("training"), source="figures 1 and 6", higher="cifar10/plain56",
           lower="cifar10/plain20", on="training"),
     Claim(text=_DEEPER_PLAIN.format("test"), source="figures 1 and 6", higher="cifar10/plain56",

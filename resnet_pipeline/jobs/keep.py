@@ -14,6 +14,7 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.confusion import label_places
 from resnet_pipeline.evaluation.scores import Scores
 from resnet_pipeline.jobs.evaluate import Evaluation
+from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.repeat import training
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.report.kept import KeptDataset, KeptResult, KeptRun, KeptTest, thinned
@@ -32,8 +33,11 @@ def keepable(
     dataset: Dataset,
     tests: Mapping[str, Evaluation] = MappingProxyType({}),
     responses: Sequence[float] | None = None,
+    begun_with: str | None = None,
 ) -> KeptRun:
     """Return what is to be kept of a run, finished or not, with its tests by protocol and its layer responses.
+
+    ``begun_with`` is the network of the study whose weights, deepened, it begins with.
 
     Raises UserError for a run whose recipe this version does not have.
 
@@ -46,6 +50,8 @@ def keepable(
     validation = _errors(history, ValidationEntry, "top1")
     images, wrong = _last_epoch(train, config.batch, len(dataset.trained_on(config.train_share).splits["train"]))
     changes = {key: value for key, value in changes_of(config).items() if key not in ("steps", "seed")}
+    if begun_with is not None:
+        changes = {key: value for key, value in changes.items() if not key.startswith("model.initial_")}
     return KeptRun(
         run=run.name,
         recipe=config.recipe,
@@ -62,7 +68,7 @@ def keepable(
             classes=len(dataset.classes),
             samples={name: len(split) for name, split in dataset.splits.items()},
         ),
-        command=training(config, dataset.name),
+        command=training(config, dataset.name, initial=InitialWeights.read(run)),
         commit=tags.get("git_commit", "unknown"),
         mlflow_run=mlflow_run,
         environment={name: tags[name] for name in _ENVIRONMENT if name in tags},
@@ -82,6 +88,7 @@ def keepable(
         if result
         else None,
         responses=None if responses is None else tuple(round(float(value), 5) for value in responses),
+        begun_with=begun_with,
     )
 
 

@@ -58,14 +58,14 @@ def resuming(workspace: Workspace, config: RunConfig, dataset: str) -> str | Non
         return None
 
 
-def training(config: RunConfig, dataset: str, *options: str) -> str:
-    """Return the command that trains a config; UserError if its recipe is not known.
+def training(config: RunConfig, dataset: str, *options: str, initial: InitialWeights | None = None) -> str:
+    """Return the command that trains a config, from ``initial`` if known; UserError if its recipe is not known.
 
     >>> from resnet_pipeline.jobs.train import run_config
     >>> training(run_config("digits/resnet8", {"optim.lr": 0.2}, seed=1), "digits")
     'resnet-pipeline train digits/resnet8 --dataset digits --seed 1 --set optim.lr=0.2'
     """
-    return typed("train", config.recipe, "--dataset", dataset, *_options(config), *options)
+    return typed("train", config.recipe, "--dataset", dataset, *_options(config, initial), *options)
 
 
 def told_apart(configs: Sequence[RunConfig]) -> list[str]:

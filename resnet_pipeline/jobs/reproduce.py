@@ -17,17 +17,18 @@ from resnet_pipeline.config_io import hash_of
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.evaluation.ensemble import average
-from resnet_pipeline.evaluation.exhibits import EXHIBITS, Exhibit, exhibits_of
+from resnet_pipeline.evaluation.exhibits import EXHIBITS, Exhibit, exhibits_of, network_name
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.hardware import Hardware, training_seconds
+from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
 from resnet_pipeline.jobs.keep import again, keepable, kept_test
 from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.recipes import kept_costs
 from resnet_pipeline.jobs.register import register_run
 from resnet_pipeline.jobs.repeat import typed
 from resnet_pipeline.jobs.responses import measure_responses
-from resnet_pipeline.jobs.study import Study, StudyRun, directory_of, is_kept, study_runs
+from resnet_pipeline.jobs.study import Study, StudyRun, beginning, begun, directory_of, is_kept, study_runs
 from resnet_pipeline.jobs.train import check_splits, train_run
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.kept import KeptEnsemble, keep, kept_run, read_kept
@@ -98,18 +99,19 @@ def reproduce(
     done: dict[str, bool] = {}
     failed: dict[str, UserError] = {}
     # those that another process trains are tried once more at the end
-    free = [run for run in wanted if not _is_running(workspace, run)]
+    free = [run for run in wanted if not _is_running(workspace, begun(workspace, wanted, run, folder))]
     held = [run for run in wanted if run not in free]
     elsewhere = []
     for number, run in enumerate([*free, *held], 1):
-        named = f"{run.config.recipe} of seed {run.config.seed}"
-        if _is_running(workspace, run):
+        network = network_name(run.config.recipe, run.begun_with)
+        named = f"{run.family}/{network} of seed {run.config.seed}"
+        if _is_running(workspace, begun(workspace, wanted, run, folder)):
             _log.info("%d/%d  %s: trained by another process now", number, len(wanted), named)
             elsewhere.append(named)
             continue
         _log.info("%d/%d  %s, for %s", number, len(wanted), named, ", ".join(run.exhibits))
         try:
-            name, reused = _one(workspace, study, run, launch, folder, registered=registered)
+            name, reused = _one(workspace, study, wanted, run, launch, folder, registered=registered)
         except StoppedError:
             page_of(folder, launch.price)
             raise
@@ -141,15 +143,27 @@ def _parent_tag(workspace: Workspace, study: Study, dataset: str) -> dict[str, s
         return {}
 
 
-def _is_running(workspace: Workspace, run: StudyRun) -> bool:
+def _is_running(workspace: Workspace, run: StudyRun | None) -> bool:
+    if run is None:  # what it begins with is not trained yet
+        return False
     directory = directory_of(workspace, run)
     return directory.config_file.is_file() and directory.state()[0] == "running"
 
 
 def _one(
-    workspace: Workspace, study: Study, run: StudyRun, launch: Launch, folder: Path, *, registered: bool
+    workspace: Workspace,
+    study: Study,
+    wanted: Sequence[StudyRun],
+    planned: StudyRun,
+    launch: Launch,
+    folder: Path,
+    *,
+    registered: bool,
 ) -> tuple[str, bool]:
     """Train, test, measure and keep a run; return its name and whether it was finished before."""
+    run = begun(workspace, wanted, planned, folder)
+    if run is None:
+        raise UserError(f"it begins with the weights of {planned.begun_with}, which are not trained yet")
     dataset, directory = open_dataset(workspace, run.dataset), directory_of(workspace, run)
     before = kept_run(folder, directory.name)
     if not directory.config_file.is_file() and is_kept(run, before):
@@ -157,12 +171,16 @@ def _one(
         return directory.name, True
     if not directory.result_file.is_file():  # a finished run has its place
         launch = replace(launch, tags={**launch.tags, **_parent_tag(workspace, study, run.dataset)})
+    initial = None
+    if (origin := beginning(wanted, planned)) and not directory.initial_weights_file.is_file():
+        whose = InitialWeights(reference=directory_of(workspace, origin).name, deepened=True)
+        _, initial = begun_with(workspace, planned.config, run.dataset, whose)
     try:
-        trained = train_run(workspace, run.config, run.dataset, launch)
+        trained = train_run(workspace, run.config, run.dataset, launch, initial)
     finally:
         # what an interrupted or failed run has learned is shown as such
         if directory.config_file.is_file() and not directory.result_file.is_file():
-            keep(folder, keepable(workspace, directory, dataset))
+            keep(folder, keepable(workspace, directory, dataset, begun_with=run.begun_with))
     assert trained is not None  # None is for the helpers of torchrun
     path = str(directory.path)
     tests = {
@@ -176,7 +194,7 @@ def _one(
     if run.responses and responses is None:
         found = measure_responses(workspace, [path], run.dataset, split=None, images=RESPONSE_IMAGES)
         responses = tuple(found[path].tolist())
-    keep(folder, again(keepable(workspace, directory, dataset, tests, responses), before))
+    keep(folder, again(keepable(workspace, directory, dataset, tests, responses, run.begun_with), before))
     return directory.name, trained.reused
 
 

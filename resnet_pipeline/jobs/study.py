@@ -11,7 +11,17 @@ from typing import Any
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import dataset_names, open_dataset
 from resnet_pipeline.errors import UserError, did_you_mean
-from resnet_pipeline.evaluation.exhibits import SMALL_SHARE, SMALL_STEPS, Exhibit, Family, Scale, exhibits_of
+from resnet_pipeline.evaluation.exhibits import (
+    SMALL_SHARE,
+    SMALL_STEPS,
+    Exhibit,
+    Family,
+    PaperRow,
+    Scale,
+    exhibits_of,
+    network_name,
+)
+from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.recipes import kept_costs
 from resnet_pipeline.jobs.repeat import training
 from resnet_pipeline.jobs.train import run_config
@@ -64,9 +74,14 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """A run of a study: what is trained on which dataset, for which exhibits, and how it is tested then."""
+    """A run of a study: what is trained on which dataset, for which exhibits, and how it is tested then.
+
+    ``begun_with`` is the network of the study whose weights, deepened, it begins with; its config names them once they
+    are trained (`begun`).
+    """
 
     config: RunConfig
+    begun_with: str | None = None
     family: Family
     dataset: str
     exhibits: tuple[str, ...]
@@ -119,9 +134,27 @@ def study_runs(study: Study) -> list[StudyRun]:
             continue
         for network in networks:
             for seed in study.seeds or _seeds(exhibit, network, study.scale):
-                run = _run(study, exhibit, f"{exhibit.family}/{network}", seed, str(dataset))
-                found[run.config.recipe, seed] = _merged(found.get((run.config.recipe, seed)), run)
+                run = _run(study, exhibit, exhibit.row(network), seed, str(dataset))
+                known = (f"{run.family}/{network}", seed)
+                found[known] = _merged(found.get(known), run)
     return list(found.values())
+
+
+def beginning(runs: Sequence[StudyRun], run: StudyRun) -> StudyRun | None:
+    """Return the run of a study whose weights another one begins with; None if it begins with random ones.
+
+    Raises UserError if the study does not train it.
+    """
+    if run.begun_with is None:
+        return None
+    for other in runs:
+        same = (other.family, other.config.seed, other.begun_with) == (run.family, run.config.seed, None)
+        if same and other.config.recipe == f"{run.family}/{run.begun_with}":
+            return other
+    raise UserError(
+        f"{network_name(run.config.recipe, run.begun_with)} begins with the weights of {run.begun_with}: add that to "
+        "--networks"
+    )
 
 
 def plan(workspace: Workspace, study: Study, folder: Path) -> list[PlannedRun]:
@@ -131,13 +164,31 @@ def plan(workspace: Workspace, study: Study, folder: Path) -> list[PlannedRun]:
 
     Example: ``sum(run.gigabytes for run in plan(workspace, Study(exhibit="table6", cifar10="cifar10"), folder))``
     """
-    rates = _measured(workspace)
-    return [_planned(workspace, run, rates, folder) for run in study_runs(study)]
+    rates, runs = _measured(workspace), study_runs(study)
+    return [_planned(workspace, runs, run, rates, folder) for run in runs]
 
 
 def directory_of(workspace: Workspace, run: StudyRun) -> RunDirectory:
     """Return the directory of a run, there or not; UserError if its dataset is not staged."""
     return RunDirectory.of(workspace, run_name(run.config, open_dataset(workspace, run.dataset).fingerprint))
+
+
+def begun(workspace: Workspace, runs: Sequence[StudyRun], run: StudyRun, folder: Path) -> StudyRun | None:
+    """Return a run of a study with the weights that it begins with in its config; None if they are not trained yet.
+
+    A run that begins with random ones is returned as it is.
+    """
+    origin = beginning(runs, run)
+    if origin is None:
+        return run
+    directory = directory_of(workspace, origin)
+    result = directory.result() if directory.config_file.is_file() else None
+    kept = kept_run(folder, directory.name)
+    trained = result or (kept.result if kept else None)
+    if trained is None:
+        return None
+    model = replace(run.config.model, initial_weights=trained.weights_sha256, initial_head="kept")
+    return replace(run, config=replace(run.config, model=model))
 
 
 def is_kept(run: StudyRun, kept: KeptRun | None) -> bool:
@@ -161,12 +212,13 @@ def _seeds(exhibit: Exhibit, network: str, scale: Scale) -> tuple[int, ...]:
     return seeds if scale == "full" else seeds[:1]
 
 
-def _run(study: Study, exhibit: Exhibit, recipe: str, seed: int, dataset: str) -> StudyRun:
-    steps = study.steps
+def _run(study: Study, exhibit: Exhibit, row: PaperRow, seed: int, dataset: str) -> StudyRun:
+    steps, recipe = study.steps, row.recipe
     if steps is None and study.scale == "small":
         steps = get_recipe(recipe).steps // SMALL_STEPS[exhibit.family]
     return StudyRun(
         config=_config(recipe, steps, seed, {**_share(study, exhibit.family), **study.overrides}),
+        begun_with=row.begun_with,
         family=exhibit.family,
         dataset=dataset,
         exhibits=(exhibit.name,),
@@ -211,13 +263,19 @@ def _config(recipe: str, steps: int | None, seed: int, overrides: Mapping[str, A
     return run_config(recipe, {**fitted, **overrides}, steps=steps, seed=seed)
 
 
-def _planned(workspace: Workspace, run: StudyRun, rates: Mapping[str, float], folder: Path) -> PlannedRun:
-    config, recipe = run.config, run.config.recipe
-    state, step = _state(workspace, run, folder)
+def _planned(
+    workspace: Workspace, runs: Sequence[StudyRun], run: StudyRun, rates: Mapping[str, float], folder: Path
+) -> PlannedRun:
+    config, recipe, initial = run.config, run.config.recipe, None
+    staged = run.dataset in dataset_names(workspace)
+    if (origin := beginning(runs, run)) and staged:
+        initial = InitialWeights(reference=directory_of(workspace, origin).name, deepened=True)
+    found = begun(workspace, runs, run, folder) if staged else run
+    state, step = _state(workspace, found, folder) if found else (f"new, after {run.begun_with}", 0)
     rate, basis = _rate(recipe, rates)
     left = config.steps - step
     return PlannedRun(
-        recipe=recipe,
+        recipe=f"{run.family}/{network_name(recipe, run.begun_with)}",
         seed=config.seed,
         dataset=run.dataset,
         exhibits=run.exhibits,
@@ -227,7 +285,7 @@ def _planned(workspace: Workspace, run: StudyRun, rates: Mapping[str, float], fo
         hours=left * config.batch / rate / 3600 if rate else (None if left else 0.0),
         basis=basis,
         gigabytes=disk_bytes(config, classes=_CLASSES[run.family]) / 1e9,
-        command=training(config, run.dataset),
+        command=training(config, run.dataset, initial=initial),
     )
 
 

@@ -59,17 +59,19 @@ def _finding(claim: Claim, runs: Sequence[KeptRun]) -> Finding:
         (higher, lower)
         for higher in runs
         for lower in runs
-        if (higher.recipe, lower.recipe) == (claim.higher, claim.lower)
+        if (_subject(higher), _subject(lower)) == (claim.higher, claim.lower)
         and (higher.setting, higher.seed) == (lower.setting, lower.seed)
         and higher.result
         and lower.result
     ]
     if not pairs:
-        apart = any(run.recipe == claim.higher for run in runs) and any(run.recipe == claim.lower for run in runs)
+        apart = {claim.higher, claim.lower} <= {_subject(run) for run in runs}
         why = "no finished runs of one dataset, budget and seed" if apart else "not run"
         return Finding(claim=claim, verdict="not run", text=why)
     higher, lower = max(pairs, key=lambda pair: (pair[0].steps, -pair[0].seed))
     names = f"{higher.network} {{}}, {lower.network} {{}}"
+    if claim.on == "start":
+        return _of_start(claim, names, higher, lower)
     if claim.on == "responses":
         return _of_responses(claim, names, higher, lower)
     if claim.on == "training":
@@ -94,6 +96,23 @@ def _of_training(claim: Claim, names: str, higher: KeptRun, lower: KeptRun) -> F
     verdict = _verdict(difference, decided=low > other_high or high < other_low)
     text = f"{names.format(*(spread([count]) for count in counts))} in the last epoch"
     return Finding(claim=claim, verdict=verdict, text=text)
+
+
+def _subject(run: KeptRun) -> str:
+    return f"{run.family}/{run.network}"
+
+
+def _of_start(claim: Claim, names: str, higher: KeptRun, lower: KeptRun) -> Finding:
+    """Compare the test before the first step with the other run's last one, of the same images."""
+    test, curve = lower.test(claim.protocol), higher.validation
+    if test is None or 0 not in curve.steps:
+        return Finding(claim=claim, verdict="not run", text="the test before the first step is not kept")
+    first = curve.values[curve.steps.index(0)]
+    verdict = "shows" if abs(first - test.top1) * test.images < 50 else "does not show"  # as many images are wrong
+    ends = spread([(test.wrong1, test.images)])
+    return Finding(
+        claim=claim, verdict=verdict, text=names.format(f"{first:.2f} before its first step", f"ends at {ends}")
+    )
 
 
 def _of_responses(claim: Claim, names: str, higher: KeptRun, lower: KeptRun) -> Finding:

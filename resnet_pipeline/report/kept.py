@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.exhibits import network_name
 from resnet_pipeline.files import replacing
 from resnet_pipeline.records import OMIT_NONE, load_record, plain_record
 
@@ -110,6 +111,7 @@ class KeptRun:
     ``changes`` are the fields that differ from the recipe, as ``--set`` takes them, beside steps and seed. ``train``
     and ``validation`` are errors in percent against the iteration. ``trained_images`` and ``trained_wrong`` count the
     augmented training images of about the last epoch. ``responses`` are figure 7's, one of each 3×3 layer.
+    ``begun_with`` is the shallower network of the study whose weights, deepened, it begins with.
     """
 
     format: int = FORMAT
@@ -133,11 +135,17 @@ class KeptRun:
     tests: tuple[KeptTest, ...] = ()
     result: KeptResult | None = field(default=None, metadata=OMIT_NONE)
     responses: tuple[float, ...] | None = field(default=None, metadata=OMIT_NONE)
+    begun_with: str | None = field(default=None, metadata=OMIT_NONE)
 
     @property
     def network(self) -> str:
-        """The recipe's name without its family."""
-        return self.recipe.partition("/")[2]
+        """The recipe's name without its family, and the network whose weights it begins with, if any."""
+        return network_name(self.recipe, self.begun_with)
+
+    @property
+    def family(self) -> str:
+        """The recipe's family, as ``cifar10``."""
+        return self.recipe.partition("/")[0]
 
     @property
     def setting(self) -> Setting:

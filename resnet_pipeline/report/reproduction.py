@@ -99,8 +99,8 @@ def _section(exhibit: Exhibit, kept: Kept, costs: Costs) -> Section:
     if exhibit.kind == "complexity":
         lines = tuple(_cost_line(row, costs) for row in exhibit.rows)
         return Section(exhibit=exhibit, lines=lines, drawn={}, setting="counted, not measured")
-    recipes = {row.recipe for row in exhibit.rows}
-    runs = [run for run in kept.runs if run.recipe in recipes]
+    networks = {row.network for row in exhibit.rows}
+    runs = [run for run in kept.runs if run.family == exhibit.family and run.network in networks]
     reference = reference_setting(runs)
     lines = tuple(line for row in exhibit.rows for line in _row_lines(exhibit, row, runs, reference, costs, kept.runs))
     means = [ensemble for ensemble in kept.ensembles if ensemble.name.startswith(f"{exhibit.name}-")]
@@ -143,7 +143,7 @@ def _row_lines(
     known: Sequence[KeptRun],
 ) -> list[Line]:
     """Return a line for each setting that a row's network was run in, or one that says it was not run."""
-    own = [run for run in runs if run.recipe == row.recipe]
+    own = [run for run in runs if run.network == row.network]
     paper = _printed(row.top1, row.top5)
     if not own:
         return [_missing(exhibit, row, row.label, paper, costs, known)]

@@ -22,9 +22,17 @@ def test_a_killed_session_s_network_is_left_to_it(tmp_path: Path) -> None:
     left = Nodes(tmp_path)
     try:
         there = subprocess.run(
-            [sys.executable, "-c", "from tests.integration.nodes import Nodes; import pathlib, sys, os; "
-             "print(Nodes(pathlib.Path(sys.argv[1])).host, flush=True); os._exit(1)", str(tmp_path)],
-            capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+            [
+                sys.executable,
+                "-c",
+                "from tests.integration.nodes import Nodes; import pathlib, sys, os; "
+                "print(Nodes(pathlib.Path(sys.argv[1])).host, flush=True); os._exit(1)",
+                str(tmp_path),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            check=False,
         )
         killed = there.stdout.strip()
         here = Nodes(tmp_path)

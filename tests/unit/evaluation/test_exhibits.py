@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -15,15 +16,15 @@ from resnet_pipeline.recipes import get_recipe
 def test_the_names_that_may_be_typed_are_the_exhibits_and_all():
     assert (*EXHIBITS, "all") == get_args(get_args(ExhibitName)[0])
     assert exhibits_of("all") == list(EXHIBITS.values())
-    with pytest.raises(UserError, match="'table7' is no table or figure here; there are figure1"):
+    with pytest.raises(UserError, match="'table7' is no table or figure here; there are section1"):
         exhibits_of("table7")
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=lambda exhibit: exhibit.name)
 def test_an_exhibit_consists_of_recipes_and_its_parts_of_its_networks(exhibit):
-    assert exhibit.protocol in PROTOCOLS and exhibit.name.removeprefix("table").removeprefix("figure").isdigit()
+    assert exhibit.protocol in PROTOCOLS and re.fullmatch(r"(table|figure|section)\d", exhibit.name)
     for row in exhibit.rows:
-        assert row.recipe == f"{exhibit.family}/{row.network}"
+        assert row.recipe == f"{exhibit.family}/{row.network.partition('-from-')[0]}"
         get_recipe(row.recipe)
     assert set(exhibit.small) <= {row.network for row in exhibit.rows}
     assert bool(exhibit.small) == (exhibit.kind != "complexity")

@@ -155,7 +155,7 @@ def test_what_is_no_choice_is_named_in_one_line(option, text, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tabel6"], "exhibit must be one of figure1, .*, all, not 'tabel6'; did you mean 'table6'"),
+        (["tabel6"], "exhibit must be one of section1, .*, all, not 'tabel6'; did you mean 'table6'"),
         (["table6", "--seeds", "a"], "--seeds must be whole numbers with commas between, as 0,1, not 'a'"),
         (["table6", "--scale", "tiny"], "--scale must be one of full, small, not 'tiny'"),
     ],

@@ -39,7 +39,7 @@ def tiny(exhibit="figure7", networks=("plain20", "resnet20"), **changes):
 
 
 def recipes(study):
-    return [(run.config.recipe, run.config.seed) for run in study_runs(study)]
+    return [(run.config.recipe, run.config.seed) for run in study_runs(study) if run.begun_with is None]
 
 
 def test_the_whole_study_at_full_scale_is_every_network_of_the_paper_with_its_seeds():
@@ -50,6 +50,34 @@ def test_the_whole_study_at_full_scale_is_every_network_of_the_paper_with_its_se
     assert [seed for recipe, seed in found if recipe == "cifar10/resnet110"] == [0, 1, 2, 3, 4]
     assert [seed for recipe, seed in found if recipe == "imagenet/resnet152"] == [0, 1]
     assert all(run.config.steps == 64_000 for run in study_runs(Study(exhibit="table6", cifar10="c")))
+
+
+def test_a_constructed_network_begins_as_good_as_its_shallower_one(workspace, digits, mlflow_database, tmp_path):
+    """Section 1 of the paper: plain-20, with identity mappings to 32 layers, before and after more training."""
+    with_database(workspace, mlflow_database)
+    networks = ("plain20", "plain32", "plain32-from-plain20")
+    study = tiny("section1", networks)
+    before = {run.recipe: run.state for run in plan(workspace, study, tmp_path)}
+    assert before["cifar10/plain32-from-plain20"] == "new, after plain20"
+    found = reproduce(workspace, study, LOCAL, registered=False, output=tmp_path)
+    kept = {run.network: run for run in read_kept(tmp_path).runs}
+    shallow, deep = kept["plain20"], kept["plain32-from-plain20"]
+    assert set(kept) == set(networks) and deep.setting == shallow.setting == kept["plain32"].setting
+    assert deep.validation.steps[0] == 0 and deep.validation.values[0] == pytest.approx(shallow.tests[0].top1, abs=1e-3)
+    assert f"--initial-weights {shallow.run} --deepen" in deep.command
+    tables = (tmp_path / "README.md").read_text()
+    assert "| A deeper plain network by construction is as good as the shallower one (section 1, cifar10) |" in tables
+    assert "before its first step" in tables and "constructed from plain20" in tables
+    again_ = reproduce(workspace, study, LOCAL, registered=False, output=tmp_path)
+    assert set(again_.reused) == set(found.runs) and len(found.runs) == 3
+    # without its directory it is known by the weights that are kept of the shallow one
+    shutil.rmtree(workspace.runs / deep.run)
+    assert {run.state for run in plan(workspace, study, tmp_path)} == {"finished", "kept"}
+
+
+def test_a_constructed_network_alone_says_what_it_begins_with(workspace, digits, mlflow_database, tmp_path):
+    with pytest.raises(UserError, match="plain32-from-plain20 begins with the weights of plain20: add that to --netw"):
+        reproduce(workspace, tiny("section1", ("plain32-from-plain20",)), LOCAL, output=tmp_path)
 
 
 def test_a_run_that_several_exhibits_need_is_one_run():
@@ -99,7 +127,7 @@ def test_a_short_run_on_imagenet_has_fixed_drops_and_saves_often():
     [
         (Study(exhibit="table6"), "table6 needs a staged dataset: name it with --cifar10 NAME"),
         (Study(exhibit="table2", cifar10="c"), "table2 needs a staged dataset: name it with --imagenet NAME"),
-        (Study(exhibit="all"), "figure1 needs a staged dataset"),
+        (Study(exhibit="all"), "section1 needs a staged dataset"),
         (Study(exhibit="table6", cifar10="c", networks=["resnet1201"]), "'resnet1201'; did you mean 'resnet1202'"),
         (Study(exhibit="table1", networks=["resnet50"]), "table1 trains no network 'resnet50'; it has none"),
         (Study(exhibit="table6", cifar10="c", steps=4, overrides={"optim.rate": 1}), "unknown field optim.rate"),
