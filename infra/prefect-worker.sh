@@ -7,6 +7,9 @@
 #
 # Both end together: a worker without its Ray node would accept flows only to fail them. The container's restart policy
 # starts a new pair.
+#
+# If runs are kept in a bucket (RESNET_PIPELINE_RUNS) trainings live on the cluster, and flows only follow them. Then a
+# container that ends leaves its flows as they are, and the next one takes them up. It must be the pool's only one.
 set -uo pipefail
 # job control: without it bash starts background commands with SIGINT ignored, and SIGINT is what stops a worker
 set -m
@@ -14,18 +17,31 @@ set -m
 : "${RAY_ADDRESS:?set RAY_ADDRESS to the host:port of the Ray head}"
 : "${PREFECT_API_URL:?set PREFECT_API_URL to the API of the Prefect server}"
 
+pool=${RESNET_PIPELINE_POOL:-local}
 ray start --address="$RAY_ADDRESS" --num-cpus=0 --num-gpus=0 --block &
 ray_node=$!
 
 worker=
+children() { cat "/proc/$1/task/"*/children 2>/dev/null | tr '\n' ' '; }
+leave() {
+  # all at once: what lives on would tell Prefect that a flow run has crashed
+  local flows flow
+  read -r -a flows <<<"$(children "$worker")"
+  kill -KILL "$worker"
+  for flow in "${flows[@]}"; do kill -KILL "$flow" $(children "$flow") 2>/dev/null; done
+}
 stop() {
+  if [[ -n $worker && -n ${RESNET_PIPELINE_RUNS:-} ]]; then
+    leave
+    worker=
+  fi
   # The flows first: SIGINT asks a training flow to save a checkpoint and end, which needs the Ray node, and a worker
   # that ends takes its flows with it at once. 75 s here and 30 s for the node to drain fit into the 2 minutes that
   # compose.yaml and prefect.yaml grant.
   if [[ -n $worker ]]; then
     local flows=() flow second left
     # each thread of the worker lists the processes that it started itself
-    read -r -a flows <<<"$(cat "/proc/$worker/task/"*/children 2>/dev/null | tr '\n' ' ')"
+    read -r -a flows <<<"$(children "$worker")"
     for flow in "${flows[@]}"; do kill -INT "$flow" 2>/dev/null; done
     for ((second = 0; second < 75; second++)); do
       left=0
@@ -47,7 +63,13 @@ until ray status --address="$RAY_ADDRESS" >/dev/null 2>&1; do
   sleep 1
 done
 
-prefect worker start --pool "${RESNET_PIPELINE_POOL:-local}" --type process --with-healthcheck &
+if [[ -n ${RESNET_PIPELINE_RUNS:-} ]]; then
+  until python -m resnet_pipeline.services.lost_runs "$pool"; do
+    kill -0 "$ray_node" 2>/dev/null || exit 1
+    sleep 2
+  done
+fi
+prefect worker start --pool "$pool" --type process --name "$pool" --with-healthcheck &
 worker=$!
 
 wait -n "$ray_node" "$worker"

@@ -225,6 +225,18 @@ def for_children() -> dict[str, str]:
     return found
 
 
+_OF_A_RUN = (variable("runs"), TIMEOUT_VARIABLE, "RAY_ADDRESS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def for_driver() -> dict[str, str]:
+    """Return the variables that what directs a training has from whoever started it, and not from its own node.
+
+    Example: ``for_driver().get("RAY_ADDRESS")``
+    """
+    everything = {**for_children(), **os.environ}
+    return {name: value for name, value in everything.items() if name in _OF_A_RUN or name.startswith("RAY_TRAIN_")}
+
+
 @dataclass(frozen=True)
 class Shown:
     """A setting as ``doctor`` shows it: its variable, its value without passwords, and where that is from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import urllib.request
@@ -17,11 +18,15 @@ class Api:
     """A server's API by its address."""
 
     address: str
+    login: str = ""
+    """``user:password``, if the server wants one."""
 
     def ask(self, path: str, data: Any = None) -> Any:
         """Return what the server answers; with ``data`` it is posted."""
         body = None if data is None else json.dumps(data).encode()
         request = urllib.request.Request(self.address + path, data=body, headers={"Content-Type": "application/json"})
+        if self.login:
+            request.add_header("Authorization", f"Basic {base64.b64encode(self.login.encode()).decode()}")
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())
 

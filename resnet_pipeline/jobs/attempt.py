@@ -23,7 +23,6 @@ from resnet_pipeline.progress import priced, progress
 from resnet_pipeline.training.attempt import Owner
 from resnet_pipeline.training.checkpoint import newest_checkpoint
 from resnet_pipeline.training.footprint import check_disk, disk_bytes, gigabytes
-from resnet_pipeline.training.metrics_log import append_lines
 from resnet_pipeline.training.mirror import fetch_newer, keep, mirror_of
 from resnet_pipeline.training.result import RunResult
 from resnet_pipeline.training.run_directory import RunDirectory, run_name
@@ -34,9 +33,6 @@ _log = logging.getLogger(__name__)
 
 
 SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
-
-
-_SECONDS_BETWEEN_QUESTIONS = 0.5  # to an actor that has the metrics
 
 
 _SECONDS_BETWEEN_SENDINGS = 10.0
@@ -145,16 +141,17 @@ def _keep_initial(initial: InitialNetwork | None, run: RunDirectory) -> None:
 
 
 @contextmanager
-def attended(attempt: Attempt, run: RunDirectory, counts: Sequence[int]) -> Iterator[Follower]:
-    """Deliver the run's metrics while inside, and yield what shows how far it is."""
+def attended(attempt: Attempt, run: RunDirectory, counts: Sequence[int], *, begun: bool = False) -> Iterator[Follower]:
+    """Deliver the run's metrics while inside, and yield what shows how far it is; ``begun``: workers train already."""
     config, named = attempt.config, " or ".join(map(str, counts))
     # what Ray's workers warn of is in their own logs, and noted in the metrics; others' logs are this process's
     notes = attempt.launch.launcher == "ray"
     disk = disk_bytes(config, classes=len(attempt.dataset.classes))
-    _log.info(
-        "%s: starting %s worker(s) for %d steps of %d images; up to %s on the disk",
-        config.recipe, named, config.steps, config.batch, gigabytes(disk),
-    )  # fmt: skip
+    if not begun:
+        _log.info(
+            "%s: starting %s worker(s) for %d steps of %d images; up to %s on the disk",
+            config.recipe, named, config.steps, config.batch, gigabytes(disk),
+        )  # fmt: skip
     with (
         delivering(attempt.tracking, run, attempt.dataset, attempt.tags(run, counts)),
         _delivery_kept(run),
@@ -203,18 +200,14 @@ def wait_for(
     take up to half a minute to start, and have nothing to save.
     """
     recipe, before = run.config().recipe, Owner.of(run)
-    told, taken = False, 0
+    told = False
     try:
         while True:
             # first, since it says more than the end of the workers does, and there is no use in waiting for the retries
             if (error := run.signals.get(ERROR)) is not None:
-                _keep_error(run, error)
+                keep_error(run, error)
                 raise UserError(f"{recipe}: {error}")
-            finished = group.finished()
-            if lines := run.signals.lines(taken):
-                append_lines(run.metrics_file, lines)
-                taken += len(lines)
-            if finished:
+            if group.finished():
                 return
             if stop() and not told:
                 if Owner.of(run) == before:
@@ -224,7 +217,7 @@ def wait_for(
             follower.poll()
             for call in often:
                 call()
-            time.sleep(SECONDS_BETWEEN_POLLS if run.signals.shared else _SECONDS_BETWEEN_QUESTIONS)
+            time.sleep(SECONDS_BETWEEN_POLLS)
     except UserError:
         raise
     except Exception as error:
@@ -233,8 +226,11 @@ def wait_for(
         ) from error
 
 
-def _keep_error(run: RunDirectory, error: str) -> None:
-    """Write what ended the run into its directory, and its home, for `RunDirectory.state`."""
+def keep_error(run: RunDirectory, error: str) -> None:
+    """Write what ended the run into its directory, and its home, for `RunDirectory.state`.
+
+    Example: ``keep_error(run, "the loss is not finite")``
+    """
     with suppress(UserError):
         if not run.signals.shared:
             FileSignals(run.path).put(ERROR, error)

@@ -10,7 +10,8 @@ from typing import Any
 
 from resnet_pipeline.adapters.mlflow.runs import Delivery, Tracking
 from resnet_pipeline.adapters.ray.aside import leaving_room, tested_aside
-from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.driver import Driver, Plan
 from resnet_pipeline.adapters.ray.train import worker_group, works_apart
 from resnet_pipeline.adapters.ray.versions import check_versions
 from resnet_pipeline.config import RunConfig
@@ -28,12 +29,13 @@ from resnet_pipeline.jobs.attempt import (
     wait_for,
 )
 from resnet_pipeline.jobs.crew import Crew, found_by_all
+from resnet_pipeline.jobs.following import follow
 from resnet_pipeline.jobs.initial_weights import InitialNetwork
 from resnet_pipeline.jobs.launch import Launch, check_validated_aside, processes
 from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.recipes import get_recipe
-from resnet_pipeline.settings import settings, surroundings
+from resnet_pipeline.settings import settings, surroundings, variable
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import HeldError
 from resnet_pipeline.training.mirror import adopt, send
@@ -107,11 +109,14 @@ def train_run(
                 send(run, run.home)
             _log.info("%s: finished before (%s); nothing to train", config.recipe, run.name)
         else:
-            with _alone(run) as check_alone:
-                if crew is None:
-                    _train_on_ray(attempt, check_alone)
-                else:
+            apart = crew is None and works_apart(workspace)
+            with _alone(run, following=apart) as check_alone:
+                if crew is not None:
                     _train_with(crew, attempt)
+                elif apart:
+                    _train_on_cluster(attempt, run, check_alone)
+                else:
+                    _train_on_ray(attempt, check_alone)
     result = run.result()
     if result is None:
         raise stopped(run)
@@ -185,33 +190,31 @@ def run_of(workspace: Workspace, config: RunConfig, dataset: Dataset) -> RunDire
 
 
 @contextmanager
-def _alone(run: RunDirectory) -> Iterator[Callable[[], None]]:
+def _alone(run: RunDirectory, *, following: bool) -> Iterator[Callable[[], None]]:
     """Keep other starts of the run out while inside: they would take it from one another; UserError if one is there.
 
     Yields what raises UserError if another machine has taken the run over since.
     """
     with ExitStack() as stack:
         try:
-            check = stack.enter_context(run.lease())
+            check = stack.enter_context(run.lease(following=following))
         except HeldError as error:
             raise UserError(f"{run.address} is being trained; wait for that, or stop it ({error})") from None
         yield check
 
 
 def _train_on_ray(attempt: Attempt, check_alone: Callable[[], None]) -> None:
-    config, launch = attempt.config, attempt.launch
-    counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
-    beside = 1 if launch.validate_aside else 0
+    """Train with workers of Ray's that this process directs: it has started Ray, or shares a folder with the nodes."""
+    launch = attempt.launch
     with ray_cluster() as resources:
+        counts = _counts(attempt, resources)
         if surroundings().ray_address:
-            check_versions()
-        counts = counts or Workers(1, max(1, resources.gpus - beside)).counts(config)[-1:]
-        check_workers(counts[0], resources)
-        if beside:
-            counts = leaving_room(counts, resources)
-        if idle := idle_gpus(config, counts[-1], resources.gpus):
-            _log.warning("%s", idle)
-        run = prepared(attempt, apart=works_apart(attempt.workspace))
+            _log.info(
+                "%s: this process directs the training, which ends with it; if runs are kept in a bucket (%s), the "
+                "cluster does, and who starts the same again follows it",
+                attempt.config.recipe, variable("runs"),
+            )  # fmt: skip
+        run = prepared(attempt)
         with (
             attended(attempt, run, counts) as follower,
             stop_on_signals(leave_at_once=True) as stop,
@@ -221,10 +224,9 @@ def _train_on_ray(attempt: Attempt, check_alone: Callable[[], None]) -> None:
                 counts=counts,
                 resources=resources,
                 max_failures=launch.max_failures,
-                beside=beside,
+                beside=1 if launch.validate_aside else 0,
             ) as group,
         ):
-            run = group.attended(run)
             if launch.profile:
                 run.signals.put(PROFILE)
             address = attempt.dataset.storage.url
@@ -234,8 +236,59 @@ def _train_on_ray(attempt: Attempt, check_alone: Callable[[], None]) -> None:
                     wait_for(group, run, follower, stop, check_alone, test)
             else:
                 wait_for(group, run, follower, stop, check_alone)
-            if not run.signals.shared:
-                adopt(run)
+
+
+def _train_on_cluster(attempt: Attempt, run: RunDirectory, check_alone: Callable[[], None]) -> None:
+    """Train with workers that a driver on the cluster directs; if it does already, follow that."""
+    launch, recipe = attempt.launch, attempt.config.recipe
+    with ray_cluster() as resources:
+        driver = Driver.of(run.name)
+        begun = driver is not None
+        if driver is not None:
+            plan = driver.plan()
+            _log.info("%s: it is trained on the cluster already (%s); following that", recipe, run.address)
+            counts = plan.counts if plan else ()
+            run.path.mkdir(parents=True, exist_ok=True)
+        else:
+            counts = _counts(attempt, resources)
+            run = prepared(attempt, apart=True)
+            assert run.home is not None
+            driver = Driver.start(
+                Plan(
+                    run=run.name,
+                    home=run.home.url,
+                    root=attempt.workspace.root,
+                    dataset=attempt.dataset.storage.url,
+                    mirror=launch.mirror,
+                    counts=counts,
+                    resources=resources,
+                    max_failures=launch.max_failures,
+                    aside=launch.validate_aside,
+                )
+            )
+        run = RunDirectory(run.path, home=run.home, signals=driver.signals)
+        with (
+            attended(attempt, run, counts, begun=begun) as follower,
+            stop_on_signals(leave_at_once=True) as stop,
+        ):
+            follow(driver, run, follower, stop, check_alone, profile=launch.profile)
+            adopt(run)
+
+
+def _counts(attempt: Attempt, resources: Resources) -> tuple[int, ...]:
+    """Return the numbers of workers that a training may have on a cluster; UserError if it has no room for them."""
+    config, launch = attempt.config, attempt.launch
+    counts = () if launch.workers is None else Workers.of(launch.workers).counts(config)
+    beside = 1 if launch.validate_aside else 0
+    if surroundings().ray_address:
+        check_versions()
+    counts = counts or Workers(1, max(1, resources.gpus - beside)).counts(config)[-1:]
+    check_workers(counts[0], resources)
+    if beside:
+        counts = leaving_room(counts, resources)
+    if idle := idle_gpus(config, counts[-1], resources.gpus):
+        _log.warning("%s", idle)
+    return counts
 
 
 def _train_with(crew: Crew, attempt: Attempt) -> None:

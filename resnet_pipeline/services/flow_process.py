@@ -3,7 +3,8 @@
 The worker (3.8.8) cancels a flow run by SIGTERM to the process that it started, and by SIGKILL 30 s later, which no
 setting changes; a checkpoint may take longer. So what it starts is this small process. It hands signals on to the
 engine, and ends before the SIGKILL comes: the engine then saves to its end alone. If this process is killed itself,
-the kernel sends the engine SIGTERM, at which a training saves and stops too.
+the kernel sends the engine SIGTERM, at which a training saves and stops too; or SIGKILL, if the training is directed on
+a cluster (``adapters.ray.driver``) and goes on without both.
 
     python -m resnet_pipeline.services.flow_process
 
@@ -20,22 +21,24 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from resnet_pipeline.settings import settings, surroundings
+
 _SECONDS_BEFORE_SIGKILL = 25  # of the worker's 30, which looks every 3
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def run(command: list[str]) -> int:
+def run(command: list[str], *, at_our_end: int = signal.SIGTERM) -> int:
     """Run a command in a session of its own; return its exit status, that of a shell if a signal has ended it.
 
-    SIGTERM and SIGINT are handed on. Some time after a SIGTERM this process ends with status 0, whether the command
-    has ended or not.
+    SIGTERM and SIGINT are handed on. The command gets ``at_our_end`` if this process is killed. Some time after a
+    SIGTERM this process ends with status 0, whether the command has ended or not.
 
     Example: ``sys.exit(run([sys.executable, "-m", "prefect.engine"]))``
     """
     libc, me = ctypes.CDLL(None), os.getpid()
 
     def follow() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        libc.prctl(_PR_SET_PDEATHSIG, at_our_end)
         if os.getppid() != me:  # it has ended in between
             os._exit(1)
 
@@ -66,4 +69,6 @@ def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run([sys.executable, "-m", "prefect.engine", *sys.argv[1:]]))
+    directed = surroundings().ray_address and settings().runs  # on the cluster
+    engine = [sys.executable, "-m", "prefect.engine", *sys.argv[1:]]
+    sys.exit(run(engine, at_our_end=signal.SIGKILL if directed else signal.SIGTERM))

@@ -176,13 +176,23 @@ class MetricsLog:
         self._file.close()
 
 
-def append_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Append lines as another process has written them; they are whole ones.
+class MetricsCopy:
+    """A copy of a metrics file that another machine writes: lines come in pieces, some of them more than once.
 
-    Example: ``append_lines(run.metrics_file, run.signals.lines(0))``
+    Example: ``MetricsCopy(run.metrics_file).take(lines)``
     """
-    with path.open("ab") as file:
-        file.write(b"".join((b"" if _ends_a_line(path) else b"\n", *lines)))
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = set(path.read_bytes().splitlines(keepends=True)) if path.exists() else set()
+
+    def take(self, lines: Iterable[bytes]) -> None:
+        """Append the lines, whole ones, that are not there yet; each has its time, so no two are equal."""
+        new = [line for line in lines if line not in self._known]
+        if new:
+            self._known.update(new)
+            with self._path.open("ab") as file:
+                file.write(b"".join((b"" if _ends_a_line(self._path) else b"\n", *new)))
 
 
 def _ends_a_line(path: Path) -> bool:

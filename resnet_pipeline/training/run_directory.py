@@ -31,7 +31,7 @@ from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-_HOME_LOCK = ".lock"
+_HOME_LOCK, _FOLLOWER_LOCK = ".lock", ".follower.lock"
 _SECONDS_BETWEEN_CHECKS = 15.0
 
 RunState = Literal["running", "interrupted", "finished", "failed", "damaged"]
@@ -193,10 +193,11 @@ class RunDirectory:
         return RunResult.read(self.result_file)
 
     @contextmanager
-    def lease(self) -> Iterator[Callable[[], None]]:
+    def lease(self, *, following: bool = False) -> Iterator[Callable[[], None]]:
         """Keep other starts of the run out while inside: they would take it from one another; HeldError if one is on.
 
-        Yields what raises UserError if another machine has taken the run over since; it asks seldom.
+        Yields what raises UserError if another machine has taken the run over since; it asks seldom. With ``following``
+        the home's lease is left to what trains the run elsewhere (`home_lease`), and who follows it has another.
 
         Example: ``with run.lease(): train_here(run)``
         """
@@ -204,16 +205,18 @@ class RunDirectory:
             if self.home is None:
                 yield check
                 return
-            with self.home.lease(_HOME_LOCK) as check:
-                asked = time.monotonic()
+            with _seldom_checked(self.home, _FOLLOWER_LOCK if following else _HOME_LOCK) as check:
+                yield check
 
-                def check_seldom() -> None:
-                    nonlocal asked
-                    if time.monotonic() - asked > _SECONDS_BETWEEN_CHECKS:
-                        asked = time.monotonic()
-                        check()
+    @contextmanager
+    def home_lease(self) -> Iterator[Callable[[], None]]:
+        """Keep others from training the run while inside, as `lease` does; who follows it is no such one.
 
-                yield check_seldom
+        Example: ``with run.home_lease() as check: check()``
+        """
+        assert self.home is not None
+        with _seldom_checked(self.home, _HOME_LOCK) as check:
+            yield check
 
     @property
     def _lock(self) -> str:
@@ -245,3 +248,17 @@ class RunDirectory:
         except UserError as error:
             again = f"or remove {self.result_file} and train the same run again: its newest checkpoint finishes it"
             raise UserError(f"{error}, {again}") from None
+
+
+@contextmanager
+def _seldom_checked(home: Storage, name: str) -> Iterator[Callable[[], None]]:
+    with home.lease(name) as check:
+        asked = time.monotonic()
+
+        def check_seldom() -> None:
+            nonlocal asked
+            if time.monotonic() - asked > _SECONDS_BETWEEN_CHECKS:
+                asked = time.monotonic()
+                check()
+
+        yield check_seldom

@@ -6,7 +6,6 @@ Processes that see one folder use files in it. Workers on machines that share no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +46,6 @@ class Signals(Protocol):
     def tell(self, line: bytes) -> None:
         """Tell whoever started the run a line of its metrics, unless it sees the metrics file itself."""
 
-    def lines(self, after: int) -> Sequence[bytes]:
-        """Return the lines that were told, but for the first ``after``."""
-
 
 @dataclass(frozen=True)
 class FileSignals:
@@ -78,7 +74,3 @@ class FileSignals:
 
     def tell(self, line: bytes) -> None:
         """Do nothing: the line is in the metrics file, which all see."""
-
-    def lines(self, after: int) -> Sequence[bytes]:
-        """Return nothing, for the same reason."""
-        return ()

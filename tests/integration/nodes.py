@@ -81,14 +81,16 @@ class Nodes:
     """Ray nodes of one CPU each; the first is the head, in this process's own network.
 
     With ``hosts`` all but the head are hosts with a /tmp of their own, in whose environment that is; the head computes
-    nothing.
+    nothing. With a ``token`` nobody may join who has not that one.
     """
 
-    def __init__(self, folder: Path, hosts: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, hosts: Mapping[str, str] | None = None, *, token: str | None = None) -> None:
         self._folder = folder  # of the nodes' logs
         self._hosts = hosts
         self._network = _own_network()
         self.namespaces = self._network is not None
+        self.settings = SETTINGS | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
+        """In the environment of all nodes, and of whoever joins them."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._count = 0
         self.host = self._address(1)
@@ -102,6 +104,37 @@ class Nodes:
 
     def add(self) -> str:
         """Start one more node and return its name."""
+        name, address = self._networked()
+        self._start(name, [f"--address={self.address}", f"--node-ip-address={address}"])
+        return name
+
+    def start_host(self, command: list[str], environment: Mapping[str, str]) -> str:
+        """Start a command on a host of its own, with a /tmp of its own, and return the host's name."""
+        assert self.namespaces
+        name, _ = self._networked()
+        with (self._folder / f"{name}.log").open("wb") as output:
+            self._processes[name] = subprocess.Popen(
+                ["ip", "netns", "exec", name, "unshare", "--mount", "sh", "-c", _OWN_TMP, "sh", *command],
+                env={**os.environ, **self.settings, **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return name
+
+    def stop(self, name: str, seconds: float) -> str:
+        """End a host as its operator does, by SIGTERM, and return what its command has printed."""
+        process = self._processes.pop(name)
+        process.terminate()
+        process.wait(seconds)
+        return self.log(name)
+
+    def log(self, name: str) -> str:
+        """Return what a node or host has printed."""
+        return (self._folder / f"{name}.log").read_text(errors="replace")
+
+    def _networked(self) -> tuple[str, str]:
+        """Return the name of one more node, and its address, after making a network of its own for it."""
         self._count += 1
         name = self._namespace(self._count)
         address = self._address(self._count + 1)
@@ -112,16 +145,19 @@ class Nodes:
             for words in (["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
                 _ip("-n", name, *words)
             _ip("-n", name, "link", "set", "lo", "up")
-        self._start(name, [f"--address={self.address}", f"--node-ip-address={address}"])
-        return name
+        return name, address
 
     def workers(self) -> list[tuple[str, psutil.Process]]:
         """Return the training workers that live, each with its node, the head's last."""
+        return self.processes("RayTrainWorker")
+
+    def processes(self, kind: str) -> list[tuple[str, psutil.Process]]:
+        """Return the processes that live of a class of actors, each with its node, the head's last."""
         found = []
         for name, process in self._processes.items():
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(process.pid).children(recursive=True):
-                    if "ray::RayTrainWorker" in " ".join(child.cmdline()):
+                    if f"ray::{kind}" in " ".join(child.cmdline()):
                         found.append((name, child))
         return sorted(found, key=lambda worker: worker[0] == "head")
 
@@ -151,7 +187,7 @@ class Nodes:
             ],
             check=True,
             capture_output=True,
-            env={**os.environ, **SETTINGS},
+            env={**os.environ, **self.settings},
         )
 
     def cut_off(self, name: str) -> None:
@@ -205,7 +241,7 @@ class Nodes:
                     "--disable-usage-stats",
                     *options,
                 ],
-                env={**os.environ, **SETTINGS, **own, "GLOO_SOCKET_IFNAME": interface},
+                env={**os.environ, **self.settings, **own, "GLOO_SOCKET_IFNAME": interface},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,35 @@ def wait_for_step(home: Storage, process: subprocess.Popen[str], step: int) -> N
         time.sleep(0.2)
 
 
+@contextlib.contextmanager
+def stopped_workers(hosts: Hosts, *, after: Callable[[], bool]) -> Iterator[None]:
+    """Wait for something, and stop both workers while inside."""
+    deadline = time.monotonic() + 100
+    while not after():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = [worker for _, worker in hosts.nodes.workers()]
+    assert len(workers) == 2
+    for worker in workers:
+        worker.suspend()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.resume()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """Return what a process says up to the line with these words."""
+    said = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(said)
+
+
 def reference(digits, tmp_path: Path, *changes: str) -> RunDirectory:
     """Train the same config in two plain processes."""
     config = with_overrides(get_recipe("digits/resnet8"), parse_assignments([*SMALL, *changes]))
@@ -169,12 +199,53 @@ def test_a_run_lives_in_the_bucket_and_goes_on_from_another_machine(sharded_digi
     assert hosts.left() == []
 
 
+def test_a_training_goes_on_without_who_started_it_and_is_followed_by_who_starts_it_again(
+    sharded_digits, tmp_path, hosts
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    changes = ("--steps", "80", "--seed", "2")
+    resumed, home = run_of(sharded_digits, second, "steps=80", "seed=2")
+    process = start(hosts, first, *changes)
+    wait_for_step(home, process, 5)
+    process.kill()
+    process.wait()
+    left = steps_at(home)[-1]
+    with stopped_workers(hosts, after=lambda: steps_at(home)[-1] > left):  # else they had finished before it is there
+        again = start(hosts, second, *changes)
+        begin = read_until(again, "it is trained on the cluster already")
+    said = begin + ended(again)
+    assert f"it is trained on the cluster already ({home.url}); following that" in said
+    assert "80/80 steps" in said and "resume from step" not in said, "the first workers have finished it"
+    history = read_metrics(resumed.metrics_file)
+    assert [step for step, _ in entries_of(complete_lines(resumed.metrics_file), ResumeEntry)] == [0]
+    expected = reference(sharded_digits, tmp_path, "steps=80", "seed=2")
+    assert resumed.result().weights_sha256 == expected.result().weights_sha256
+    assert losses(resumed) == losses(expected) and len(history) == len(set(map(str, history)))
+    assert hosts.nodes.processes("_Driver") == [] and hosts.nodes.workers() == [], "all have gone"
+
+
+@pytest.mark.soak
+def test_a_driver_that_is_lost_with_its_host_is_started_on_another(sharded_digits, tmp_path, hosts):
+    run, home = run_of(sharded_digits, tmp_path / "root", "steps=100", "seed=3")
+    process = start(hosts, tmp_path / "root", "--steps", "100", "--seed", "3")
+    wait_for_step(home, process, 10)
+    ((node, _),) = hosts.nodes.processes("_Driver")
+    hosts.nodes.kill(node)
+    hosts.nodes.add()
+    said = ended(process)
+    assert "the driver was lost and is started again" in said and "2 worker(s) resume from step" in said
+    expected = reference(sharded_digits, tmp_path, "steps=100", "seed=3")
+    assert run.result().weights_sha256 == expected.result().weights_sha256
+    assert losses(run) == losses(expected)
+
+
 @pytest.mark.soak
 def test_a_host_that_is_lost_is_replaced_by_an_empty_one(sharded_digits, tmp_path, hosts):
     run, home = run_of(sharded_digits, tmp_path / "root", "steps=100", "seed=1")
     process = start(hosts, tmp_path / "root", "--steps", "100", "--seed", "1")
     wait_for_step(home, process, 10)
-    hosts.nodes.kill(hosts.nodes.workers()[0][0])
+    ((driver, _),) = hosts.nodes.processes("_Driver")
+    hosts.nodes.kill(next(node for node, _ in hosts.nodes.workers() if node != driver))
     hosts.nodes.add()
     said = ended(process)
     assert "2 worker(s) resume from step" in said

@@ -27,10 +27,12 @@ SECRET = "0123456789abcdef" * 3
 
 
 @contextmanager
-def service(name: str, port: int, folder: Path, settings: Mapping[str, str]) -> Iterator[None]:
+def service(
+    name: str, port: int, folder: Path, settings: Mapping[str, str], *, listens: str = "127.0.0.1"
+) -> Iterator[None]:
     """Run a service as Compose would: its command, environment and secrets; its port and databases are others."""
     published = SERVICES[name]["ports"][0].rpartition(":")[2]
-    command = [str(word).replace("0.0.0.0", "127.0.0.1") for word in SERVICES[name]["command"]]
+    command = [str(word).replace("0.0.0.0", listens) for word in SERVICES[name]["command"]]
     command = [str(port) if word == published else word.replace(f"={published}", f"={port}") for word in command]
     secrets = folder / "secrets"
     secrets.mkdir()

@@ -1,9 +1,8 @@
-"""Ray: what the processes of a run tell one another if no folder is seen by all of them: one small actor keeps it."""
+"""Ray: what the processes of a run tell one another if no folder is seen by all of them: an actor keeps it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,58 +11,50 @@ from resnet_pipeline.errors import UnavailableError
 _SECONDS_TO_ANSWER = 60.0
 
 
-class _Control:
-    """Ray's actor: texts by name, and lines by their run."""
+class Control:
+    """What such an actor keeps: texts by name, and lines by their run."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._lines: dict[str, list[bytes]] = defaultdict(list)
 
     def put(self, name: str, text: str) -> None:
+        """Keep a text."""
         self._texts[name] = text
 
     def get(self, name: str) -> str | None:
+        """Return a text, None if there is none."""
         return self._texts.get(name)
 
     def remove(self, name: str) -> None:
+        """Forget a text."""
         self._texts.pop(name, None)
 
     def tell(self, run: str, line: bytes) -> None:
+        """Keep a line of a run."""
         self._lines[run].append(line)
 
     def lines(self, run: str, after: int) -> list[bytes]:
+        """Return a run's lines, but for the first ``after``."""
         return self._lines[run][after:]
 
 
 @dataclass(frozen=True)
 class RunControl:
-    """The `training.signals.Signals` of one run, or of a group of workers, in an actor; it can be sent to any process.
+    """The `training.signals.Signals` of one run, or of a group of workers, in an actor that is a `Control`.
 
-    Example: ``RunControl.start().of("digits-resnet8-…").put(STOP)``
+    It can be sent to any process.
+
+    Example: ``RunControl(actor).of("digits-resnet8-…").put(STOP)``
     """
 
     actor: Any
     run: str = ""
     shared: bool = False
 
-    @classmethod
-    def start(cls) -> RunControl:
-        """Start the actor, on the node of this process, with which it ends."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return cls(ray.remote(num_cpus=0)(_Control).options(scheduling_strategy=here).remote())
-
     def of(self, run: str) -> RunControl:
         """Return the same actor for what concerns a run."""
         return RunControl(self.actor, run)
-
-    def close(self) -> None:
-        """End the actor."""
-        import ray
-
-        ray.kill(self.actor)
 
     def put(self, name: str, text: str = "") -> None:
         """Leave a text."""
@@ -82,11 +73,6 @@ class RunControl:
         """Keep a line of the run's metrics for whoever started it."""
         self._ask("tell", self.run, line)
 
-    def lines(self, after: int) -> Sequence[bytes]:
-        """Return the lines that were told, but for the first ``after``."""
-        found: list[bytes] = self._ask("lines", self.run, after)
-        return found
-
     def _named(self, name: str) -> str:
         return f"{self.run}/{name}"
 
@@ -97,4 +83,4 @@ class RunControl:
             return ray.get(getattr(self.actor, method).remote(*arguments), timeout=_SECONDS_TO_ANSWER)
         except ray.exceptions.RayError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise UnavailableError(f"the process that started the run can't be reached: {reason}") from error
+            raise UnavailableError(f"the run's driver on the Ray cluster can't be reached: {reason}") from error

@@ -75,8 +75,8 @@ class Standing:
 class WorkerGroup:
     """Ray Train workers that train one run after another: a start takes as long as thousands of small steps.
 
-    Orders are signals, in a folder of its own below ``folder``, or in an actor if the nodes of a cluster need not see
-    one (``apart``: runs have a home). ``order-N.json`` names a run, ``order-N.done`` says that its training has
+    Orders are signals, in a folder of its own below ``folder``, or in an actor, ``control``, if the nodes of a cluster
+    need not see one (`works_apart`). ``order-N.json`` names a run, ``order-N.done`` says that its training has
     returned, and without ``open`` the workers go home. ``counts`` are the numbers of workers that the group may have,
     in increasing order: one, or several for an elastic run, which takes the largest that there is room for, now and
     whenever nodes come or go; they leave room for ``beside`` others. A worker or node that dies is replaced, and its
@@ -94,7 +94,7 @@ class WorkerGroup:
         max_failures: int = 3,
         elastic: RunDirectory | None = None,
         beside: int = 0,
-        apart: bool = False,
+        control: RunControl | None = None,
     ) -> None:
         check_workers(counts[0], resources)
         self.counts = counts
@@ -107,17 +107,18 @@ class WorkerGroup:
             if left == self._folder or not psutil.pid_exists(int(left.name.rpartition("-")[2])):
                 shutil.rmtree(left)
         self._folder.mkdir()
-        if surroundings().ray_address and not apart:
+        if surroundings().ray_address and control is None:
             check_sees(self._folder)
-        self._control = RunControl.start() if apart else None
-        self._order: Signals = self._control or FileSignals(self._folder)
+        self._control = control
+        self._order: Signals = control or FileSignals(self._folder)
         self._order.put(_OPEN)
         self.cpus = resources.cpus_per_worker(min(counts[-1] + beside, resources.most_workers()))
         """CPUs of each worker."""
         seconds = collective_timeout().total_seconds()
         standing = Standing(orders=self._order, root=root, threads=self.cpus, timeout=seconds)
         resized = self.attended(elastic) if elastic else None
-        trainer = _trainer(self._folder, standing, counts, resources, max_failures, resized)
+        places = control.run if control else None
+        trainer = _trainer(self._folder, standing, counts, resources, max_failures, resized, places)
         self._fitting = in_thread(trainer.fit)
 
     def attended(self, run: RunDirectory) -> RunDirectory:
@@ -152,8 +153,6 @@ class WorkerGroup:
         if self.sound and surroundings().ray_address:
             concurrent.futures.wait([self._fitting], timeout=_SECONDS_FOR_LEAVING)
         self.sound = False
-        if self._control:
-            self._control.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._folder.parent.rmdir()
@@ -173,7 +172,6 @@ def standing_workers(workspace: Workspace, count: int) -> Iterator[None]:
             root=workspace.root,
             counts=(count,),
             resources=resources,
-            apart=works_apart(workspace),
         )
         _standing.append(group)
         try:
@@ -210,7 +208,6 @@ def worker_group(
             max_failures=max_failures,
             elastic=run if len(counts) > 1 else None,
             beside=beside,
-            apart=works_apart(workspace),
         )
     try:
         yield group
@@ -270,12 +267,13 @@ def _trainer(
     resources: Resources,
     max_failures: int,
     elastic: RunDirectory | None,
+    places: str | None,
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
     use_gpu = resources.gpus > 0
-    return trainer_class(counts, elastic, alone=not surroundings().ray_address)(
+    return trainer_class(counts, elastic, alone=not surroundings().ray_address, places=places)(
         _work,
         train_loop_config={"standing": standing},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(standing.timeout)),

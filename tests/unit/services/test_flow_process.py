@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ AROUND = """
 import sys
 from resnet_pipeline.services import flow_process
 flow_process._SECONDS_BEFORE_SIGKILL = float(sys.argv[1])
-sys.exit(flow_process.run([sys.executable, "-c", sys.argv[2]]))
+sys.exit(flow_process.run([sys.executable, "-c", sys.argv[2]], at_our_end=int(sys.argv[3])))
 """
 # says where it is; on a signal it says which, saves for a while, and says that it has
 WORK = """
@@ -37,11 +38,14 @@ def start():
     """Return a function that starts the command inside, and returns the process around it and the command's id."""
     started = []
 
-    def call(*, saving: float = 0.0, status: int = 0, leaves: float = 60.0) -> tuple[subprocess.Popen[str], int]:
+    def call(
+        *, saving: float = 0.0, status: int = 0, leaves: float = 60.0, at_our_end: int = signal.SIGTERM
+    ) -> tuple[subprocess.Popen[str], int]:
         work = WORK.replace("SECONDS", str(saving)).replace("STATUS", str(status))
         process = subprocess.Popen(
-            [sys.executable, "-c", AROUND, str(leaves), work], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-c", AROUND, str(leaves), work, str(int(at_our_end))],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         started.append(process)
         pid, session = map(int, process.stdout.readline().split())
         assert pid == session != os.getsid(0)
@@ -74,6 +78,14 @@ def test_when_it_is_killed_the_command_is_told(start):
     process, _ = start()
     process.kill()
     assert process.stdout.read() == f"signal {int(signal.SIGTERM)}\nsaved\n"
+
+
+def test_when_it_is_killed_the_command_ends_too_if_that_is_wanted(start):
+    process, pid = start(at_our_end=signal.SIGKILL)
+    process.kill()
+    assert process.stdout.read() == "" and process.wait(60) == -signal.SIGKILL
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(60)
 
 
 def test_a_command_that_was_killed_gives_a_shell_s_status(start):

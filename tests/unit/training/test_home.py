@@ -18,7 +18,7 @@ from resnet_pipeline.training.attempt import Owner, TakenOverError
 from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.metrics_log import TrainEntry, append_lines
+from resnet_pipeline.training.metrics_log import MetricsCopy, TrainEntry
 from resnet_pipeline.training.mirror import adopt, keep
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.signals import OWNER, FileSignals
@@ -94,15 +94,21 @@ def test_a_run_is_held_at_its_home(make_run, tmp_path):
         check()
         with pytest.raises(HeldError), there.lease():
             pass
+    third = RunDirectory(tmp_path / "third" / "run", home=home)
+    # a driver on a cluster, who follows it, and another one
+    with here.home_lease(), there.lease(following=True), pytest.raises(HeldError), third.lease(following=True):
+        pass
 
 
 def test_metrics_that_have_come_further_here_stay(make_run, tmp_path):
     home = LocalStorage(tmp_path / "home")
     run = copy(make_run, "run", home)
     lines = [b'{"kind": "note", "step": %d, "time": 1.0, "text": "x"}\n' % step for step in (1, 2, 3)]
-    append_lines(run.metrics_file, lines[:2])
+    MetricsCopy(run.metrics_file).take(lines[:2])
     keep(run, run.metrics_file)
-    append_lines(run.metrics_file, lines[2:])
+    copied = MetricsCopy(run.metrics_file)
+    copied.take(lines)  # some of them are there
+    copied.take(lines[2:])
     adopt(run)
     assert run.metrics_file.read_bytes() == b"".join(lines)
     run.metrics_file.write_bytes(lines[0])

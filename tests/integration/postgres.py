@@ -1,0 +1,67 @@
+"""A PostgreSQL server of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import free_port
+
+
+def programs() -> Path | None:
+    """Return the folder of PostgreSQL's programs, which Debian keeps out of PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    return found[-1].parent if found else Path(shutil.which("initdb") or "").parent if shutil.which("initdb") else None
+
+
+@contextmanager
+def server(data: Path) -> Iterator[dict[str, str]]:
+    """Yield the variables that name a server with the databases prefect and mlflow, which keeps them in a folder."""
+    folder = programs()
+    if folder is None:
+        pytest.skip("PostgreSQL is not installed")
+    as_user = {}
+    if os.geteuid() == 0:  # initdb refuses root
+        user = pwd.getpwnam("postgres")
+        as_user = {"user": user.pw_uid, "group": user.pw_gid}
+        for path in (data, *data.parents):  # pytest's folders are for their owner alone
+            if path == Path(tempfile.gettempdir()) or path.stat().st_uid:
+                break
+            path.chmod(path.stat().st_mode | 0o755)
+        os.chown(data, user.pw_uid, user.pw_gid)
+    (data / "password").write_text("secret-of-the-test")
+    (data / "password").chmod(0o644)
+    (data / "log").touch()
+    (data / "log").chmod(0o666)
+    run = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **as_user}
+    subprocess.run(
+        [folder / "initdb", "-D", data / "db", "-U", "pipeline", "-A", "scram-sha-256", f"--pwfile={data}/password"],
+        **run,
+    )
+    port = free_port()
+    start = [folder / "pg_ctl", "-D", data / "db", "-w", "-l", data / "log", "-o", f"-p {port} -k {data} -c fsync=off"]
+    subprocess.run([*start, "start"], **run)
+    variables = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "pipeline", "PGPASSWORD": "secret-of-the-test"}
+    variables["PATH"] = f"{folder}:{os.environ['PATH']}"
+    try:
+        for database in ("prefect", "mlflow"):
+            sql(variables, "postgres", f"CREATE DATABASE {database}")
+        yield variables
+    finally:
+        subprocess.run([folder / "pg_ctl", "-D", data / "db", "-m", "immediate", "stop"], **run)
+
+
+def sql(variables: dict[str, str], database: str, text: str) -> str:
+    done = subprocess.run(
+        ["psql", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1", f"--command={text}", database],
+        env=variables, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
