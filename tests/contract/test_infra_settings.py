@@ -94,7 +94,7 @@ def is_read(setting: str) -> bool:
     if setting.startswith(PREFIX):
         ours = {variable(field) for field in Settings.model_fields}
         scripts = "".join(path.read_text() for path in INFRA.glob("*.sh"))
-        return setting in ours or f"${{{setting}" in scripts
+        return setting in ours or re.search(rf"\$\{{{setting}\b", scripts) is not None
     if setting.startswith("PREFECT_"):
         return setting in _get_settings_fields(PrefectSettings)
     if setting == "S3_BUCKET":
