@@ -9,6 +9,7 @@ import logging
 import operator
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import NoneType, UnionType
 from typing import Annotated, Any, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -27,7 +28,7 @@ from flows.parameters import Parameter
 from flows.progress import shown_on_the_flow_run
 from resnet_pipeline.adapters.mlflow.descriptions import FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_PAGE
 from resnet_pipeline.errors import NoClusterError, StoppedError, UnavailableError, UserError
-from resnet_pipeline.logs import handled
+from resnet_pipeline.logs import as_json, configured, handled
 from resnet_pipeline.settings import cleaned
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_on_stderr = logging.StreamHandler()  # one, so that a flow inside a flow writes no line twice
 _to_the_run = APILogHandler()
 _to_the_run.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext.get()))
 
@@ -43,16 +45,17 @@ _to_the_run.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext
 def logged(function: Callable[P, R]) -> Callable[P, R]:
     """Let log and progress go to the flow run's page while the function runs, and its end be the run's state.
 
-    What Prefect's console shows of it is Prefect's to decide; the command line, if it has started the flow, shows
-    its own. A run that was stopped is Cancelled. What the user can mend is the message of a Failed state, and no
-    traceback; whoever has called the flow gets the exception itself.
+    What Prefect's console shows of it is Prefect's to decide, but JSON lines for a collector are on stderr too; the
+    command line, if it has started the flow, shows its own. A run that was stopped is Cancelled. What the user can mend
+    is the message of a Failed state, and no traceback; whoever has called the flow gets the exception itself.
     """
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
         with handled(_to_the_run, level=logging.INFO), shown_on_the_flow_run():
             try:
-                return function(*arguments, **named)
+                with configured(_on_stderr) if deployment.id and as_json() else nullcontext():
+                    return function(*arguments, **named)
             except (StoppedError, KeyboardInterrupt, TerminationSignal) as stop:
                 if deployment.id:  # on the command line the error itself says it
                     _log.warning("stopped; to go on: %s", _again())

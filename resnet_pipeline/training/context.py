@@ -18,6 +18,7 @@ import torch.distributed as dist
 from resnet_pipeline.device import local_device
 from resnet_pipeline.settings import torchrun
 from resnet_pipeline.training.distributed import collective_timeout
+from resnet_pipeline.training.metrics_log import Pace
 from resnet_pipeline.training.stopping import stop_on_signals
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ class Context(Protocol):
     def report(self, metrics: Mapping[str, float]) -> None:
         """Tell the launcher about progress; called equally often on every rank."""
 
+    def show(self, step: int, pace: Pace) -> None:
+        """Show how fast it goes to whoever watches the cluster; called at every log point, so it must be quick."""
+
     def should_stop(self) -> bool:
         """Return whether this process was asked to save and stop; called at every step, so it must be cheap."""
 
@@ -62,6 +66,9 @@ class LocalContext:
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Nobody to tell: the metrics file has it."""
+
+    def show(self, step: int, pace: Pace) -> None:
+        """Nobody watches."""
 
     def should_stop(self) -> bool:
         """Return what the caller's ``stop`` says."""

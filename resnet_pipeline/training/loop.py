@@ -243,6 +243,7 @@ class Trainer:
             pace=self.throughput.read(),
         )
         self.attempt.append(entry)
+        self.context.show(self.state.step, entry.pace)
         if self.context.rank == 0 and self.system.due():
             self.attempt.append(SystemEntry(values=self.system.read()))
         if self.handouts and self.context.rank == 0:

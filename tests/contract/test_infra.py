@@ -27,6 +27,7 @@ COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GPU = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
 BACKUP = yaml.safe_load((INFRA / "compose.backup.yaml").read_text())
+METRICS = yaml.safe_load((INFRA / "compose.metrics.yaml").read_text())
 COMPOSE_FILES = sorted(path.name for path in INFRA.glob("compose*.yaml"))
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -100,7 +101,7 @@ def test_compose_itself_reads_the_files(tmp_path: Path) -> None:
     files = [word for name in sorted(COMPOSE_FILES, key=len) for word in ("-f", str(tmp_path / "infra" / name))]
     done = subprocess.run(["docker-compose", *files, "config"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
+    assert set(yaml.safe_load(done.stdout)["services"]) == {*SERVICES, *METRICS["services"]}
 
 
 def test_the_compose_check_notices_a_misspelt_field() -> None:

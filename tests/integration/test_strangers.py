@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
+import json
 import os
+import re
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,18 +26,32 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600
 
 INFRA = Path(__file__).parents[2] / "infra"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+DRAWN = {
+    name
+    for panel in json.loads((INFRA / "metrics/dashboard.json").read_text())["panels"]
+    for target in panel["targets"]
+    for name in re.findall(r"\b(?:ray|mlflow|prefect)_[a-z_]+", target["expr"])
+}
+OF_MLFLOW, OF_PREFECT = ({name for name in DRAWN if name.startswith(whose)} for whose in ("mlflow_", "prefect_"))
 USER = "pipeline"
 SECRET = "0123456789abcdef" * 3
 
 
 @contextmanager
 def service(
-    name: str, port: int, folder: Path, settings: Mapping[str, str], *, listens: str = "127.0.0.1"
-) -> Iterator[None]:
+    name: str,
+    port: int,
+    folder: Path,
+    settings: Mapping[str, str],
+    options: Sequence[str] = (),
+    *,
+    listens: str = "127.0.0.1",
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a service as Compose would: its command, environment and secrets; its port and databases are others."""
     published = SERVICES[name]["ports"][0].rpartition(":")[2]
     command = [str(word).replace("0.0.0.0", listens) for word in SERVICES[name]["command"]]
     command = [str(port) if word == published else word.replace(f"={published}", f"={port}") for word in command]
+    command += options
     secrets = folder / "secrets"
     secrets.mkdir()
     for secret in SERVICES[name]["secrets"]:
@@ -47,25 +65,37 @@ def service(
             cwd=folder, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(60)
 
 
-def answer(address: str, *, login: str = "", host: str = "") -> int:
-    """Return the status of an answer; login is ``user:password``, host another name than the address's."""
+def asked(address: str, *, login: str = "", host: str = "") -> urllib.request.Request:
     request = urllib.request.Request(address)
-    if login:
+    if ":" in login:
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    elif login:
+        request.add_header("Authorization", f"Bearer {login}")
     if host:
         request.add_header("Host", host)
+    return request
+
+
+def answer(address: str, *, login: str = "", host: str = "") -> int:
+    """Return the status of an answer; login is ``user:password`` or a token, host another name than the address's."""
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(asked(address, login=login, host=host), timeout=60) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
+
+
+def metrics(address: str) -> set[str]:
+    """Return the names that Prometheus would find."""
+    with urllib.request.urlopen(asked(address, login=f"{USER}:{SECRET}"), timeout=60) as response:
+        return set(re.findall(r"^(?:# TYPE )?(\w+)", response.read().decode(), re.MULTILINE))
 
 
 def wait_for(address: str, folder: Path) -> None:
@@ -98,6 +128,8 @@ def test_mlflow_lets_nobody_in_without_the_password_and_under_another_name(tmp_p
             assert answer(server + path) == 401, path
             assert answer(server + path, login=f"{USER}:wrong") == 401, path
         assert answer(server + experiments, login=f"{USER}:{SECRET}") == 200
+        assert answer(f"{server}/metrics") == 401
+        assert metrics(f"{server}/metrics") >= OF_MLFLOW
         assert answer(server + experiments, login=f"{USER}:{SECRET}", host="elsewhere.example") == 403
 
 
@@ -115,3 +147,89 @@ def test_prefect_s_api_lets_nobody_in_without_the_password(tmp_path: Path) -> No
             assert answer(server + path, login=f"{USER}:wrong") == 401, path
             assert answer(server + path, host="elsewhere.example") == 401, path
         assert answer(f"{server}/api/admin/version", login=f"{USER}:{SECRET}") == 200
+        assert answer(f"{server}/api/metrics") == 401
+        assert metrics(f"{server}/api/metrics") >= OF_PREFECT
+
+
+INSIDE = """
+import logging, sys, ray
+from resnet_pipeline.adapters.ray.gauges import Gauges
+from resnet_pipeline.logs import at_step, configured, log_context
+from resnet_pipeline.training.metrics_log import Pace
+
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+
+@ray.remote(num_cpus=0)
+def work():
+    with configured(), log_context(run="digits-1", rank=3):
+        at_step(7)
+        logging.getLogger("resnet_pipeline.training").info("as a worker")
+
+ray.get(work.remote())
+Gauges("digits-1").show(7, Pace(images_per_second=5, data_wait=0.25, step_p50=1, step_p95=2, step_max=3))
+print("in", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_ray_lets_nobody_in_without_the_token_and_its_workers_lines_are_json(tmp_path: Path) -> None:
+    """The head, with the log of the worker's service: that of a task reaches the container's stderr."""
+    gcs, dashboard, agent, export, client = (free_port() for _ in range(5))
+    has_dashboard = importlib.util.find_spec("aiohttp_cors") is not None  # of ray[default], which the image has
+    settings = {key: str(value) for key, value in SERVICES["ray-worker"]["environment"].items()}
+    options = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    options += [f"--metrics-export-port={export}", "--object-store-memory=100000000"]
+    if has_dashboard:
+        options.append(f"--ray-client-server-port={client}")  # its package comes with ray[default]
+    with service("ray-head", dashboard, tmp_path, settings, options) as head:
+        address = joined(head, tmp_path)
+
+        def inside(token: str, mode: str = "token") -> subprocess.Popen[str]:
+            login = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token, "PYTHONPATH": str(Path(__file__).parents[2])}
+            return subprocess.Popen(
+                [sys.executable, "-c", INSIDE, address], env={**os.environ, **login},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+
+        strangers = [inside(""), inside("", "disabled"), inside("wrong")]
+        for stranger in strangers:
+            printed, errors = stranger.communicate(timeout=120)
+            assert "in" not in printed and "AuthenticationError" in errors, errors
+        with inside(SECRET) as user:
+            assert user.stdout and user.stdout.readline() == "in\n"
+            lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line[:1] == "{"]
+            (line,) = (line for line in lines if line.get("message") == "as a worker")
+            assert (line["run"], line["rank"], line["step"]) == ("digits-1", 3, 7)
+            if has_dashboard:
+                dashboard_refuses(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{agent}")
+                gauges_of_ray(f"http://127.0.0.1:{export}/metrics")
+            user.communicate("")
+    if not has_dashboard:
+        pytest.skip("GCS refused; ray[default], with the dashboard, is not installed")
+
+
+def joined(head: subprocess.Popen[bytes], folder: Path) -> str:
+    """Wait for the head, and return its address."""
+    deadline = time.monotonic() + 120
+    while not (found := re.search(r"--address='([^']+)'", (folder / "log").read_text())):
+        assert head.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.2)
+    return found[1]
+
+
+def dashboard_refuses(server: str, agent: str) -> None:
+    wait_for(f"{server}/api/gcs_healthz", Path())
+    for path in ("/api/cluster_status", "/api/jobs/", "/nodes?view=summary", "/api/v0/logs", "/api/prometheus/sd"):
+        assert answer(server + path) == 401, path
+        assert answer(server + path, login="wrong") == 403, path
+        assert answer(server + path, host="elsewhere.example") == 401, path
+    assert answer(f"{server}/api/jobs/", login=SECRET) == 200
+    assert answer(f"{agent}/api/job_agent/jobs/") == 401
+
+
+def gauges_of_ray(address: str) -> None:
+    deadline = time.monotonic() + 120
+    expected = {name for name in DRAWN if name.startswith("ray_") and not re.search("_gpus_|_gram_", name)}
+    while expected - (found := metrics(address)):
+        assert time.monotonic() < deadline, expected - found
+        time.sleep(1)

@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
+from resnet_pipeline.adapters.ray.gauges import Gauges
 from resnet_pipeline.adapters.ray.run_control import RunControl
 from resnet_pipeline.adapters.ray.trainer import trainer_class
 from resnet_pipeline.adapters.ray.versions import check_sees
@@ -37,6 +38,7 @@ from resnet_pipeline.training.attempt import TakenOverError
 from resnet_pipeline.training.distributed import collective_timeout, from_rank_zero
 from resnet_pipeline.training.footprint import check_disk, disk_bytes
 from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.metrics_log import Pace
 from resnet_pipeline.training.mirror import adopt, mirror_of
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.signals import ERROR, SAVE, STOP, FileSignals, Signals
@@ -312,6 +314,12 @@ class RayContext:
         self._run = run
         self._checked = 0.0
         self._preempted: set[str] = set()
+        self._gauges = Gauges(run.name) if self.rank == 0 else None
+
+    def show(self, step: int, pace: Pace) -> None:
+        """Set the gauges that Prometheus reads; rank 0's pace is everyone's."""
+        if self._gauges:
+            self._gauges.show(step, pace)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Report to Ray's controller; a barrier over the ranks."""
