@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/tools
 DEMO_ARGS ?=
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Two processes of tests, each with one thread of computation (tests/conftest.py); those that start servers and
@@ -11,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down lint check format test soak tree docs image clean
+.PHONY: help install demo up down lint check format test soak secrets sbom audit tree docs image clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -37,7 +38,10 @@ lint: $(READY)  ## Format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-check: lint  ## All of lint, and the fast tests
+secrets: $(READY)  ## Passwords and keys in what git keeps; .secrets.baseline has what only looks like one
+	$(BIN)/detect-secrets-hook --baseline .secrets.baseline $$(git ls-files)
+
+check: lint secrets  ## All of lint and secrets, and the fast tests
 	$(PYTEST) $(APART) -q -m "not slow and not soak" --ignore=tests/integration --ignore=tests/gpu
 
 format: $(READY)  ## Format and mend what can be mended
@@ -65,6 +69,19 @@ image:  ## The two images of infra/, with the commit that they are of
 	  name=resnet-pipeline; [ $$target = pipeline ] || name=$$name-$$target; \
 	  docker build --target $$target --tag $$name:$(VERSION) \
 	    --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --exclude='*') . || exit; done
+
+# of a venv of their own: they are not needed to run or test anything
+$(TOOLS):
+	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+
+sbom: $(READY) $(TOOLS)  ## What the package and its tests are made of, as CycloneDX in build/sbom.json
+	@mkdir -p build
+	@$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(BIN)/python
+	@echo build/sbom.json
+
+audit: $(TOOLS)  ## Known weaknesses of the tested versions; asks PyPI for its advisories
+	@$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt || \
+	  { echo "not clean: a version has a known weakness, or (“could not be audited”) PyPI's advisories can't be had here"; exit 1; }
 
 clean:  ## Remove .venv, caches and ./work
 	rm -rf $(VENV) work build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
