@@ -64,11 +64,12 @@ RUN pip install --no-deps -c constraints.txt . && pip check
 FROM base AS pipeline
 # Triton builds its launchers with the C compiler where it trains, and torch.compile its CPU kernels with the C++ compiler;
 # without them the recipes with `compile` end at their first step. Python's headers are in the base image.
+# openssl: ray-certificate.sh.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ \
+ && apt-get install --yes --no-install-recommends g++ openssl \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=packages /opt/venv /opt/venv
-COPY --chmod=755 infra/prefect-worker.sh /opt/infra/
+COPY --chmod=755 infra/prefect-worker.sh infra/ray-certificate.sh /opt/infra/
 # the commit, for a run's lineage: a wheel has no checkout to ask
 ARG REVISION=
 ENV RESNET_PIPELINE_REVISION=$REVISION \
