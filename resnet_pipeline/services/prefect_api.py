@@ -34,12 +34,11 @@ def prefect_client(url: str) -> Iterator[SyncPrefectClient]:
     from prefect.exceptions import PrefectException
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
-    key, login = PREFECT_API_KEY.value(), PREFECT_API_AUTH_STRING.value()
     try:
         with SyncPrefectClient(
             url,
-            api_key=key.get_secret_value() if key else None,
-            auth_string=login.get_secret_value() if login else None,
+            api_key=PREFECT_API_KEY.value(),
+            auth_string=PREFECT_API_AUTH_STRING.value(),
             httpx_settings={"timeout": _SECONDS},
         ) as client:
             yield client

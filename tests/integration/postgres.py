@@ -23,19 +23,21 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def server(data: Path) -> Iterator[dict[str, str]]:
-    """Yield the variables that name a server with the databases prefect and mlflow, which keeps them in a folder."""
+def server() -> Iterator[dict[str, str]]:
+    """Yield the variables that name a server with the databases prefect and mlflow."""
     folder = programs()
     if folder is None:
         pytest.skip("PostgreSQL is not installed")
+    # not in pytest's folders, which each session of pytest's takes from all but their owner
+    with tempfile.TemporaryDirectory(prefix="postgres-", dir="/tmp") as data:
+        yield from _started(folder, Path(data))
+
+
+def _started(folder: Path, data: Path) -> Iterator[dict[str, str]]:
     as_user = {}
     if os.geteuid() == 0:  # initdb refuses root
         user = pwd.getpwnam("postgres")
         as_user = {"user": user.pw_uid, "group": user.pw_gid}
-        for path in (data, *data.parents):  # pytest's folders are for their owner alone
-            if path == Path(tempfile.gettempdir()) or path.stat().st_uid:
-                break
-            path.chmod(path.stat().st_mode | 0o755)
         os.chown(data, user.pw_uid, user.pw_gid)
     (data / "password").write_text("secret-of-the-test")
     (data / "password").chmod(0o644)

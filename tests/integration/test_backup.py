@@ -20,9 +20,9 @@ INFRA = Path(__file__).parents[2] / "infra"
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def postgres() -> Iterator[dict[str, str]]:
     """Return the variables that name a server with the databases prefect and mlflow."""
-    with server(tmp_path_factory.mktemp("postgres")) as variables:
+    with server() as variables:
         yield variables
 
 

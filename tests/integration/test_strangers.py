@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
+from resnet_pipeline.services.prefect_api import prefect_client
 from tests.integration.conftest import BINARIES, free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -149,6 +151,12 @@ def test_prefect_s_api_lets_nobody_in_without_the_password(tmp_path: Path) -> No
         assert answer(f"{server}/api/admin/version", login=f"{USER}:{SECRET}") == 200
         assert answer(f"{server}/api/metrics") == 401
         assert metrics(f"{server}/api/metrics") >= OF_PREFECT
+        # and the program, `deploy` for one, with it
+        with (
+            temporary_settings({PREFECT_API_AUTH_STRING: f"{USER}:{SECRET}"}),
+            prefect_client(f"{server}/api") as client,
+        ):
+            assert client.read_work_pools() == []
 
 
 INSIDE = """
