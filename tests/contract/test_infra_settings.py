@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from resnet_pipeline.settings import PREFIX, Settings, Surroundings, Torchrun, variable
 from tests.contract.test_infra import (
     BACKUP,
     DOCKERFILE,
     INFRA,
+    METRICS,
     ROOT,
     SECRETS,
     SERVICES,
@@ -45,6 +47,10 @@ BY_HAND = {
     "PGDATA": "the image of PostgreSQL",
     "PGHOST": "libpq",
     "PGUSER": "libpq",
+    "GF_SECURITY_ADMIN_PASSWORD__FILE": "Grafana",
+    "GF_ANALYTICS_REPORTING_ENABLED": "Grafana",
+    "GF_ANALYTICS_CHECK_FOR_UPDATES": "Grafana",
+    "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "Grafana",
     "NVIDIA_VISIBLE_DEVICES": "NVIDIA's Container Toolkit",
     "NVIDIA_DRIVER_CAPABILITIES": "NVIDIA's Container Toolkit",
     "PYTHONUNBUFFERED": "Python",
@@ -57,7 +63,7 @@ UNKNOWN_PROGRAMS = {"mini"}  # SeaweedFS's, whose program is not here
 
 def given() -> Iterator[tuple[str, str]]:
     """Yield each variable that a file of infra/ sets, and where."""
-    for name, service in [*SERVICES.items(), *BACKUP["services"].items()]:
+    for name, service in [*SERVICES.items(), *BACKUP["services"].items(), *METRICS["services"].items()]:
         for setting in [*service.get("environment", {}), *secrets_of(service)]:
             yield setting, f"compose {name}"
     for name, container in containers():
@@ -66,6 +72,8 @@ def given() -> Iterator[tuple[str, str]]:
     for cluster in of_kind("RayCluster"):
         for entry in cluster["spec"]["autoscalerOptions"]["env"]:
             yield entry["name"], "kuberay autoscaler"
+    for setting in re.findall(r"- -e (\w+)=", (INFRA / "aws/ray-cluster.yaml").read_text()):
+        yield setting, "aws"
     for block in re.findall(r"^ENV ((?:.*\\\n| +#.*\n)*.*)$", DOCKERFILE, re.MULTILINE):
         for setting in re.findall(r"(?:^|\s)([A-Z_]+)=", block):
             yield setting, "Dockerfile"
@@ -132,6 +140,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 f"kuberay {group.get('groupName', 'head')}",
                 ["ray", "start", *(f"--{o}" for o in group["rayStartParams"])],
             )
+    launched = yaml.safe_load((INFRA / "aws/ray-cluster.yaml").read_text())
+    for line in launched["head_start_ray_commands"] + launched["worker_start_ray_commands"]:
+        yield "aws", line.split()
     for path in sorted(INFRA.glob("**/*.s*h")):
         text = path.read_text().replace("\\\n", " ")
         for line in re.findall(
