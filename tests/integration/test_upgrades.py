@@ -68,8 +68,8 @@ OLD_PREFECT = "2025_01_01"  # the first revision from this day on
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with server(tmp_path_factory.mktemp("postgres")) as variables:
+def database() -> Iterator[dict[str, str]]:
+    with server() as variables:
         yield variables
 
 
