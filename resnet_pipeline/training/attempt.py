@@ -27,7 +27,7 @@ from resnet_pipeline.training.checkpoint_writer import CheckpointWriter
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import from_rank_zero
 from resnet_pipeline.training.metrics_log import Entry, FinishEntry, MetricsLog, NoteEntry, ResumeEntry
-from resnet_pipeline.training.mirror import Mirror, fetch_newer, send
+from resnet_pipeline.training.mirror import Mirror, fetch_checkpoint, fetch_newer, send
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.signals import OWNER, SAVED
 from resnet_pipeline.training.state import TrainingState
@@ -192,7 +192,8 @@ class Attempt:
         if step is not None:
             path = checkpoint_file(run.checkpoints, step)
             if run.home and context.rank and not path.exists():
-                fetch_newer(run, run.home, history=False)
+                # this machine may have later ones, which were not sent yet when rank 0's was lost
+                fetch_checkpoint(run, run.home, step)
             self._state.load_state_dict(read_checkpoint(path, run=self._state.run))
             at_step(self._state.step)
         elif self._run.config().model.initial_weights is not None:

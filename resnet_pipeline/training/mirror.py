@@ -191,6 +191,16 @@ def fetch_newer(run: RunDirectory, storage: Storage, *, history: bool = True) ->
         _checkpoint_fetched(run, storage, *best)  # else it would be removed there, as what is not here any more
 
 
+def fetch_checkpoint(run: RunDirectory, storage: Storage, step: int) -> None:
+    """Bring the checkpoint of a step from a storage, if it is there and good; newer ones may be here.
+
+    Example: ``fetch_checkpoint(run, storage_at("s3://bucket/runs/mine"), 5000)``
+    """
+    for noted, note in _noted(storage):
+        if noted.step == step:
+            _checkpoint_fetched(run, storage, noted, note)
+
+
 def _noted(storage: Storage) -> Iterator[tuple[CheckpointNote, bytes]]:
     """Yield what the notes of a storage's checkpoints say, and their bytes, the newest first."""
     names = [stored.name for stored in storage.files(_FOLDER) if stored.name.endswith(".json")]

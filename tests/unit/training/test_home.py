@@ -19,7 +19,7 @@ from resnet_pipeline.training.checkpoint import checkpoint_steps
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.metrics_log import MetricsCopy, TrainEntry
-from resnet_pipeline.training.mirror import adopt, keep
+from resnet_pipeline.training.mirror import adopt, fetch_checkpoint, fetch_newer, keep
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.signals import OWNER, FileSignals
 from resnet_pipeline.workspace import Workspace
@@ -54,6 +54,22 @@ def test_a_run_goes_on_from_its_home_and_is_finished_there(make_run, digits, tmp
     third.check_weights(third.result().weights_sha256)
     histories = [[(step, e.figures) for step, e in entries(run, TrainEntry)] for run in (whole, third)]
     assert histories[0] == histories[1] and len(histories[0]) == 6
+
+
+@pytest.mark.slow
+def test_a_machine_with_later_checkpoints_brings_the_one_that_all_resume_from(make_run, digits, tmp_path):
+    home = LocalStorage(tmp_path / "home")
+    assert not train(copy(make_run, "lost", home), digits, stopping_after(3))  # what was sent when its machine was lost
+    later = make_run(folder="later")
+    assert not train(later, digits, stopping_after(9))
+    run = RunDirectory(later.path, home=home)
+    fetch_newer(run, home, history=False)
+    before = checkpoint_steps(run.checkpoints)
+    assert 3 not in before and before[-1] == 9
+    fetch_checkpoint(run, home, 3)
+    assert checkpoint_steps(run.checkpoints) == [3, *before]
+    fetch_checkpoint(run, home, 4)  # is not there
+    assert checkpoint_steps(run.checkpoints) == [3, *before]
 
 
 @pytest.mark.slow
