@@ -64,6 +64,8 @@ def test_a_training_on_a_cluster_without_nodes_gets_them(workspace, tmp_path, mo
         with pytest.raises(UserError, match="say with RESNET_PIPELINE_RAY_NODES which nodes its autoscaler brings"):
             train_run(workspace, recipe, "digits", Launch(workers=2))
         monkeypatch.setenv("RESNET_PIPELINE_RAY_NODES", "2x1x0")
+        # so that its driver is on the cluster too, on a node that comes for it and knows of no setting
+        monkeypatch.setenv("RESNET_PIPELINE_RUNS", str(tmp_path / "home"))
         with caplog.at_level(logging.INFO):
             trained = train_run(workspace, recipe, "digits", Launch(workers=2))
         assert "has room for 0 workers now, and by its autoscaler for 2" in caplog.text
