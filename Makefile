@@ -12,10 +12,10 @@ PYTEST := $(BIN)/python -m pytest
 APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down lint check format test soak secrets sbom audit tree docs image clean
+.PHONY: help install demo up down lint check format test test-cluster soak secrets sbom audit tree docs image clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 install: $(READY)  ## Make .venv and install the package with its tested versions (some 8 GB, most of it CUDA)
 
@@ -50,6 +50,9 @@ format: $(READY)  ## Format and mend what can be mended
 
 test: $(READY)  ## All tests but the minutes of `make soak`
 	$(PYTEST) $(APART) -m "not soak"
+
+test-cluster: $(READY)  ## A training on hosts with PostgreSQL, S3 and logins, through a lost host and a roll-out (as root)
+	$(PYTEST) tests/integration/test_cluster.py
 
 soak: $(READY)  ## Training through lost drivers, workers, nodes and clusters; torchrun's every end; CIFAR-10; ResNet-50's trace
 	$(PYTEST) $(APART) -m soak

@@ -109,12 +109,18 @@ class Nodes:
         return name
 
     def start_host(self, command: list[str], environment: Mapping[str, str]) -> str:
-        """Start a command on a host of its own, with a /tmp of its own, and return the host's name."""
+        """Start a command on a host of its own, with a /tmp and processes of its own, and return the host's name.
+
+        Ray's drivers join the node that they find among the processes that they see.
+        """
         assert self.namespaces
         name, _ = self._networked()
         with (self._folder / f"{name}.log").open("wb") as output:
             self._processes[name] = subprocess.Popen(
-                ["ip", "netns", "exec", name, "unshare", "--mount", "sh", "-c", _OWN_TMP, "sh", *command],
+                [
+                    *("ip", "netns", "exec", name, "unshare", "--mount", "--pid", "--fork", "--mount-proc"),
+                    *("sh", "-c", _OWN_TMP, "sh", *command),
+                ],
                 env={**os.environ, **self.settings, **environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -125,7 +131,8 @@ class Nodes:
     def stop(self, name: str, seconds: float) -> str:
         """End a host as its operator does, by SIGTERM, and return what its command has printed."""
         process = self._processes.pop(name)
-        process.terminate()
+        (first,) = psutil.Process(process.pid).children()  # below unshare
+        first.terminate()
         process.wait(seconds)
         return self.log(name)
 
