@@ -9,7 +9,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from resnet_pipeline.data.dataset import Dataset, open_dataset_at
 from resnet_pipeline.detection import task_of
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import ToldError, UserError
-from resnet_pipeline.files import replacing
+from resnet_pipeline.files import WriteError, replacing
 from resnet_pipeline.parallel import cores
 from resnet_pipeline.settings import ROOT_VARIABLE, torchrun, variable
 from resnet_pipeline.storage import storage_at
@@ -109,7 +109,8 @@ class Crew:
         except TakenOverError:
             raise  # a later attempt resumes the run; what it does is no concern of this one's
         except UserError as error:
-            with replacing(run.error_file) as temporary:  # where the others look for the reason
+            # where the others look for the reason; a disk that is full must not take its place
+            with suppress(WriteError), replacing(run.error_file) as temporary:
                 temporary.write_text(str(error))
             # that a loss is not finite all find out together
             silent = isinstance(error, NonFiniteError) and not self.leads

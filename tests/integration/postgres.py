@@ -34,11 +34,9 @@ def server() -> Iterator[dict[str, str]]:
 
 
 def _started(folder: Path, data: Path) -> Iterator[dict[str, str]]:
-    as_user = {}
-    if os.geteuid() == 0:  # initdb refuses root
-        user = pwd.getpwnam("postgres")
-        as_user = {"user": user.pw_uid, "group": user.pw_gid}
-        os.chown(data, user.pw_uid, user.pw_gid)
+    as_user = _as_user()
+    if as_user:
+        os.chown(data, as_user["user"], as_user["group"])
     (data / "password").write_text("secret-of-the-test")
     (data / "password").chmod(0o644)
     (data / "log").touch()
@@ -52,6 +50,7 @@ def _started(folder: Path, data: Path) -> Iterator[dict[str, str]]:
     start = [folder / "pg_ctl", "-D", data / "db", "-w", "-l", data / "log", "-o", f"-p {port} -k {data} -c fsync=off"]
     subprocess.run([*start, "start"], **run)
     variables = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "pipeline", "PGPASSWORD": "secret-of-the-test"}
+    variables["PGDATA"] = str(data / "db")
     variables["PATH"] = f"{folder}:{os.environ['PATH']}"
     try:
         for database in ("prefect", "mlflow"):
@@ -59,6 +58,21 @@ def _started(folder: Path, data: Path) -> Iterator[dict[str, str]]:
         yield variables
     finally:
         subprocess.run([folder / "pg_ctl", "-D", data / "db", "-m", "immediate", "stop"], **run)
+
+
+def restart(variables: dict[str, str]) -> None:
+    """Cut all connections off, as a crash does, and start the server again."""
+    subprocess.run(
+        ["pg_ctl", "-w", "-m", "immediate", "restart"], env=variables, check=True, cwd="/",
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **_as_user(),
+    )  # fmt: skip
+
+
+def _as_user() -> dict[str, int]:
+    if os.geteuid():
+        return {}
+    user = pwd.getpwnam("postgres")  # PostgreSQL refuses root
+    return {"user": user.pw_uid, "group": user.pw_gid}
 
 
 def sql(variables: dict[str, str], database: str, text: str) -> str:

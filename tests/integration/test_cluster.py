@@ -69,6 +69,7 @@ class Cluster:
     nodes: Nodes
     api: Api
     pod: dict[str, str]
+    database: dict[str, str]
 
     def start_worker(self) -> str:
         """Start Prefect's worker on a host of its own, and return the host's name."""
@@ -128,7 +129,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, sharded_digits) -> Iterato
             env={**os.environ, **pod}, cwd="/tmp", capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert deployed.returncode == 0, deployed.stderr
-        yield Cluster(nodes, Api(pod["PREFECT_API_URL"], login=pod["PREFECT_API_AUTH_STRING"]), pod)
+        yield Cluster(nodes, Api(pod["PREFECT_API_URL"], login=pod["PREFECT_API_AUTH_STRING"]), pod, database)
 
 
 def _servers(
@@ -188,8 +189,9 @@ def test_a_network_is_trained_and_registered_through_a_lost_host_and_a_roll_out(
         return last_saved(home) >= step
 
     try:
-        # a host is lost in the middle, and another one comes
+        # the database of both servers crashes, a host is lost in the middle, and another one comes
         flow_run.until(lambda: saved(5), 400)
+        postgres.restart(cluster.database)
         ((driver, _),) = nodes.processes("_Driver")
         nodes.kill(next(node for node, _ in nodes.workers() if node != driver))
         nodes.add()

@@ -48,6 +48,7 @@ from tests.images import jpeg
 from tests.integration.nodes import SETTINGS, nodes
 from tests.launching import launch
 from tests.metrics import losses
+from tests.proxy import Proxy
 from tests.unit.flows.test_deployments import DEPLOYMENTS
 from tests.workspaces import with_digits
 
@@ -517,6 +518,29 @@ def test_a_training_flow_whose_ray_cluster_is_lost_goes_on_when_there_is_one_aga
     assert process.wait(300) == 0
     assert run.result().weights_sha256 == undisturbed.result().weights_sha256
     assert losses(run) == losses(undisturbed) and len(losses(run)) == 150
+
+
+@pytest.mark.soak
+def test_prefect_away_for_a_minute_holds_no_step_and_the_flow_can_still_be_cancelled(services, run_program, digits):
+    folder, environment, _ = services
+    server = httpx.URL(environment["PREFECT_API_URL"])
+    between = Proxy(server.host, server.port)
+    flow_run, run, _, _ = start_training(
+        services, digits, "local", 100_000, {"PREFECT_API_URL": f"{between.url}/api"}, seed=31
+    )
+    between.leave()
+    for _ in range(6):
+        before = last_step(run.metrics_file)
+        time.sleep(10)
+        assert last_step(run.metrics_file) > before, flow_run.log()
+    between.come_back()
+    done = run_program("prefect", "flow-run", "cancel", flow_run.id, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stdout
+    kind, message = flow_run.ended()
+    between.close()
+    assert kind == "CANCELLED", (message, flow_run.log())
+    assert checkpoint_steps(run.checkpoints) and run.state() == ("interrupted", None)
+    assert not any("Traceback" in line for line in flow_run.log()), flow_run.log()
 
 
 @pytest.mark.soak
