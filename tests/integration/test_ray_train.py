@@ -227,6 +227,7 @@ def test_an_elastic_run_saves_before_it_shrinks_or_grows(workspace, digits, clus
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits, tmp_path, cluster, monkeypatch):
     run_config = config("steps=150")
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
