@@ -69,11 +69,12 @@ def command(workspace, *more: str) -> list[str]:
     return [*start, "--root", str(workspace.root), "--no-register", *changes, *more]
 
 
-def run_command(workspace, *more: str) -> subprocess.CompletedProcess[str]:
+def run_command(workspace, *more: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
     """Train by the command line, as a user does: each driver is a process of its own."""
     return subprocess.run(
-        command(workspace, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
-    )
+        command(workspace, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds,
+        check=False,
+    )  # fmt: skip
 
 
 def in_background(work: Callable[[], None]) -> Callable[[], None]:
@@ -254,7 +255,7 @@ def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits,
             cluster.cut_off(cluster.workers()[0][0])
 
     finish = in_background(trouble)
-    done = run_command(workspace, "--steps", "150", "--workers", "2", "--max-failures", "8")
+    done = run_command(workspace, "--steps", "150", "--workers", "2", "--max-failures", "8", seconds=900)
     assert done.returncode == 0, done.stdout
     finish()
     expected, result = reference(digits, tmp_path, run_config, 2), run.result()
