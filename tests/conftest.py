@@ -40,6 +40,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneLane
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the servers' tests first, then the slow ones: what is left at the end is then shared evenly."""
     items.sort(key=lambda item: ("integration" not in item.keywords, "slow" not in item.keywords))
+    for item in items:
+        # minutes of work, and many beside other tests on a slow machine: the limit is for what hangs
+        if "soak" in item.keywords and not any(marker.name == "timeout" for marker in item.own_markers):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.hookimpl(wrapper=True)
