@@ -40,7 +40,9 @@ _OWN_TMP = " && ".join(
         *(f"exec {9 - number}< {shlex.quote(str(path))}" for number, path in enumerate(_SEEN)),
         "mount -t tmpfs tmpfs /tmp",
         *(
-            f"mkdir -p {shlex.quote(str(path))} && mount --bind /proc/self/fd/{9 - number} {shlex.quote(str(path))}"
+            f"mkdir -p {shlex.quote(str(path))} && "
+            # canonical, a descriptor's name would be that of what is now hidden
+            f"mount --no-canonicalize --bind /proc/self/fd/{9 - number} {shlex.quote(str(path))}"
             for number, path in enumerate(_SEEN)
         ),
         'cd /tmp && exec "$@"',
