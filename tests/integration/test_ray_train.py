@@ -229,7 +229,7 @@ def test_an_elastic_run_saves_before_it_shrinks_or_grows(workspace, digits, clus
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits, tmp_path, cluster, monkeypatch):
+def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits, tmp_path, cluster):
     run_config = config("steps=150")
     run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
     # the driver is killed; the cluster ends what it had started
@@ -237,8 +237,7 @@ def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits,
     wait_for_steps(run, 5)
     driver.kill()
     driver.wait()
-    monkeypatch.setenv("RESNET_PIPELINE_TIMEOUT", "15")  # until a worker that has stopped is given up
-    for _ in range(3 if cluster.namespaces else 2):
+    for _ in range(2 if cluster.namespaces else 1):
         cluster.add()
 
     def trouble() -> None:
@@ -246,16 +245,12 @@ def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits,
         cluster.workers()[0][1].send_signal(signal.SIGKILL)
         wait_for_steps(run)
         cluster.kill(cluster.workers()[0][0])
-        wait_for_steps(run)
-        cluster.kill_raylet(cluster.workers()[0][0])
-        wait_for_steps(run)
-        cluster.workers()[0][1].suspend()  # it holds its place, and answers nobody
         if cluster.namespaces:  # the nodes have cables of their own: one is cut off and its processes live on
             wait_for_steps(run)
             cluster.cut_off(cluster.workers()[0][0])
 
     finish = in_background(trouble)
-    done = run_command(workspace, "--steps", "150", "--workers", "2", "--max-failures", "8", seconds=900)
+    done = run_command(workspace, "--steps", "150", "--workers", "2", "--max-failures", "6", seconds=900)
     assert done.returncode == 0, done.stdout
     finish()
     expected, result = reference(digits, tmp_path, run_config, 2), run.result()
@@ -263,7 +258,7 @@ def test_two_workers_survive_everything_and_end_bit_identical(workspace, digits,
     assert result.workers == 2
     assert losses(run) == losses(expected) and len(losses(run)) == 30
     resumed = [step for step, _ in entries_of(complete_lines(run.metrics_file), ResumeEntry) if step]
-    assert len(resumed) >= (6 if cluster.namespaces else 5) and resumed == sorted(resumed) and resumed[0] >= 5
+    assert len(resumed) >= (4 if cluster.namespaces else 3) and resumed == sorted(resumed) and resumed[0] >= 5
     assert "2 worker(s) resume from step" in done.stdout
     # more workers than the cluster ever has
     refused = run_command(workspace, "--set", "batch=256", "--workers", "8")
