@@ -33,6 +33,15 @@ class ToldError(UserError):
     """Another process of the same run shows this error; who shows errors shows nothing here. Exit status 2."""
 
 
+def lines_of(error: BaseException) -> list[str]:
+    """Return the lines of an error's text, at least one: the name of its kind if it says nothing.
+
+    >>> lines_of(ValueError("one\\n\\n  two"))
+    ['one', 'two']
+    """
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of the known words, or an empty string.
 

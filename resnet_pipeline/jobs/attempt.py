@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
-from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost
+from resnet_pipeline.adapters.ray.train import WorkerGroup, failure, is_lost
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict
 from resnet_pipeline.data.dataset import Dataset
@@ -31,14 +31,8 @@ from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-
 SECONDS_BETWEEN_POLLS = 0.1  # of the metrics file
-
-
 _SECONDS_BETWEEN_SENDINGS = 10.0
-
-
-_RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
 @dataclass(frozen=True)
@@ -221,9 +215,7 @@ def wait_for(
     except UserError:
         raise
     except Exception as error:
-        raise (UnavailableError if is_lost(error) else UserError)(
-            f"{recipe}: training failed: {_last_line(error)}; Ray's logs are in {_RAY_LOGS}"
-        ) from error
+        raise (UnavailableError if is_lost(error) else UserError)(f"{recipe}: {failure(error)}") from error
 
 
 def keep_error(run: RunDirectory, error: str) -> None:
@@ -258,8 +250,3 @@ def record(attempt: Attempt, run: RunDirectory, result: RunResult) -> None:
     tracking.finish(run)
     marker.write_text(tracking.run_id(run))
     keep(run, run.delivery_file, marker)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

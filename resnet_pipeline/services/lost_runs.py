@@ -81,11 +81,13 @@ def schedule_left_runs(client: SyncPrefectClient, worker: str) -> list[str]:
     Example: ``with prefect_client(url) as client: schedule_left_runs(client, "cluster")``
     """
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.objects import FlowRun, StateType
     from prefect.states import AwaitingRetry
 
     under_way = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
-    found = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=under_way)))
+    state, found = FlowRunFilterState(type=under_way), list[FlowRun]()
+    while page := client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), offset=len(found)):
+        found += page  # the server gives 200 at a time
     left = [run for run in found if run.labels.get(_LABEL) == worker and run.deployment_id]
     for run in left:
         client.set_flow_run_state(run.id, AwaitingRetry(message="its worker was started again"), force=True)

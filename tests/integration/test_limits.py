@@ -70,7 +70,8 @@ def test_a_full_disk_costs_no_checkpoint_and_the_same_command_finishes(digits, s
     last = said.strip().splitlines()[-1]
     assert "earlier checkpoints are intact: make room and start the same run again" in last and "Traceback" not in said
     (run,) = (RunDirectory(path) for path in small_disk.glob("runs/*"))
-    assert checkpoint_steps(run.checkpoints) and set(found[0]) <= set(range(STEPS))
+    # what was there is there, unless a later one took its place before the disk was full
+    assert checkpoint_steps(run.checkpoints)[-1] >= found[0][-1]
     ballast.unlink()
     again = subprocess.run(start, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "resuming from step" in again.stderr + again.stdout

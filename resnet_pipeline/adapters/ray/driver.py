@@ -22,9 +22,9 @@ from typing import Any
 from resnet_pipeline.adapters.ray.aside import tested_aside
 from resnet_pipeline.adapters.ray.cluster import Resources, ray_cluster
 from resnet_pipeline.adapters.ray.run_control import Control, RunControl
-from resnet_pipeline.adapters.ray.train import WorkerGroup, is_lost
+from resnet_pipeline.adapters.ray.train import WorkerGroup, failure, is_lost
 from resnet_pipeline.adapters.ray.trainer import free_places
-from resnet_pipeline.errors import UnavailableError, UserError
+from resnet_pipeline.errors import UnavailableError, UserError, lines_of
 from resnet_pipeline.logs import configured
 from resnet_pipeline.settings import for_driver
 from resnet_pipeline.storage import storage_at
@@ -129,8 +129,7 @@ class _Driver(Control):
                 end = End(str(error), may_pass=isinstance(error, UnavailableError))
             except Exception as error:
                 _log.exception("training failed")
-                reason = ([line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1]
-                end = End(f"training failed: {reason}; Ray's logs are in /tmp/ray/session_latest/logs", is_lost(error))
+                end = End(failure(error), may_pass=is_lost(error))
         self._end = end
         time.sleep(_SECONDS_TO_BE_ASKED)
         ray.kill(self._actor)
@@ -286,8 +285,7 @@ class Driver:
         try:
             return ray.get(getattr(self._actor, method).remote(*arguments), timeout=_SECONDS_TO_ANSWER)
         except ray.exceptions.ActorDiedError as error:
-            reason = ([line.strip() for line in str(error).splitlines() if line.strip()] or ["it died"])[-1]
-            raise UnavailableError(f"the driver on the Ray cluster was lost: {reason}") from error
+            raise UnavailableError(f"the driver on the Ray cluster was lost: {lines_of(error)[-1]}") from error
         except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
             return None
         except Exception as error:

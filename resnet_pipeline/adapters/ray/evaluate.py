@@ -23,7 +23,7 @@ from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.data.manifest import NoDatasetError
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
-from resnet_pipeline.errors import UnavailableError, UserError
+from resnet_pipeline.errors import UnavailableError, UserError, lines_of
 from resnet_pipeline.evaluation.protocols import Protocol
 from resnet_pipeline.evaluation.scores import Parts, Scores, merge_scores
 from resnet_pipeline.evaluation.scoring import Plan, Prepared, pieces, prepare, score_chunks
@@ -211,5 +211,4 @@ class _Worker:
 
 def _reason(error: Exception) -> str:
     """Return what Ray says first of a lost worker, without a full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return lines_of(error)[0].rstrip(".")

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_pipeline.errors import UnavailableError
+from resnet_pipeline.errors import UnavailableError, lines_of
 
 _SECONDS_TO_ANSWER = 60.0
 
@@ -82,5 +82,5 @@ class RunControl:
         try:
             return ray.get(getattr(self.actor, method).remote(*arguments), timeout=_SECONDS_TO_ANSWER)
         except ray.exceptions.RayError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = lines_of(error)[0].rstrip(".")
             raise UnavailableError(f"the run's driver on the Ray cluster can't be reached: {reason}") from error

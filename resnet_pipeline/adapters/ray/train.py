@@ -28,7 +28,7 @@ from resnet_pipeline.adapters.ray.versions import check_sees
 from resnet_pipeline.data.dataset import open_dataset_at
 from resnet_pipeline.detection import task_of
 from resnet_pipeline.device import local_device
-from resnet_pipeline.errors import UnavailableError, UserError
+from resnet_pipeline.errors import UnavailableError, UserError, lines_of
 from resnet_pipeline.files import json_text
 from resnet_pipeline.logs import configured
 from resnet_pipeline.records import plain_record, read_record
@@ -246,6 +246,14 @@ def is_lost(error: BaseException) -> bool:
     from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayActorError, RaySystemError
 
     return isinstance(error, (RayActorError, RaySystemError, NodeDiedError, LocalRayletDiedError, ConnectionError))
+
+
+def failure(error: BaseException) -> str:
+    """Return what is said of a training whose workers ended by an error that is not the user's.
+
+    Example: ``failure(RuntimeError("out of memory"))``
+    """
+    return f"training failed: {lines_of(error)[-1]}; Ray's logs are in /tmp/ray/session_latest/logs"
 
 
 def in_thread(call: Callable[[], object]) -> Future[object]:
