@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running
 
 from flows import shell
 from flows.gpus import reserved
@@ -38,7 +39,7 @@ from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.train import run_config
 from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.services.deployments import deploy
-from resnet_pipeline.services.lost_runs import mark_lost_runs
+from resnet_pipeline.services.lost_runs import mark_lost_runs, schedule_left_runs
 from resnet_pipeline.services.prefect_api import prefect_client
 from resnet_pipeline.training.checkpoint import checkpoint_steps, newest_checkpoint
 from resnet_pipeline.training.metrics_log import ResumeEntry, TrainEntry, complete_lines, entries_of, last_step
@@ -423,6 +424,22 @@ def test_a_phase_is_tried_again_if_a_service_was_away_and_only_then(here, monkey
     with pytest.raises(UserError, match="so it is"):
         phases("wrong")
     assert tries == ["away", "away", "away", "wrong"]
+
+
+@LEFT
+def test_what_a_worker_has_left_running_is_scheduled_again_all_of_it_and_no_other_s(here):
+    @flow
+    def left() -> None: ...
+
+    with prefect_client(here.address) as client:
+        deployment = client.create_deployment(flow_id=client.create_flow(left), name="left")
+        for number in range(205):  # the server gives 200 at a time
+            of = {"prefect.worker.name": "another" if number == 3 else "gone"}
+            client.create_flow_run_from_deployment(deployment, state=Running(), name=f"left {number}", labels=of)
+        found = schedule_left_runs(client, "gone")
+        assert sorted(found) == sorted(f"left {number}" for number in range(205) if number != 3)
+        assert schedule_left_runs(client, "gone") == []
+        client.delete_deployment(deployment)
 
 
 @LEFT
