@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import runpy
 from collections import Counter
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -28,6 +32,7 @@ from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.train import run_config, train_run
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.weights import save_weights
+from resnet_pipeline.storage import storage_at
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.tasks import ClassificationTask
@@ -77,9 +82,13 @@ def shaded(shade: int, seed: int) -> bytes:
 SMALL = {"batch": 8, "micro_batch": 8, "bn_images": 16}
 
 
+def tuning_of(run: RunDirectory) -> FineTuning:
+    return FineTuning(reference=run.name, epochs=4, size=16, frozen_stages=1, layer_decay=0.7, overrides=SMALL)
+
+
 @pytest.mark.slow
 def test_a_folder_becomes_a_tested_registered_champion(space, learned, folder):
-    tuning = FineTuning(reference=learned.name, epochs=4, size=16, frozen_stages=1, layer_decay=0.7, overrides=SMALL)
+    tuning = tuning_of(learned)
     found = finetune(space, tuning, str(folder), launch=LOCAL)
     assert found.dataset.manifest.name == "light-and-dark" and found.version.name == "light-and-dark-cifar-resnet8"
     assert found.images == 12 and found.errors.top1 <= found.errors.top1_interval[1]
@@ -104,6 +113,37 @@ def test_a_folder_becomes_a_tested_registered_champion(space, learned, folder):
     again = finetune(space, tuning, str(folder), launch=LOCAL)
     assert again.trained.reused and again.dataset.reused and again.version.uri == found.version.uri
     assert again.promoted and again.promotion == "champion already"
+
+
+@pytest.mark.slow
+def test_the_champion_is_served_an_image_in_its_class_out(space, learned, folder, monkeypatch):
+    """MLflow's server of the version that the gate names, with the scores of the test."""
+    found = finetune(space, tuning_of(learned), str(folder), launch=LOCAL)
+    Tracking(space)  # points MLflow at the workspace's registry
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    client = TestClient(scoring_server.init(mlflow.pyfunc.load_model(f"models:/{found.version.name}@champion")))
+    files = sorted((folder / "val").rglob("*.jpg"))
+    rows = [{"image": base64.b64encode(file.read_bytes()).decode()} for file in files]
+    answer = client.post("/invocations", json={"dataframe_records": rows, "params": {"top": 2}})
+    assert answer.status_code == 200, answer.text
+    said = [row["labels"][0] for row in answer.json()["predictions"]]
+    wrong = sum(label != file.parent.name for label, file in zip(said, files, strict=True))
+    assert set(said) <= {"bright", "dark"} and 100 * wrong / len(files) == pytest.approx(found.errors.top1)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_run_lives_in_a_bucket(learned, folder, bucket, tmp_path, mlflow_database, monkeypatch):
+    """Its data and its run are in the bucket alone: a machine that has nothing starts it again, and reuses it."""
+    monkeypatch.setenv("RESNET_PIPELINE_RUNS", f"s3://{bucket}/runs")
+    monkeypatch.setenv("RESNET_PIPELINE_DATA", f"s3://{bucket}/datasets")
+    tuning = FineTuning(reference=str(learned.path), epochs=1, size=16, linear_probe=True, overrides=SMALL)
+    first, second = (with_database(Workspace(tmp_path / name), mlflow_database) for name in ("first", "second"))
+    found = finetune(first, tuning, str(folder), launch=LOCAL)
+    home = {stored.name for stored in storage_at(f"s3://{bucket}/runs/{found.trained.run.name}").files()}
+    assert {"initial.safetensors", "weights.safetensors", "result.json", "metrics.jsonl"} <= home
+    again = finetune(second, tuning, str(folder), launch=LOCAL)
+    assert again.trained.reused and again.dataset.reused and again.trained.result == found.trained.result
+    assert again.errors == found.errors and again.promoted
 
 
 @pytest.mark.slow
