@@ -7,8 +7,8 @@ alone, as in classification (`data.order`, `data.crops`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class DetectionBatch:
 
     ``index`` int64 [N] are the samples' numbers, ``scale`` float64 [N, 2] says how many pixels of the batch's image one
     of the stored image is, in x and y. ``position`` is that of the first image in the stream of the training samples,
-    0 for a test: what is drawn at random for the batch depends on it.
+    0 for a test: what is drawn at random for the batch depends on it. ``others`` are the same images at each further
+    size of a test.
     """
 
     images: list[torch.Tensor]
@@ -40,6 +41,7 @@ class DetectionBatch:
     index: torch.Tensor
     scale: npt.NDArray[np.float64]
     position: int = 0
+    others: list[list[torch.Tensor]] = field(default_factory=list)
 
 
 def detector_sizes(
@@ -114,6 +116,7 @@ def split_batches(
     split: str,
     shorter_side: int,
     longest: int,
+    scales: Sequence[int] = (),
     batch_size: int,
     indices: Int64 | None = None,
     rank: int = 0,
@@ -124,6 +127,9 @@ def split_batches(
     backend: Backend = "auto",
 ) -> Loader[DetectionBatch]:
     """Return this rank's images of a split, each exactly once, in the order of the shards, without targets.
+
+    ``scales`` are further shorter sides at which each image is wanted; ``longest`` is for ``shorter_side``, and grows
+    and shrinks with them.
 
     Example: ``split_batches(dataset, split="val", shorter_side=600, longest=1000, batch_size=1)``
     """
@@ -136,7 +142,13 @@ def split_batches(
             reached(int(rows[0]))
             index = chosen[rows]
             unmoved = np.zeros(len(index), dtype=np.bool_)
-            yield _planned(samples, index, np.full(len(index), shorter_side), longest, unmoved, 0)
+            plan = _planned(samples, index, np.full(len(index), shorter_side), longest, unmoved, 0)
+            width, height = samples.width[index], samples.height[index]
+            further = [
+                detector_sizes(width, height, np.full(len(index), side), longest * side // shorter_side)
+                for side in scales
+            ]
+            yield replace(plan, resized=np.stack([plan.resized[:, 0], *further], axis=1))
 
     def run(executor: Executor) -> Iterator[DetectionBatch]:
         with samples.files.following(ahead) as reached:
@@ -219,6 +231,7 @@ def _batches(
             torch.from_numpy(plan.index),
             plan.scale,
             plan.position,
+            images[1:],
         )
 
 

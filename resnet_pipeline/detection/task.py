@@ -18,6 +18,7 @@ from resnet_pipeline.data.dataset import Dataset, split_of_objects
 from resnet_pipeline.data.loaders import Backend, Loader
 from resnet_pipeline.data.order import mix
 from resnet_pipeline.detection.batches import DetectionBatch, object_batches, split_batches
+from resnet_pipeline.detection.improvements import ImprovedDetector
 from resnet_pipeline.detection.metrics import coco_metrics
 from resnet_pipeline.detection.networks import Detector, Found, build_detector
 from resnet_pipeline.detection.results import ImageFound, Results
@@ -118,8 +119,12 @@ class DetectionTask:
         return Figures(figures, error="error")
 
     def detect(self, model: nn.Module, split: str, alive: Callable[[], None] = lambda: None) -> Results:
-        """Return what the network finds in a split, each rank its share, the same on all of them."""
+        """Return what the network finds in a split, each rank its share, the same on all of them.
+
+        The network is a `Detector`, or an `ImprovedDetector`, which sees the images at its scales, too.
+        """
         config, context = self._config, self._context
+        improved = model.improvements if isinstance(model, ImprovedDetector) else None
         model.eval()
         own: list[tuple[int, ImageFound]] = []
         with (
@@ -129,6 +134,7 @@ class DetectionTask:
                 split=split,
                 shorter_side=config.views.resize,
                 longest=self._detection.longest,
+                scales=improved.scales if improved else (),
                 batch_size=config.micro_batch,
                 rank=context.rank,
                 world=context.world_size,
@@ -138,7 +144,8 @@ class DetectionTask:
         ):
             for batch in batches:
                 alive()
-                outputs = model([image.to(context.device) for image in batch.images])
+                images = [[image.to(context.device) for image in one] for one in (batch.images, *batch.others)]
+                outputs = model(list(zip(*images, strict=True)) if improved else images[0])
                 for sample, found, scale in zip(batch.index.tolist(), outputs, batch.scale, strict=True):
                     samples = self._dataset.splits[split]
                     size = int(samples.height[sample]), int(samples.width[sample])

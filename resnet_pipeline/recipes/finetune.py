@@ -16,7 +16,8 @@ def short(network: str) -> RunConfig:
     """Return the recipe for one of NETWORKS, which `resnet-pipeline finetune` fits to the images that it is given.
 
     It sets the number of steps, the size of the crops, and the shortcuts of the reference. RandomResizedCrop (Szegedy
-    et al., 2014) leaves at least a quarter of the area; the rate falls as half a cosine.
+    et al., 2014) leaves at least a quarter of the area; the rate falls as half a cosine. Where the processor or GPU has
+    bf16, which halves the time, it is used.
 
     Command: ``resnet-pipeline finetune torchvision:resnet18 --source FOLDER``.
 
@@ -31,6 +32,7 @@ def short(network: str) -> RunConfig:
         views=ViewConfig(crop=crop, resize=crop * 8 // 7, scales=(crop, crop * 8 // 7)),
         optim=OptimConfig(lr=0.02, momentum=0.9, weight_decay=1e-4, decay_norm=False),
         schedule=ScheduleConfig(kind="cosine", warmup=10),
+        precision="auto",
         batch=64,
         micro_batch=32,
         steps=200,
