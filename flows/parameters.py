@@ -64,7 +64,8 @@ Source = Annotated[
     Parameter(
         help="A folder with the ILSVRC-2012 archives, Kaggle's ILSVRC folder or archive, cifar-10-python.tar.gz or "
         "cifar-10-binary.tar.gz, a folder or archive of train/<class>/* and val/<class>/* (or <class>/* with "
-        "--holdout; docs/operations.md has more layouts), or builtin:digits."
+        "--holdout; docs/operations.md has more layouts), COCO's or Pascal VOC's folder, builtin:digits, or "
+        "builtin:scenes (digits on backgrounds, for detectors)."
     ),
 ]
 NewName = Annotated[str, Parameter(help="What the dataset is called from now on.")]

@@ -417,6 +417,9 @@ class RunConfig:
         }.items():
             _check(value == 0, f"{name} is for classification: with detection it must be 0, not {value}")
         _check(
+            self.optim.layer_decay is None, "optim.layer_decay is for classification: a detector's layers have one rate"
+        )
+        _check(
             detection.norm == "frozen" or (self.optim.frozen_stages is None and not self.optim.norm_eval),
             "optim.frozen_stages and optim.norm_eval keep batch norm as it is: set detection.norm to frozen",
         )

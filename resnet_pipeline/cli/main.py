@@ -54,6 +54,7 @@ from resnet_pipeline.cli import services as cli_services
 from resnet_pipeline.cli.console import say
 from resnet_pipeline.cli.options import Elsewhere, Json, Root, command, complete_recipe
 from resnet_pipeline.cli.options import write_result as _write
+from resnet_pipeline.cli.terminal import told
 from resnet_pipeline.errors import StoppedError, ToldError, UserError
 from resnet_pipeline.names import printable
 from resnet_pipeline.records import plain
@@ -281,11 +282,12 @@ def train(
     trained = train_run(workspace, config, dataset, launch, network)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest
-    version = register_run(workspace, trained, name=registered_as) if registered else None
+    version = None
+    if registered and config.detection is None:
+        version = register_run(workspace, trained, name=registered_as)
     if version:
         say(f"{recipe}: {version.describe()}")
-    errors = trained.result.validation
-    say(f"{recipe}: top-1 error {errors['top1']:.2f} %, top-5 error {errors['top5']:.2f} %; run {trained.run.path}")
+    say(f"{recipe}: {told(trained.result.validation)}; run {trained.run.path}")
     say(f"MLflow's page on it: {trained.mlflow_page}")
     _write(
         json_file,

@@ -128,3 +128,15 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     for row in cells:
         table.add_row(*row)
     print_table(table, least=sum(broken) + 3 * len(broken) + 1)
+
+
+def told(validation: Mapping[str, float]) -> str:
+    """Return what a validation came to in a few words: a classifier's errors, or a detector's precision.
+
+    >>> told({"ap": 31.25, "ap50": 60.5, "ap75": 28.0, "error": 68.75})
+    'AP 31.25 %, AP50 60.50 %'
+    """
+    if "top1" in validation:
+        return f"top-1 error {validation['top1']:.2f} %, top-5 error {validation['top5']:.2f} %"
+    named = {"ap": "AP", "ap50": "AP50", "mask_ap": "AP of masks", "mask_ap50": "AP50 of masks"}
+    return ", ".join(f"{name} {validation[key]:.2f} %" for key, name in named.items() if key in validation)

@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from torch import nn
-from torch.nn import functional as F
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset, split_of_objects
 from resnet_pipeline.data.loaders import Backend, Loader
 from resnet_pipeline.data.order import mix
-from resnet_pipeline.detection.batches import DetectionBatch, object_batches, split_batches
-from resnet_pipeline.detection.improvements import ImprovedDetector
+from resnet_pipeline.detection.batches import DetectionBatch, object_batches
+from resnet_pipeline.detection.finding import find_objects
 from resnet_pipeline.detection.metrics import coco_metrics
-from resnet_pipeline.detection.networks import Detector, Found, build_detector
-from resnet_pipeline.detection.results import ImageFound, Results
+from resnet_pipeline.detection.networks import Detector, build_detector
+from resnet_pipeline.detection.results import Results
 from resnet_pipeline.models import Classifier
+from resnet_pipeline.models.resnet import ResNet
 from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.context import Context
-from resnet_pipeline.training.distributed import all_gather_objects
 from resnet_pipeline.training.tasks import Figures, build_classifier
 
 _LOSSES = {
@@ -123,69 +120,32 @@ class DetectionTask:
 
         The network is a `Detector`, or an `ImprovedDetector`, which sees the images at its scales, too.
         """
-        config, context = self._config, self._context
-        improved = model.improvements if isinstance(model, ImprovedDetector) else None
+        context = self._context
         model.eval()
-        own: list[tuple[int, ImageFound]] = []
-        with (
-            torch.inference_mode(),
-            split_batches(
-                self._dataset,
-                split=split,
-                shorter_side=config.views.resize,
-                longest=self._detection.longest,
-                scales=improved.scales if improved else (),
-                batch_size=config.micro_batch,
-                rank=context.rank,
-                world=context.world_size,
-                device=context.device,
-                backend=self._backend,
-            ) as batches,
-        ):
-            for batch in batches:
-                alive()
-                images = [[image.to(context.device) for image in one] for one in (batch.images, *batch.others)]
-                outputs = model(list(zip(*images, strict=True)) if improved else images[0])
-                for sample, found, scale in zip(batch.index.tolist(), outputs, batch.scale, strict=True):
-                    samples = self._dataset.splits[split]
-                    size = int(samples.height[sample]), int(samples.width[sample])
-                    own.append((sample, image_found(found, (float(scale[0]), float(scale[1])), size)))
-        by_sample = dict(pair for part in all_gather_objects(own, context.world_size) for pair in part)
-        return Results(split=split, found=[by_sample[i] for i in range(len(self._dataset.splits[split]))])
+        found = find_objects(
+            model,
+            self._dataset,
+            split,
+            self._config,
+            device=context.device,
+            rank=context.rank,
+            world=context.world_size,
+            backend=self._backend,
+            on_images=lambda images: alive(),
+        )
+        return Results(split=split, found=found)
 
     def _on(self, classifier: Classifier) -> Detector:
+        network = classifier.network
+        assert isinstance(network, ResNet)  # build_classifier makes no other
+        network.freeze(self._config.optim.frozen_stages)
         torch.manual_seed(self._config.seed)  # of the new layers, the same whatever the backbone began with
         return build_detector(
-            classifier.network,  # type: ignore[arg-type]  # build_classifier makes no other
+            network,
             self._detection,
             classes=len(self._dataset.classes),
             normalize=classifier.normalize,
         )
-
-
-def image_found(found: Found, scale: tuple[float, float], size: tuple[int, int]) -> ImageFound:
-    """Return what a network found in a resized image as it is in the stored one of ``size`` (height, width)."""
-    box = found["boxes"].cpu().double().numpy() / np.array([*scale, *scale])
-    box = np.clip(box, 0, np.array([size[1], size[0], size[1], size[0]]))
-    mask = None
-    if "masks" in found:
-        height, width = size
-        drawn = found["masks"].float().cpu()
-        if len(drawn):
-            drawn = F.interpolate(drawn, (height, width), mode="bilinear", align_corners=False)
-        mask = [_run_lengths(one[0].numpy() > 0.5) for one in drawn]
-    return ImageFound(
-        box=box,
-        score=found["scores"].cpu().double().numpy(),
-        label=found["labels"].cpu().numpy().astype(np.int64) - 1,
-        mask=mask,
-    )
-
-
-def _run_lengths(mask: Any) -> dict[str, Any]:
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    counts = encoded["counts"]
-    return {"size": list(encoded["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def begun_with(
     member = load(workspace, parse(workspace, origin.reference))
     source = _network_of(member, origin.reference)
     fitting, change = _fitted(source, config, member, origin)
-    found, why = _head(member, source, dataset)
+    found, why = _head(member, source, dataset, detector=config.detection is not None)
     head = config.model.initial_head or found
     if (head, found) == ("kept", "fresh"):
         raise UserError(f"model.initial_head=kept, but {origin.reference} can't keep its classifier: {why}")
@@ -132,8 +132,10 @@ def _network_of(member: Member, reference: str) -> ResNet:
     return network
 
 
-def _head(member: Member, source: ResNet, dataset: Dataset) -> tuple[Head, str]:
+def _head(member: Member, source: ResNet, dataset: Dataset, *, detector: bool) -> tuple[Head, str]:
     """Return whether a classifier is kept, and if not, why."""
+    if detector:
+        return "fresh", "a detector has other last layers"
     theirs, ours = source.fc.out_features, len(dataset.classes)
     if theirs != ours:
         return "fresh", f"it has {theirs:,} classes, {dataset.name} {ours:,}"

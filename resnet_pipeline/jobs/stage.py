@@ -17,6 +17,7 @@ from resnet_pipeline.files import local_path
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import ARCHIVES
 from resnet_pipeline.sources.digits import write_digits
+from resnet_pipeline.sources.scenes import write_scenes
 from resnet_pipeline.staging.shard_pool import Workers
 from resnet_pipeline.staging.stage import MAX_REFUSED, Options, Source, pack, source_fingerprint
 from resnet_pipeline.storage import storage_at
@@ -24,8 +25,8 @@ from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-DIGITS = "builtin:digits"
-"""The source that needs no files: scikit-learn's handwritten digits."""
+DIGITS, SCENES = "builtin:digits", "builtin:scenes"
+"""The sources that need no files: scikit-learn's handwritten digits, and these on backgrounds, for detectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def stage_dataset(
     max_refused: float = MAX_REFUSED,
     replace: bool = False,
 ) -> StagedDataset:
-    """Audit and pack a source (or ``builtin:digits``) as dataset ``name`` of the workspace.
+    """Audit and pack a source (or ``builtin:digits``, ``builtin:scenes``) as dataset ``name`` of the workspace.
 
     A dataset that was staged from the same source with the same options is reused. Another one of that name is an error
     unless ``replace``; one from this source whose own files are damaged is staged again. An interrupted one resumes.
@@ -182,6 +183,10 @@ def _place(workspace: Workspace, source: str) -> Source:
     if source == DIGITS:
         folder = digits_folder(workspace)
         write_digits(folder)
+        return Source.at(folder)
+    if source == SCENES:
+        folder = digits_folder(workspace).with_name("scenes")
+        write_scenes(folder)
         return Source.at(folder)
     if not source.startswith("s3://"):
         return Source.at(local_path(source))

@@ -51,6 +51,7 @@ def test_a_config_with_a_detector_is_of_detection(scenes, digits, workspace):
         ({"augment": AugmentConfig(kind="whole-image", crop=32, color=0.1)}, "augment.color is for classification"),
         ({"growth": GrowthConfig(first=16)}, "growth.first is for classification"),
         ({"optim": OptimConfig(label_smoothing=0.1)}, "optim.label_smoothing is for classification"),
+        ({"optim": OptimConfig(layer_decay=0.5)}, "optim.layer_decay is for classification"),
         ({"optim": OptimConfig(frozen_stages=1)}, "set detection.norm to frozen"),
         ({"optim": OptimConfig(norm_eval=True)}, "set detection.norm to frozen"),
     ],
