@@ -303,6 +303,8 @@ class DetectionConfig:
     """Regions of an image that the detector's loss is of, a quarter of them objects if there are so many."""
     proposals: int = 300
     """Regions of an image in testing (the paper, appendix A: 300)."""
+    least_side: float = 16.0
+    """Least side of a proposal, in pixels of the resized image; of fpn nothing is left out."""
     least_score: float = 0.05
     """Score below which nothing is found."""
     detections: int = 100
@@ -316,6 +318,7 @@ class DetectionConfig:
             _check(
                 len(values) > 0 and min(values) > 0, f"detection.{name} must be positive numbers, not {list(values)}"
             )
+        _check(self.least_side > 0, f"detection.least_side must be positive, not {self.least_side}")
         _check(0 <= self.least_score < 1, f"detection.least_score must lie in [0, 1), not {self.least_score}")
         _check(
             self.form == "c4" or not self.context,

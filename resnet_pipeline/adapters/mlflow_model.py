@@ -3,80 +3,29 @@
 In: a column ``image``, a row per image: an encoded file's bytes, the same as base64, or (not in a server, where it
 would let a client read the server's files) a path. Out, per image: the best ``labels``, their ``words`` and
 ``probabilities``, best first. Parameters: ``top`` (5) and ``protocol`` (center, 10-crop, multi-scale).
-
-In a server the size of an image, and the pixels of all requests that are being answered, have limits (settings). Sizes
-are taken from the files' headers, before anything is decoded.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import errno
-import os
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnet_pipeline.adapters.mlflow.ensembles import COLUMN, DEFAULTS, load_members, model_folder
-from resnet_pipeline.data.image_files import ImageError, Limits, image_size
+from resnet_pipeline.adapters.mlflow.ensembles import DEFAULTS, load_members, model_folder
+from resnet_pipeline.adapters.serving import Door, refusal
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.predictor import Image, Predictor, checked
-from resnet_pipeline.settings import settings, variable
-
-_SERVER_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # MLflow's scoring server sets it for the models that it runs
-
-_NO_SPACE = dict.fromkeys(map(ord, " \t\r\n"))
-
-
-_LEAST_PIXELS = 224 * 224  # each image, however small, is made as large as the network's input, and has its scores
-
-
-class _TooLargeError(UserError):
-    """An image, or a request, that will never be taken."""
-
-
-class _BusyError(UserError):
-    """A request that may be taken later."""
-
-
-class _Room:
-    """The pixels of the requests that are being answered, ``most`` of them at once."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._taken, self._lock = most, 0, threading.Lock()
-
-    @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        """Hold so many pixels while inside. Raises _TooLargeError for more than there ever are, _BusyError for now."""
-        limit = f"{self._most / 1e6:,.4g} megapixels ({variable('serving_megapixels')})"
-        if pixels > self._most:
-            raise _TooLargeError(
-                f"the request's images have {pixels / 1e6:,.4g} megapixels, more than {limit}; send fewer"
-            )
-        with self._lock:
-            if self._taken + pixels > self._most:
-                raise _BusyError(f"the requests that are being answered have {limit} between them; send it again later")
-            self._taken += pixels
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken -= pixels
+from resnet_pipeline.evaluation.predictor import Predictor
 
 
 class ServedModel:
     """A network or an ensemble as an MLflow python function."""
 
     def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-        self._one_at_a_time = threading.Lock()  # a server calls from many threads; each prediction uses all cores
-        self._own, self._others = Limits.of_settings(), Limits.for_serving()
-        self._room = _Room(int(settings().serving_megapixels * 1e6))
+        self._predictor, self._door = predictor, Door()
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """Return a DataFrame with the columns labels, words and probabilities, for one with a column ``image``.
@@ -88,17 +37,11 @@ class ServedModel:
         import pandas
 
         options = {**DEFAULTS, **(params or {})}
-        try:
-            files = [_encoded(value, row) for row, value in enumerate(model_input[COLUMN], 1)]
+        protocol: str = options["protocol"]
+        with self._door.opened(model_input, partial(self._largest, protocol), f"with {protocol}") as images:
             if options["top"] < 1:
                 raise UserError(f"the parameter top must be at least 1, not {options['top']}")
-            served = _is_served()
-            with self._room.taken(self._pixels(files, options["protocol"])) if served else nullcontext():
-                images = _decoded(files, self._others if served else self._own)
-                with self._one_at_a_time:
-                    found = self._predictor.predict(images, protocol=options["protocol"], top=options["top"])
-        except UserError as error:
-            raise _refusal(error) from None
+            found = self._predictor.predict(images, protocol=protocol, top=options["top"])
         classes, words = self._predictor.classes, self._predictor.class_words
         return pandas.DataFrame(
             {
@@ -108,23 +51,8 @@ class ServedModel:
             }
         )
 
-    def _pixels(self, files: list[bytes], protocol: str) -> int:
-        """Return how many pixels a request's images have; _TooLargeError, naming the image, if one has too many."""
-        total = 0
-        for row, data in enumerate(files, 1):
-            try:
-                self._others.check_bytes(len(data))
-                height, width = image_size(data) or (0, 0)  # what is no image is decoded no further
-                self._others.check_pixels(width, height)
-            except ImageError as error:
-                raise _TooLargeError(f"image {row} is refused: {error}") from None
-            pixels = self._predictor.largest(height, width, protocol) if height else 0
-            if pixels > self._others.pixels:
-                raise _TooLargeError(
-                    f"image {row} is refused: {width}×{height} pixels become {pixels:,} with {protocol}"
-                )
-            total += max(pixels, _LEAST_PIXELS)
-        return total
+    def _largest(self, protocol: str, height: int, width: int) -> int:
+        return self._predictor.largest(height, width, protocol)
 
 
 def _load_pyfunc(path: str) -> ServedModel:
@@ -132,7 +60,7 @@ def _load_pyfunc(path: str) -> ServedModel:
     try:
         return ServedModel(Predictor(load_members(Path(path), _download), local_device()))
     except UserError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
 
 
 @contextmanager
@@ -141,58 +69,3 @@ def _download(reference: str) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory() as folder:
         yield model_folder(Path(mlflow.artifacts.download_artifacts(reference, dst_path=folder)), reference)
-
-
-def _is_served() -> bool:
-    return bool(os.environ.get(_SERVER_VARIABLE))
-
-
-def _encoded(value: object, row: int) -> bytes:
-    if isinstance(value, (bytes, bytearray)):
-        # MLflow decodes base64 in dataframe_records and dataframe_split, not in inputs and instances; no image file is
-        # made of base64's characters alone
-        return _from_base64(value) or bytes(value)
-    if not isinstance(value, str):
-        raise UserError(f"image {row} is of type {type(value).__name__}: send the file's bytes, or them as base64")
-    served = _is_served()
-    try:
-        if not served:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                return Path(value).expanduser().read_bytes()
-    except (OSError, ValueError) as error:  # a long text of base64 is no possible file name
-        if not (isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG):
-            raise UserError(f"image {row}, {value!r}, can't be read: {error.strerror}") from None
-    found = _from_base64(value)
-    if found is None:
-        what = "a server reads no paths: send the file's content" if served else "there is no file of that name either"
-        raise UserError(f"image {row}, {value[:200]!r}, is text but not base64; {what}")
-    return found
-
-
-def _from_base64(value: str | bytes | bytearray) -> bytes | None:
-    try:
-        return base64.b64decode(value.translate(_NO_SPACE) if isinstance(value, str) else value, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-
-
-def _decoded(files: list[bytes], limits: Limits) -> list[Image]:
-    if not files:
-        raise UserError(f"no images: send a column {COLUMN!r} with at least one row")
-    images = checked(files, limits)
-    broken = [f"image {row} can't be decoded: {found}" for row, found in enumerate(images, 1) if isinstance(found, str)]
-    if broken:
-        raise UserError("; ".join(broken[:10]))
-    return [image for image in images if isinstance(image, Image)]
-
-
-def _refusal(error: UserError) -> Exception:
-    """Return what MLflow's server answers with: 413 for what is too large, 503 if it is busy, else 400."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
-
-    code = TEMPORARILY_UNAVAILABLE if isinstance(error, _BusyError) else BAD_REQUEST
-    refusal: Exception = MlflowException(str(error), error_code=code)
-    if isinstance(error, _TooLargeError):  # MLflow has no code for it
-        refusal.get_http_status_code = lambda: 413  # type: ignore[attr-defined]
-    return refusal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,7 @@ from resnet_pipeline.cli.terminal import (
     print_member_errors,
     print_network,
     print_pairs,
+    print_precision,
     print_responses,
 )
 from resnet_pipeline.errors import UserError
@@ -69,12 +70,18 @@ def evaluate(
     allow_partial: AllowPartial = False,
     price: Price = None,
     hardware: Elsewhere = None,
+    voc: Annotated[
+        Literal["11", "all"] | None,
+        typer.Option(help="Of detectors: also give Pascal VOC's mean average precision, of 11 points or of all."),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
 
-    After an interruption the same command resumes.
+    Detectors are tested on whole images: what they find is kept as result files in COCO's form, and gives its average
+    precision. After an interruption the same command resumes.
     """
+    from resnet_pipeline.jobs.detect import DetectionTest, all_detectors, evaluate_detectors
     from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models
 
     test = TestSpec(
@@ -82,6 +89,18 @@ def evaluate(
         workers=workers, half=half, allow_partial=allow_partial, price=price,
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models, ema=ema)]
+    if all_detectors(Workspace.of(root), references):
+        if images is not None or scales is not None or hardware is not None:
+            raise UserError(
+                "detectors are tested on all images, at one size, here: leave --images, --scales, --hardware out"
+            )
+        on = DetectionTest(dataset=dataset, split=split, voc=voc)
+        found = evaluate_detectors(Workspace.of(root), references, on)
+        print_precision(f"objects of {found[0].split} on {dataset}", found)
+        write_result(json_file, {"dataset": dataset, "models": [each.row() for each in found]})
+        return
+    if voc is not None:
+        raise UserError("--voc is for detectors; these are classifiers")
     if hardware is not None:
         from resnet_pipeline.jobs.hardware import plans_of_test
 

@@ -34,13 +34,18 @@ def promote(
     """Make a registered version the champion, if it is better than the champion by more than chance.
 
     Both need scores of the whole split on the same dataset; the errors are compared image by image. A refusal gives
-    the reasons, with exit status 2. A first champion needs only the scores.
+    the reasons, with exit status 2. A first champion needs only the scores. Detectors are compared by their boxes'
+    average precision, over samples of the images.
     """
     from resnet_pipeline.jobs.promote import promote as promote_job
+    from resnet_pipeline.jobs.promote_detector import is_registered_detector, promote_detector
 
     if top not in (1, 5):
         raise UserError(f"--top must be 1 or 5, not {top}")
-    promotion = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
+    if is_registered_detector(Workspace.of(root), model):
+        promotion = promote_detector(Workspace.of(root), model)
+    else:
+        promotion = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
     version = f"{promotion.version.name} version {promotion.version.version}"
     if promotion.before and promotion.before.uri == promotion.version.uri:
         say(f"{version} is the champion already")
@@ -70,16 +75,30 @@ def predict(
         str | None, typer.Option(help="A staged dataset whose class names to use for weights that have none.")
     ] = None,
     root: Root = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Of a detector: a folder for a picture of each image with what was found.")
+    ] = None,
     json_file: Json = None,
 ) -> None:
-    """Name the best classes of every image in a folder, with their probabilities.
+    """Name the best classes of every image in a folder, with their probabilities; a detector: its objects.
+
+    A detector's output has a row for each object: class, score, and box in pixels, with masks as COCO's run lengths.
 
     The images are decoded, resized and cropped as in `evaluate`. Files that can't be decoded are listed, in the output
     with the reason, and don't stop it.
     """
+    from resnet_pipeline.jobs.detect import names_detector
     from resnet_pipeline.jobs.predict import predict_folder
+    from resnet_pipeline.jobs.predict_objects import predict_objects
 
-    found = predict_folder(Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset)
+    if names_detector(Workspace.of(root), model):
+        found = predict_objects(Workspace.of(root), model, folder, output, pictures=pictures)
+    elif pictures is not None:
+        raise UserError(f"--pictures is for detectors, and {model} is none")
+    else:
+        found = predict_folder(
+            Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset
+        )
     broken = f", {len(found.broken):,} files can't be used:" if found.broken else ""
     say(f"{found.path}: {found.images:,} images{broken}")
     for name, reason in found.broken[:10]:

@@ -16,8 +16,10 @@ from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.terminal import output, print_table
 
 if TYPE_CHECKING:
+    from resnet_pipeline.detection.metrics import CocoMetrics
     from resnet_pipeline.evaluation.ensemble import Measured
     from resnet_pipeline.jobs.analyse import FittedWeights, NamedErrors, NetworkStatistics, PairStatistics
+    from resnet_pipeline.jobs.detect import DetectorEvaluation
 
 _WORDS = ("model", "member", "class", "taken for", "first", "second")
 _NAME, _LEAST_NAME = 24, 8
@@ -36,6 +38,28 @@ def print_errors(title: str, lines: Iterable[ErrorLine]) -> None:
     """Print errors with their intervals; a split without labels has none."""
     columns = ("model", "images", "top-1 error %", "95 %", "top-5 error %", "95 %", "images/s")
     _print_table(title, columns, map(_errors, lines))
+
+
+def print_precision(title: str, evaluations: Iterable[DetectorEvaluation]) -> None:
+    """Print detectors' average precision with its intervals, that of masks in rows of their own."""
+    columns = ("model", "images", "AP %", "95 %", "AP50 %", "95 %", "AP75 %", "recall %", "images/s")
+    rows = []
+    for found in evaluations:
+        rate = f"{found.images / found.seconds:,.1f}" if found.seconds else ""
+        rows.append((found.reference, f"{found.images:,}", *_precision(found.boxes), rate))
+        if found.masks is not None:
+            rows.append(("  its masks", "", *_precision(found.masks), ""))
+        if found.voc is not None:
+            value, interval = found.voc
+            rows.append(
+                ("  VOC's AP50", "", "", "", _number(value), _interval(interval) if interval else "", "", "", "")
+            )
+    _print_table(title, columns, rows)
+
+
+def _precision(found: CocoMetrics) -> tuple[str, ...]:
+    whole, half = ("", "") if found.intervals is None else map(_interval, found.intervals)
+    return _number(found.ap), whole, _number(found.ap50), half, _number(found.ap75), _number(found.recall)
 
 
 def print_fitted(names: Sequence[str], fitted: FittedWeights) -> None:

@@ -59,6 +59,16 @@ def detector_sizes(
     return np.maximum(np.floor(np.stack([h * scale, w * scale], axis=1) + 1e-6), 1).astype(np.int64)
 
 
+def detector_pixels(height: int, width: int, shorter: int, longest: int) -> int:
+    """Return the most pixels that an image of this size has while it is searched, decoded or resized.
+
+    >>> detector_pixels(60, 80, shorter=600, longest=1000)
+    480000
+    """
+    sizes = detector_sizes(np.array([width], np.int32), np.array([height], np.int32), np.array([shorter]), longest)
+    return max(height * width, int(sizes[0, 0]) * int(sizes[0, 1]))
+
+
 def object_batches(
     dataset: Dataset,
     *,

@@ -199,19 +199,40 @@ def _evaluated(truth: dict[str, Any], found: list[dict[str, Any]], kind: Kind) -
 
 def _intervals(evaluation: COCOeval_faster, samples: int, seed: int) -> tuple[Interval, Interval]:
     """Return intervals of the two figures: each sample accumulates its images' matches, as often as it has them."""
-    parameters = copy.copy(evaluation._paramsEval)
-    images, matches = len(parameters.imgIds), evaluation._evalImgs_cpp
-
-    def figures(chosen: Sequence[int]) -> tuple[float, float]:
-        # matches are listed by class, then by area, then by image
-        taken = [matches[start + i] for start in range(0, len(matches), images) for i in chosen]
-        precision = COCOevalAccumulate(parameters, taken)["precision"]
-        return _mean(precision[:, :, :, 0, -1]), _mean(precision[0, :, :, 0, -1])
-
+    images = len(evaluation._paramsEval.imgIds)
     drawn = np.random.default_rng(seed).integers(0, images, (samples, images))
-    both = np.array([figures(chosen.tolist()) for chosen in drawn])
+    both = np.array([_figures(evaluation, chosen.tolist()) for chosen in drawn])
     low, high = np.percentile(both, [2.5, 97.5], axis=0)
     return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
+
+
+def _figures(evaluation: COCOeval_faster, chosen: Sequence[int]) -> tuple[float, float]:
+    """Return ap and ap50 of some of the images, as often as each is named."""
+    parameters, matches = copy.copy(evaluation._paramsEval), evaluation._evalImgs_cpp
+    # matches are listed by class, then by area, then by image
+    taken = [matches[start + i] for start in range(0, len(matches), len(parameters.imgIds)) for i in chosen]
+    precision = COCOevalAccumulate(parameters, taken)["precision"]
+    return _mean(precision[:, :, :, 0, -1]), _mean(precision[0, :, :, 0, -1])
+
+
+def paired_difference(
+    dataset: Dataset, results: Results, others: Results, *, kind: Kind = "bbox", samples: int = 1_000, seed: int = 0
+) -> tuple[float, Interval]:
+    """Return by how much one detector's ap is better than another's on the same images, in points, and its interval.
+
+    Each sample of the images is of both, so that what makes an image hard for both does not count.
+
+    Example: ``paired_difference(dataset, candidate, champion)[1][0] > 0`` if it is better by more than chance.
+    """
+    truth = ground_truth(dataset, results.split, kind)
+    both = [_evaluated(truth, each.coco(dataset), kind) if each.coco(dataset) else None for each in (results, others)]
+    images = len(truth["images"])
+
+    def difference(chosen: Sequence[int]) -> float:
+        one, other = (0.0 if evaluation is None else _figures(evaluation, chosen)[0] for evaluation in both)
+        return one - other
+
+    return difference(range(images)), _bootstrap(difference, images, samples, seed)
 
 
 def _bootstrap(figure: Callable[[Sequence[int]], float], images: int, samples: int, seed: int) -> tuple[float, float]:

@@ -36,7 +36,6 @@ Found = dict[str, torch.Tensor]
 # Faster R-CNN's released defaults (py-faster-rcnn, config.py), which the paper's appendix A keeps
 _RPN_POSITIVE, _RPN_NEGATIVE, _RPN_NMS = 0.7, 0.3, 0.7
 _BEFORE_NMS_TRAIN, _AFTER_NMS_TRAIN, _BEFORE_NMS_TEST = 12_000, 2_000, 6_000
-_LEAST_SIDE = 16.0  # of a proposal, in pixels of the resized image
 _FOREGROUND, _LEAST_BACKGROUND = 0.5, 0.1
 _SHARE_FOREGROUND = 0.25
 _TEST_NMS = 0.3
@@ -243,7 +242,7 @@ def build_detector(
     form = _c4(network, config, classes) if config.form == "c4" else _fpn(network, config, classes)
     rcnn = (MaskRCNN if config.masks else FasterRCNN)(**common, **form)
     rcnn.transform = Batches()
-    rcnn.rpn.min_size = _LEAST_SIDE if config.form == "c4" else 1e-3
+    rcnn.rpn.min_size = config.least_side if config.form == "c4" else 1e-3
     if config.form == "c4":
         rcnn.roi_heads.proposal_matcher = RegionMatcher()
     if config.context:  # torchvision's constructor takes no other pool than its own

@@ -7,9 +7,10 @@ server takes it. Numbers of images and categories are the source's own. Beside i
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import numpy.typing as npt
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.files import replacing
+from resnet_pipeline.files import replacing, sha256_of, write_json
+from resnet_pipeline.records import RecordError, load_record, plain
+
+_log = logging.getLogger(__name__)
 
 RunLengths = dict[str, Any]
 """A mask as COCO's compressed run lengths: ``size`` [height, width] and ``counts``, text."""
@@ -102,6 +106,47 @@ def read_results(path: Path, dataset: Dataset, split: str) -> Results:
             raise UserError(f"{where} names category {row.category}, which {dataset.name} does not have")
         rows[places[row.image]].append(row)
     return Results(split=split, found=[_found(own, labels) for own in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsFacts:
+    """What a kept result file is of, in a file beside it; ``sha256`` is the result file's, compared by who reads it."""
+
+    weights_sha256: str
+    dataset_fingerprint: str
+    split: str
+    protocol: str
+    seconds: float
+    sha256: str = ""
+
+    def file(self, results: Path) -> Path:
+        """Return where it is kept."""
+        return results.with_suffix(".facts.json")
+
+    def keep(self, results: Path) -> ResultsFacts:
+        """Write it beside the result file that is there, with that one's SHA-256, and return it."""
+        facts = replace(self, sha256=sha256_of(results))
+        write_json(self.file(results), plain(facts))
+        return facts
+
+
+def read_kept_results(path: Path, wanted: ResultsFacts, dataset: Dataset) -> tuple[Results, ResultsFacts] | None:
+    """Return what is kept at a path, if it is what is wanted; None, which is logged, if it is damaged or of others.
+
+    Example: ``read_kept_results(path, facts, dataset)``
+    """
+    if not path.exists():
+        return None
+    try:
+        facts = load_record(ResultsFacts, wanted.file(path))
+        if replace(facts, seconds=wanted.seconds, sha256=wanted.sha256) != wanted:
+            raise UserError(f"{path} is of other weights or another dataset")
+        if facts.sha256 != sha256_of(path):
+            raise UserError(f"{path} is not what was written: its SHA-256 differs")
+        return read_results(path, dataset, wanted.split), facts
+    except (OSError, RecordError, UserError) as error:
+        _log.warning("%s: computed again", error)
+        return None
 
 
 @dataclass(frozen=True)

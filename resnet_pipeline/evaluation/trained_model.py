@@ -63,6 +63,8 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: it is no finished run")
     config, dataset = read_run_config(folder / "config.json")
+    if config.detection is not None:
+        raise UserError(f"{folder} holds a detector ({config.recipe}), and a classifier is needed here")
     network = build_model(
         config.model.name,
         num_classes=len(dataset.classes),
@@ -73,7 +75,7 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
     weights = folder / "weights.safetensors"
     classifier = Classifier(Normalize(torch.zeros(3)), network)
     digest = load_own_weights(classifier, weights)
-    _check_result(folder, digest)
+    check_result(folder, digest)
     return Member(
         name=name or config.recipe,
         classifier=classifier.eval(),
@@ -116,7 +118,7 @@ def load_file(network: str, weights: Path, *, ema: bool = False) -> Member:
     )
 
 
-def _check_result(folder: Path, digest: str) -> None:
+def check_result(folder: Path, digest: str) -> None:
     """Raise UserError if the folder is a run's and its result names other weights than those that lie beside it."""
     file = folder / "result.json"
     if not file.is_file():

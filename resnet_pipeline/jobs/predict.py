@@ -67,14 +67,14 @@ def predict_folder(
     """
     if output.suffix not in ENDINGS:
         raise UserError(f"{output} must end in one of {', '.join(ENDINGS)}")
-    files = _files(folder, output)
+    files = files_of(folder, output)
     predictor = Predictor(named_members(workspace, reference, dataset_name), local_device())
     for member in predictor.members:
         protocol_of(protocol, member.views)  # a wrong name is known before anything is decoded
     check_writable(output)
     names, best, broken = [], [], []
     with progress(f"predicting {folder.name}", total=len(files)) as bar:
-        for batch, found in _checked(files, Limits.of_settings()):
+        for batch, found in checked_batches(files, Limits.of_settings()):
             good = [image for image in found if isinstance(image, Image)]
             if good:
                 predicted = predictor.predict(good, protocol=protocol, top=top)
@@ -117,7 +117,7 @@ def _named(workspace: Workspace, member: Member, dataset_name: str | None) -> Me
     return replace(member, classes=tuple(dataset.classes), class_words=dataset.facts.words)
 
 
-def _files(folder: Path, output: Path) -> list[_File]:
+def files_of(folder: Path, output: Path) -> list[_File]:
     """Return the files below a folder, links followed, each by the name that the output has and by its path."""
     if folder.is_file():
         return [(escaped(folder.name), folder)]
@@ -133,7 +133,7 @@ def _files(folder: Path, output: Path) -> list[_File]:
     return files
 
 
-def _checked(files: Sequence[_File], limits: Limits) -> Iterator[tuple[list[_File], list[Image | str]]]:
+def checked_batches(files: Sequence[_File], limits: Limits) -> Iterator[tuple[list[_File], list[Image | str]]]:
     """Yield the files in batches, as many as memory should hold at once, each decoded once to see whether it can be."""
     batch: list[_File] = []
     contents: list[bytes | str] = []
@@ -186,7 +186,11 @@ def _write(
         columns[f"probability_{place + 1}"] = [*probabilities[:, place].tolist(), *nothing]
     columns["error"] = [*itertools.repeat(None, len(names)), *(reason for _, reason in broken)]
     table = pa.table(columns)
-    table = table.set_column(table.num_columns - 1, "error", table.column("error").cast(pa.string()))
+    write_table(table.set_column(table.num_columns - 1, "error", table.column("error").cast(pa.string())), output)
+
+
+def write_table(table: pa.Table, output: Path) -> None:
+    """Write a table as the file's ending says, one of ENDINGS; UserError if it can't be written."""
     try:
         with replacing(output) as temporary:
             if output.suffix == ".csv":

@@ -69,7 +69,7 @@ def promote(
     version = resolve(tracking, parse_registered(workspace, reference).uri)
     champion = alias_of(tracking, version.name, CHAMPION)
     if champion and champion.version == version.version:
-        return _promotion(tracking, version, champion, None, "champion already")
+        return promotion_of(tracking, version, champion, None, "champion already")
     tested = [_tested(workspace, tracking, one, protocol) for one in (version, champion) if one]
     reasons = [one for one in tested if isinstance(one, str)]
     if champion and version.tags.get("dataset_fingerprint") != champion.tags.get("dataset_fingerprint"):
@@ -79,10 +79,10 @@ def promote(
         )
     scores = [one for one in tested if isinstance(one, Scores)]
     if reasons:
-        raise _refused(version, reasons)
+        raise refused(version, reasons)
     if champion is None:
-        return _let_through(
-            tracking, _promotion(tracking, version, None, None, f"first champion, {protocol} scores complete")
+        return let_through(
+            tracking, promotion_of(tracking, version, None, None, f"first champion, {protocol} scores complete")
         )
     comparison = _compared(version, scores[0], scores[1], top)
     text = (
@@ -90,8 +90,8 @@ def promote(
         f"{champion.version} on the same {comparison.images:,} images: {_difference(comparison)}"
     )
     if not comparison.better:
-        raise _refused(version, [f"{text}; better by more than chance (p < {CHANCE}) is needed"])
-    return _let_through(tracking, _promotion(tracking, version, champion, comparison, text))
+        raise refused(version, [f"{text}; better by more than chance (p < {CHANCE}) is needed"])
+    return let_through(tracking, promotion_of(tracking, version, champion, comparison, text))
 
 
 def _tested(workspace: Workspace, tracking: Tracking, version: ModelVersion, protocol: str) -> Scores | str:
@@ -109,7 +109,7 @@ def _compared(version: ModelVersion, candidate: Scores, champion: Scores, top: L
     try:
         return compare(candidate, champion, top=top)
     except UserError as error:
-        raise _refused(version, [str(error)]) from None
+        raise refused(version, [str(error)]) from None
 
 
 def _difference(comparison: Comparison) -> str:
@@ -161,13 +161,14 @@ def _scores(
     return path, scores
 
 
-def _promotion(
+def promotion_of(
     tracking: Tracking,
     version: ModelVersion,
     before: ModelVersion | None,
     comparison: Comparison | None,
     reason: str,
 ) -> Promotion:
+    """Return what came of a comparison, with the command that serves the champion."""
     serve = f"mlflow models serve -m models:/{version.name}@{CHAMPION} --env-manager local"
     return Promotion(
         version=version,
@@ -178,13 +179,15 @@ def _promotion(
     )
 
 
-def _let_through(tracking: Tracking, promotion: Promotion) -> Promotion:
+def let_through(tracking: Tracking, promotion: Promotion) -> Promotion:
+    """Make the version the champion, and return the promotion."""
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     set_alias(tracking, promotion.version, CHAMPION, {"promoted": f"{today}: {promotion.reason}"})
     return promotion
 
 
-def _refused(version: ModelVersion, reasons: list[str]) -> PromotionRefusedError:
+def refused(version: ModelVersion, reasons: list[str]) -> PromotionRefusedError:
+    """Return the error that gives the reasons."""
     return PromotionRefusedError(f"{version.name} version {version.version} is not promoted: {'; '.join(reasons)}")
 
 

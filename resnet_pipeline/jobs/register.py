@@ -114,14 +114,14 @@ def register_run(
         record_tests(tracking, version, tests, card=_network_card(trained, config, dataset).markdown())
         known = Registration.of(run)
         if known is None or known.uri != version.uri:  # an earlier call may have come no further than the version
-            _make_candidate(tracking, version)
+            make_candidate(tracking, version)
             errors = {f"val/{k}_error": result.validation[k] for k in ("top1", "top5")}
             tracking.log_values(run, errors, step=result.steps)
     Registration(version=str(version), uri=version.uri).keep(run)
     return version
 
 
-def _make_candidate(tracking: Tracking, version: ModelVersion) -> None:
+def make_candidate(tracking: Tracking, version: ModelVersion) -> None:
     """Give a version the alias of new ones, unless a newer one has it."""
     candidate = alias_of(tracking, version.name, CANDIDATE)
     if candidate is None or int(candidate.version) < int(version.version):
@@ -316,7 +316,7 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
             "run": trained.run.name,
             **({"the paper's error": _published(published)} if published else {}),
         },
-        data=_data(dataset),
+        data=data_facts(dataset),
         training={
             "recipe": config.recipe,
             "steps": f"{result.steps:,} of {config.batch} images, batch norm over {config.micro_batch}",
@@ -326,7 +326,7 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
             "took": f"{duration(result.seconds)} on {result.workers} × {result.device}, "
             f"{per_second(result.images_per_second)} images/s",
             **({"used": used} if used else {}),
-            "made by": _made_by(),
+            "made by": made_by(),
         },
         errors=(),
         deviations=deviations_of(config),
@@ -339,10 +339,10 @@ def _ensemble_card(name: str, members: Sequence[MemberVersion], partial: Sequenc
         title=f"{name}: an ensemble of {len(members)} on {dataset.name}",
         facts={f"member {i}": f"{m.uri} ({m.recipe})" for i, m in enumerate(members, 1)}
         | ({"the paper's error": f"top-5 {PUBLISHED_ENSEMBLE.top5} %, {PUBLISHED_ENSEMBLE.source}"} if ilsvrc else {}),
-        data=_data(dataset),
+        data=data_facts(dataset),
         training={
             "method": "the members' class probabilities are averaged; nothing is trained",
-            "made by": _made_by(),
+            "made by": made_by(),
         },
         errors=(),
         deviations=[
@@ -353,7 +353,8 @@ def _ensemble_card(name: str, members: Sequence[MemberVersion], partial: Sequenc
     )
 
 
-def _data(dataset: Dataset) -> dict[str, str]:
+def data_facts(dataset: Dataset) -> dict[str, str]:
+    """Return what a model card says of a dataset."""
     manifest = dataset.manifest
     return {
         "dataset": dataset.name,
@@ -364,7 +365,8 @@ def _data(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _made_by() -> str:
+def made_by() -> str:
+    """Return what a model card says of the program, its libraries and the commit."""
     versions = ", ".join(f"{name} {value}" for name, value in environment().items())
     return f"{versions}; commit {git_commit() or 'not known'}"
 

@@ -136,10 +136,10 @@ def load_weights(model: nn.Module, path: Path | str, *, ema: bool = False) -> No
     _load(model, path, state, saved)
 
 
-def load_own_weights(model: Classifier, path: Path) -> str:
-    """Load a file that `save_weights` wrote of such a classifier; return the SHA-256 of the tensors in it.
+def load_own_weights(model: nn.Module, path: Path) -> str:
+    """Load a file that `save_weights` wrote of such a classifier, or detector; return the SHA-256 of its tensors.
 
-    That is the hash of what was written, also if the classifier's tensors have another precision. Errors as
+    That is the hash of what was written, also if the model's tensors have another precision. Errors as
     `load_weights` has them.
     """
     state, saved, digest = _read_hashed(path)
@@ -192,7 +192,7 @@ def _load(model: nn.Module, path: Path, state: StateDict, saved: Mapping[str, An
     if of_classifier and not isinstance(model, Classifier):
         state = {n.removeprefix("network."): t for n, t in state.items() if not n.startswith("normalize.")}
     wanted = target.state_dict()
-    if of_classifier and isinstance(model, Classifier):  # the preprocessing is what the file says
+    if _MEAN in wanted:  # the preprocessing is what the file says
         wanted = {name: t for name, t in wanted.items() if name not in (_MEAN, _STD)} | {
             name: state[name] for name in (_MEAN, _STD) if name in state
         }

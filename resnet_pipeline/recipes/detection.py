@@ -87,6 +87,7 @@ def scenes(network: str) -> RunConfig:
             sampled_anchors=64,
             sampled_regions=48,
             proposals=40,
+            least_side=4.0,
             detections=20,
         ),
         batch=8,

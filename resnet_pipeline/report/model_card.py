@@ -31,8 +31,27 @@ class MeasuredErrors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredPrecision:
+    """Average precision in percent of a detector's ``kind``, boxes or masks, on a split's images, with intervals.
+
+    ``ap`` is over IoUs from 0.5 to 0.95, ``ap50`` at 0.5; the intervals are 95 %, over samples of the images.
+    """
+
+    kind: str
+    split: str
+    images: int
+    ap: float
+    ap_interval: tuple[float, float]
+    ap50: float
+    ap50_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a card says. ``facts``, ``data`` and ``training`` are names with values; ``deviations`` are sentences."""
+    """What a card says. ``facts``, ``data`` and ``training`` are names with values; ``deviations`` are sentences.
+
+    A detector has no errors, but ``precision``.
+    """
 
     title: str
     facts: Mapping[str, str]
@@ -40,6 +59,7 @@ class ModelCard:
     training: Mapping[str, str]
     errors: Sequence[MeasuredErrors]
     deviations: Sequence[str]
+    precision: Sequence[MeasuredPrecision] | None = None
 
     def markdown(self) -> str:
         """Return the card."""
@@ -53,12 +73,16 @@ class ModelCard:
         yield from _listed(self.data)
         yield from ("", "## Training", "")
         yield from _listed(self.training)
-        yield from ("", _ERRORS, "")
-        yield from _error_lines(self.errors)
+        if self.precision is None:
+            yield from ("", _ERRORS, "")
+            yield from _error_lines(self.errors)
+        else:
+            yield from ("", "## Average precision", "")
+            yield from _precision_lines(self.precision)
         yield from ("", "## Differences from the paper", "")
         yield from (f"- {_plain(text)}" for text in self.deviations)
         yield from ("", "## Intended use", "")
-        yield from _USE
+        yield from _USE if self.precision is None else _DETECTORS_USE
 
 
 def with_errors(card: str, errors: Sequence[MeasuredErrors]) -> str:
@@ -86,6 +110,29 @@ def _error_lines(errors: Sequence[MeasuredErrors]) -> Iterator[str]:
     yield ""
     yield "Intervals: Wilson's, over the images; they say nothing of other training seeds."
 
+
+def _precision_lines(precision: Sequence[MeasuredPrecision]) -> Iterator[str]:
+    if not precision:
+        yield "Not tested yet."
+        return
+    yield "| of | images | AP % | 95 % interval | AP50 % | 95 % interval |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for found in precision:
+        (low, high), (low50, high50) = found.ap_interval, found.ap50_interval
+        yield (
+            f"| {_plain(found.kind)} | {found.images:,} {_plain(found.split)} "
+            f"| {found.ap:.2f} | {low:.2f} to {high:.2f} | {found.ap50:.2f} | {low50:.2f} to {high50:.2f} |"
+        )
+    yield ""
+    yield "COCO's average precision. Intervals: bootstrap over the images; they say nothing of other training seeds."
+
+
+_DETECTORS_USE = (
+    "Research on object detection with this training method: it finds objects of its dataset's classes, on images like",
+    "those it was trained on. An object of another class it leaves out, or takes for one that it knows. Its scores are",
+    "not calibrated. It was not tested for fairness between groups of people, nor against images that were made to",
+    "mislead it; don't let it decide about people or their safety.",
+)
 
 _USE = (
     "Research on image classification and on this training method: it tells the classes of its dataset apart, on",

@@ -36,7 +36,7 @@ TOUCH_THE_ENVIRONMENT = {
     "resnet_pipeline/adapters/mlflow/client.py": "sets MLflow up, and takes away what MLflow adds",
     "resnet_pipeline/adapters/ray/cluster.py": "sets Ray up",
     "resnet_pipeline/adapters/ray/train.py": "hands the driver's timeout on to a worker",
-    "resnet_pipeline/adapters/mlflow_model.py": "MLflow's sign that its server runs the model",
+    "resnet_pipeline/adapters/serving.py": "MLflow's sign that its server runs the model",
     "resnet_pipeline/staging/shard_pool.py": "hands it on to worker processes",
     "resnet_pipeline/models/export.py": "sets ONNX Runtime up",
     "resnet_pipeline/storage/s3.py": "a client serves as long as all of AWS_... stay, whatever boto3 reads of them",
@@ -81,7 +81,7 @@ def test_what_is_read_of_the_environment_elsewhere_is_none_of_ours():
                 and (ast.unparse(node.value) == "os.environ")
             )
             if reads and name != "resnet_pipeline/settings.py":
-                assert name == "resnet_pipeline/adapters/mlflow_model.py", f"{name}: {ast.unparse(node)}"
+                assert name == "resnet_pipeline/adapters/serving.py", f"{name}: {ast.unparse(node)}"
 
 
 def test_the_table_of_settings_has_every_field_with_its_line():

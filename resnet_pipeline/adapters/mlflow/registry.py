@@ -34,6 +34,9 @@ from resnet_pipeline.training.run_directory import RunDirectory
 CANDIDATE, CHAMPION = "candidate", "champion"
 """The alias that each newly registered version takes, and that of the version that ``promote`` let through."""
 
+TASK, DETECTION = "task", "detection"
+"""The tag of a version that says that it is a detector, and its value; others have none."""
+
 CARD_FILE = "model_card.md"
 _DESCRIPTION_LIMIT = 5000  # MLflow's
 
@@ -71,13 +74,20 @@ def name_of(recipe: str) -> str:
 
 
 def register(
-    tracking: Tracking, run: RunDirectory, name: str | None = None, *, tags: Mapping[str, str], example: bytes
+    tracking: Tracking,
+    run: RunDirectory,
+    name: str | None = None,
+    *,
+    tags: Mapping[str, str],
+    example: bytes,
+    detector: bool = False,
 ) -> ModelVersion:
     """Register a finished run's weights as a version, alias ``candidate``, of the model ``name``.
 
     ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
-    example. The same weights are registered once under a name: a second call finds the version. Raises UserError for
-    an unfinished run and for weights that are not those of its result, and TrackingError if MLflow is away.
+    example. A ``detector`` is served as one, and its version has the tag `TASK`. The same weights are registered once
+    under a name: a second call finds the version. Raises UserError for an unfinished run and for weights that are not
+    those of its result, and TrackingError if MLflow is away.
 
     Example: ``register(Tracking(Workspace.of()), run, tags=tags, example=example_image(views)).uri``
     """
@@ -95,6 +105,7 @@ def register(
         "seed": str(config.seed),
         "dataset": run.dataset().name,
         "dataset_fingerprint": run.dataset().fingerprint,
+        **({TASK: DETECTION} if detector else {}),
     }
     before = _found(tracking, name, own_tags)
     if before:
@@ -373,6 +384,9 @@ def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersi
     for found in versions:
         if found.tags.get("weights_sha256") == tags["weights_sha256"] and found.tags.get("run") == tags.get("run"):
             return _as_version(found)
+    if any(found.tags.get(TASK) != tags.get(TASK) for found in versions):
+        kinds = ("classifiers", "a detector") if TASK in tags else ("detectors", "a classifier")
+        raise UserError(f"{name!r} is the name of {kinds[0]}, and this is {kinds[1]}: give it another with --register")
     if any(("members" in found.tags) != ("members" in tags) for found in versions):
         kinds = ("networks", "an ensemble") if "members" in tags else ("ensembles", "a network")
         raise UserError(f"{name!r} is the name of {kinds[0]}, and this is {kinds[1]}: give it another with --register")
@@ -394,13 +408,14 @@ def _log_model(
     import mlflow
     import pandas
 
+    detector = tags.get(TASK) == DETECTION
     with mlflow.start_run(run_id=run_id):
         # MLflow loads the model once more here, to see that it serves the example
         logged = mlflow.pyfunc.log_model(
             name="model",
-            loader_module="resnet_pipeline.adapters.mlflow_model",
+            loader_module=f"resnet_pipeline.adapters.{'mlflow_detector' if detector else 'mlflow_model'}",
             data_path=str(folder),
-            signature=signature(),
+            signature=detector_signature() if detector else signature(),
             input_example=pandas.DataFrame({COLUMN: [example]}),
             pip_requirements=[f"resnet-pipeline=={__version__}"],
         )
@@ -425,6 +440,21 @@ def _tag(tracking: Tracking, version: ModelVersion, tags: Mapping[str, str]) -> 
 
 def _as_version(found: Any) -> ModelVersion:
     return ModelVersion(found.name, str(found.version), run_id=found.run_id or "", tags=dict(found.tags))
+
+
+def detector_signature() -> Any:
+    """Return the detectors' MLflow signature."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    of = {"boxes": Array(DataType.double), "labels": DataType.string, "words": DataType.string}
+    of |= {"scores": DataType.double, "masks": DataType.string}
+    return ModelSignature(
+        Schema([ColSpec(DataType.binary, COLUMN)]),
+        Schema([ColSpec(Array(kind), name) for name, kind in of.items()]),
+        ParamSchema([ParamSpec("least_score", DataType.double, 0.5)]),
+    )
 
 
 def signature() -> Any:

@@ -105,7 +105,7 @@ def test_the_smallest_images_count_as_what_they_become(served):
 
 def test_requests_beyond_the_room_there_is_now_are_http_503(served):
     model, post = served
-    with model._room.taken(400_000):
+    with model._door.room.taken(400_000):
         status, text = post(jpeg(400, 400))
         assert status == 503 and "later" in text
         assert post(GOOD)[0] == 200

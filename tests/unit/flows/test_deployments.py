@@ -8,6 +8,7 @@ import pytest
 import yaml
 from prefect import Flow
 
+from flows.detection import DetectionFamily, DetectionNetwork
 from flows.train import Cifar10Family, Cifar10Network, DigitsNetwork, ImageNetFamily, ImageNetNetwork
 from resnet_pipeline.evaluation.exhibits import EXHIBITS
 from resnet_pipeline.jobs.study import Study, study_runs
@@ -37,6 +38,10 @@ def test_the_networks_of_the_forms_are_the_recipes():
         "finetune",
         *DETECTORS,
     } == families
+    assert get_args(get_args(DetectionFamily)[0]) == DETECTORS
+    assert set(get_args(get_args(DetectionNetwork)[0])) == {
+        n.split("/")[1] for n in recipe_names() if n.split("/")[0] in DETECTORS
+    }
 
 
 def test_the_top_level_file_is_the_package_s():
@@ -53,8 +58,9 @@ def test_there_is_one_deployment_per_recipe_and_job():
         if "-" not in n.split("/")[0] and not n.startswith(("finetune/", *DETECTORS))
     }
     assert expected <= set(names)
+    expected |= {f"detection-train/{n.replace('/', '-')}" for n in recipe_names() if n.split("/")[0] in DETECTORS}
     assert set(names) - expected == {
-        "stage-dataset/images", "stage-dataset/digits", "finetune/images",
+        "stage-dataset/images", "stage-dataset/digits", "stage-dataset/scenes", "finetune/images",
         "evaluate/center", "evaluate/10-crop", "evaluate/multi-scale",
         "ensemble-evaluate/ilsvrc2015", *(f"reproduce/{name}" for name in (*EXHIBITS, "all")),
     }  # fmt: skip

@@ -28,6 +28,8 @@ PLANNED = {"hardware"}
 """A flow is started where it runs; what it would take elsewhere is asked on the command line."""
 A_TEST_AT_THE_END = {"protocols", "evaluation_images"}
 """A training flow tests the network that it registers; on the command line that is `evaluate`."""
+OF_DETECTORS = {"voc"}
+"""A detector is tested by the flow that trains it."""
 WEIGHTS_AS_OPTIONS = {"weights", "network", "ema"}
 """``--weights FILE --network NAME --ema`` is another way to write the MODEL ``NAME=FILE#ema``."""
 
@@ -36,8 +38,9 @@ PAIRS = [
     ("train", "train.imagenet_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
     ("train", "train.cifar10_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
     ("train", "train.digits_train", RECIPE | PLANNED, {"network"} | A_TEST_AT_THE_END),
+    ("train", "detection.detection_train", RECIPE | PLANNED, ITS_PARTS),
     ("finetune", "finetune.finetune", set(), set()),
-    ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS | PLANNED, set()),
+    ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS | PLANNED | OF_DETECTORS, set()),
     ("ensemble", "evaluate.ensemble_evaluate", set(), set()),
     ("demo", "demo.demo_flow", set(), set()),
     ("reproduce", "reproduce.reproduce", set(), set()),

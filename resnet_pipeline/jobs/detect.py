@@ -1,0 +1,237 @@
+"""The evaluation of detectors: what they find, kept as COCO's result files; average precision from the kept files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from resnet_pipeline.adapters.mlflow.registry import DETECTION, TASK, fetched_model, resolve
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
+from resnet_pipeline.detection.finding import find_objects
+from resnet_pipeline.detection.metrics import CocoMetrics, Points, coco_metrics, voc_mean_precision
+from resnet_pipeline.detection.results import Results, ResultsFacts, read_kept_results
+from resnet_pipeline.detection.trained import TrainedDetector, is_detector, load_detector
+from resnet_pipeline.device import local_device
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.paper import ENSEMBLES
+from resnet_pipeline.evaluation.scores import score_path
+from resnet_pipeline.jobs.evaluate import score_copies
+from resnet_pipeline.jobs.references import MlflowRun, RegisteredModel, RunFolder, parse
+from resnet_pipeline.progress import progress
+from resnet_pipeline.records import JsonObject
+from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+SAMPLES = 500
+"""Samples of the images, each as many as there are, that an interval is from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionTest:
+    """What detectors are tested on; ``voc`` also gives Pascal VOC's figure, of 11 points or all, at an IoU of 0.5."""
+
+    dataset: str
+    split: str | None = None
+    voc: Points | None = None
+    samples: int = SAMPLES
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorEvaluation:
+    """What a detector came to on a split, in percent with 95 % intervals; ``path`` is its result file.
+
+    ``masks`` is None for a detector without masks, ``voc`` the mean average precision and its interval if it was asked
+    for; ``reused`` says whether the file was kept from before. ``seconds`` are what the test took.
+    """
+
+    reference: str
+    recipe: str
+    network: str
+    classes: tuple[str, ...]
+    weights_sha256: str
+    protocol: str
+    split: str
+    images: int
+    boxes: CocoMetrics
+    masks: CocoMetrics | None
+    voc: tuple[float, tuple[float, float] | None] | None
+    results: Results
+    path: Path
+    seconds: float
+    reused: bool
+
+    def row(self) -> JsonObject:
+        """Return what ``evaluate --json`` says of it; ``scores`` is the result file."""
+        return {
+            "model": self.reference,
+            "network": self.network,
+            "weights_sha256": self.weights_sha256,
+            "split": self.split,
+            "protocol": self.protocol,
+            "images": self.images,
+            **{name: value for name, value in asdict(self.boxes).items() if name != "per_class"},
+            "per_class": dict(zip(self.classes, self.boxes.per_class, strict=True)),
+            **({} if self.masks is None else {"masks": asdict(self.masks)}),
+            **({} if self.voc is None else {"voc": {"map": self.voc[0], "interval": self.voc[1]}}),
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images / self.seconds, 2) if self.seconds else 0.0,
+            "scores": str(self.path),
+            "reused": self.reused,
+        }
+
+
+def names_detector(workspace: Workspace, text: str) -> bool:
+    """Return whether a text that names a model names a detector; False for what is not there, whoever loads it says so.
+
+    Example: ``names_detector(Workspace.of(), "scenes-maskrcnn-resnet8-c4")``
+    """
+    if text in ENSEMBLES:
+        return False
+    try:
+        reference = parse(workspace, text)
+        if isinstance(reference, RunFolder):
+            return is_detector(reference.path)
+        if isinstance(reference, RegisteredModel):
+            return resolve(Tracking(workspace), reference.uri).tags.get(TASK) == DETECTION
+        if isinstance(reference, MlflowRun):
+            with fetched_model(Tracking(workspace), reference.uri) as folder:
+                return is_detector(folder)
+    except UserError:
+        pass
+    return False
+
+
+def all_detectors(workspace: Workspace, references: Sequence[str]) -> bool:
+    """Return whether these models are detectors; UserError if some are and others are not."""
+    kinds = {text: names_detector(workspace, text) for text in references}
+    if len(set(kinds.values())) > 1:
+        one, other = (next(text for text, kind in kinds.items() if kind is wanted) for wanted in (True, False))
+        raise UserError(f"{one} is a detector and {other} is none: test them in two commands")
+    return any(kinds.values())
+
+
+def load_named_detector(workspace: Workspace, text: str) -> TrainedDetector:
+    """Load the detector that a text names; UserError if it points nowhere or at a classifier.
+
+    Example: ``load_named_detector(Workspace.of(), "scenes-maskrcnn-resnet8-c4").classes``
+    """
+    reference = parse(workspace, text)
+    match reference:
+        case RunFolder():
+            return load_detector(reference.path)
+        case RegisteredModel() | MlflowRun():
+            with fetched_model(Tracking(workspace), reference.uri) as folder:
+                return load_detector(folder)
+        case _:
+            raise UserError(f"{text} is a classifier, and a detector is needed here")
+
+
+def evaluate_detectors(
+    workspace: Workspace, references: Sequence[str], test: DetectionTest
+) -> list[DetectorEvaluation]:
+    """Test detectors; what was found before is kept in result files, from which the figures are computed.
+
+    Raises UserError if a reference is no detector, or the dataset has no objects or other classes.
+
+    Example: ``evaluate_detectors(Workspace.of(), ["run"], DetectionTest(dataset="scenes"))[0].boxes.ap50``
+    """
+    dataset = open_dataset(workspace, test.dataset)
+    split = test.split or dataset.eval_split
+    split_of_objects(dataset, split)
+    return [_evaluated(workspace, text, dataset, split, test) for text in dict.fromkeys(references)]
+
+
+def results_path(
+    workspace: Workspace, dataset_fingerprint: str, split: str, protocol: str, weights_sha256: str
+) -> Path:
+    """Return where what a detector finds is kept: among the score files, as JSON in COCO's form."""
+    return score_path(
+        workspace.scores,
+        dataset_fingerprint=dataset_fingerprint,
+        split=split,
+        protocol=protocol,
+        weights_sha256=weights_sha256,
+    ).with_suffix(".json")
+
+
+def figures_of(
+    dataset: Dataset, results: Results, *, masks: bool, voc: Points | None = None, samples: int = SAMPLES
+) -> tuple[CocoMetrics, CocoMetrics | None, tuple[float, tuple[float, float] | None] | None]:
+    """Return the figures of boxes and, with ``masks``, of masks, and VOC's if it is asked for.
+
+    Example: ``figures_of(dataset, results, masks=False)[0].ap``
+    """
+    boxes = coco_metrics(dataset, results, samples=samples)
+    of_masks = coco_metrics(dataset, results, kind="segm", samples=samples) if masks else None
+    objects = dataset.splits[results.split].objects
+    if voc is None or objects is None:
+        return boxes, of_masks, None
+    each = [objects.of(sample) for sample in range(len(results.found))]
+    found = voc_mean_precision(each, results.found, len(dataset.classes), points=voc, samples=samples)
+    return boxes, of_masks, found
+
+
+def _evaluated(
+    workspace: Workspace, text: str, dataset: Dataset, split: str, test: DetectionTest
+) -> DetectorEvaluation:
+    trained = load_named_detector(workspace, text)
+    if trained.classes != tuple(dataset.classes):
+        raise UserError(
+            f"{text} was trained on {len(trained.classes)} classes that are not those of {dataset.name!r}, so it can't "
+            "be tested on it"
+        )
+    path = results_path(workspace, dataset.fingerprint, split, trained.protocol, trained.weights_sha256)
+    facts = ResultsFacts(
+        weights_sha256=trained.weights_sha256,
+        dataset_fingerprint=dataset.fingerprint,
+        split=split,
+        protocol=trained.protocol,
+        seconds=0.0,
+    )
+    copies = score_copies(workspace)
+    copies.bring(path)
+    copies.bring(facts.file(path))
+    kept = read_kept_results(path, facts, dataset)
+    if kept is None:
+        results, facts = _found(text, trained, dataset, split, facts)
+        results.write(dataset, path)
+        facts = facts.keep(path)
+        copies.send(path)
+        copies.send(facts.file(path))
+    else:
+        results, facts = kept
+        _log.info("%s: what it finds in %s of %s is kept from before", text, split, dataset.name)
+    boxes, masks, voc = figures_of(dataset, results, masks=trained.masks, voc=test.voc, samples=test.samples)
+    return DetectorEvaluation(
+        reference=text,
+        recipe=trained.config.recipe,
+        network=trained.config.model.name,
+        classes=trained.classes,
+        weights_sha256=trained.weights_sha256,
+        protocol=trained.protocol,
+        split=split,
+        images=len(results.found),
+        boxes=boxes,
+        masks=masks,
+        voc=voc,
+        results=results,
+        path=path,
+        seconds=facts.seconds,
+        reused=kept is not None,
+    )
+
+
+def _found(
+    text: str, trained: TrainedDetector, dataset: Dataset, split: str, facts: ResultsFacts
+) -> tuple[Results, ResultsFacts]:
+    device, start = local_device(), time.perf_counter()
+    with progress(f"objects: {text}", total=len(dataset.splits[split])) as bar:
+        found = find_objects(
+            trained.detector.to(device), dataset, split, trained.config, device=device, on_images=bar.advance
+        )
+    return Results(split=split, found=found), replace(facts, seconds=time.perf_counter() - start)

@@ -1,0 +1,194 @@
+"""Detectors from a run to a served version, on a real MLflow: result files, precision, the gate, pictures."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow.csv
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import load_model
+
+from resnet_pipeline import cli
+from resnet_pipeline.adapters.mlflow.registry import fetch_card, resolve
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.config_io import with_overrides
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.detection import task_of
+from resnet_pipeline.detection.metrics import coco_metrics, paired_difference
+from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts
+from resnet_pipeline.detection.trained import is_detector, load_detector
+from resnet_pipeline.errors import UserError
+from resnet_pipeline.evaluation.trained_model import load_folder
+from resnet_pipeline.jobs.detect import DetectionTest, all_detectors, evaluate_detectors, names_detector
+from resnet_pipeline.jobs.predict_objects import predict_objects
+from resnet_pipeline.jobs.promote import PromotionRefusedError
+from resnet_pipeline.jobs.promote_detector import promote_detector
+from resnet_pipeline.jobs.register_detector import register_detector
+from resnet_pipeline.jobs.train import TrainedRun
+from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.sources.scenes import write_scenes
+from resnet_pipeline.staging.stage import Source, pack
+from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
+from tests.packing import InThisProcess
+from tests.workspaces import with_database
+
+pytestmark = pytest.mark.slow
+NAME = "scenes-maskrcnn-resnet8-c4"
+TEST = DetectionTest(dataset="scenes", samples=20)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory, mlflow_database):
+    """Return a workspace with small scenes, and two runs of two steps, which find something everywhere."""
+    workspace = with_database(Workspace.of(tmp_path_factory.mktemp("detectors") / "work"), mlflow_database)
+    write_scenes(workspace.root / "source", {"train": 8, "val": 4})
+    pack(Source.at(workspace.root / "source"), LocalStorage(workspace.root / "datasets" / "scenes"), name="scenes",
+         workers=InThisProcess)  # fmt: skip
+    dataset = open_dataset(workspace, "scenes")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for seed in (0, 1):
+        config = with_overrides(get_recipe("scenes/maskrcnn-resnet8-c4"), {"seed": seed, "steps": 2, "batch": 4,
+                                                                           "schedule.warmup": 0})  # fmt: skip
+        run = RunDirectory.create(workspace.runs, config, dataset.facts)
+        assert train(run, dataset, LocalContext(), task=task_of(config, dataset, LocalContext()))
+    torch.set_num_threads(threads)
+    return workspace
+
+
+def trained(workspace, seed=0):
+    (run,) = (run for path in workspace.runs.iterdir() if (run := RunDirectory(path)).config().seed == seed)
+    return TrainedRun(run=run, result=run.result(), mlflow_run="", mlflow_page="", reused=False)
+
+
+def perfect(dataset, split="val", *, jitter=0.0):
+    """Return results that find each object; ``jitter`` moves the boxes, as a part of their size."""
+    found = []
+    for sample in range(len(dataset.splits[split])):
+        there = dataset.splits[split].objects.of(sample)
+        moved = there.box + jitter * np.tile(there.box[:, 2:] - there.box[:, :2], 2)
+        found.append(ImageFound(box=moved, score=np.full(len(there), 0.9), label=there.label.astype(np.int64)))
+    return Results(split=split, found=found)
+
+
+def test_what_is_found_is_kept_and_gives_the_figures_of_training(space):
+    run = trained(space).run
+    (first,) = evaluate_detectors(space, [str(run.path)], TEST)
+    (again,) = evaluate_detectors(space, [run.name], dataclasses.replace(TEST, voc="11"))
+    assert (first.reused, again.reused) == (False, True) and again.path == first.path
+    assert first.boxes == again.boxes and again.voc is not None and 0 <= again.voc[0] <= 100
+    assert first.boxes.ap == pytest.approx(run.result().validation["ap"], abs=1e-9)
+    assert first.masks.ap == pytest.approx(run.result().validation["mask_ap"], abs=1e-9)
+    entries = json.loads(first.path.read_text())
+    assert {"image_id", "category_id", "bbox", "score", "segmentation"} == set(entries[0])
+    # a file that was changed is computed again
+    content = first.path.read_bytes()
+    first.path.write_text("[]")
+    (mended,) = evaluate_detectors(space, [run.name], TEST)
+    assert not mended.reused and first.path.read_bytes() == content
+
+
+def test_detectors_are_told_from_classifiers(space, make_run):
+    run = trained(space).run
+    assert is_detector(run.path) and names_detector(space, str(run.path)) and not names_detector(space, "nothing")
+    with pytest.raises(UserError, match="holds a detector"):
+        load_folder(run.path)
+    other = make_run()
+    with pytest.raises(UserError, match=r"is a detector and .* is none"):
+        all_detectors(space, [str(run.path), str(other.path)])
+    shutil.copy(run.weights_file, other.weights_file)
+    with pytest.raises(UserError, match="holds a classifier"):
+        load_detector(other.path)
+
+
+def test_the_paired_difference_is_that_of_the_precisions(space):
+    dataset = open_dataset(space, "scenes")
+    good, worse = perfect(dataset), perfect(dataset, jitter=0.15)
+    by, (low, high) = paired_difference(dataset, good, worse, samples=50)
+    assert by == pytest.approx(coco_metrics(dataset, good).ap - coco_metrics(dataset, worse).ap, abs=1e-9)
+    assert 0 < low <= by <= high
+    assert paired_difference(dataset, good, good, samples=50) == (0.0, (0.0, 0.0))
+    empty = ImageFound(box=np.zeros((0, 4)), score=np.zeros(0), label=np.zeros(0, np.int64))
+    nothing = Results(split="val", found=[empty] * 4)
+    assert paired_difference(dataset, nothing, good, samples=5)[0] == pytest.approx(-100)
+
+
+def test_a_detector_is_registered_gated_and_served(space, tmp_path, monkeypatch, capsys):
+    dataset, tracking = open_dataset(space, "scenes"), Tracking(space)
+    versions, scores = [], []
+    for seed in (0, 1):
+        one = trained(space, seed)
+        (evaluation,) = evaluate_detectors(space, [str(one.run.path)], TEST)
+        versions.append(register_detector(space, one, evaluation))
+        scores.append(evaluation.results.found[0].score.tolist())
+        assert not register_detector(space, one, evaluation).new
+        assert (one.run.path / "pictures" / f"{evaluation.protocol}.png").stat().st_size > 1_000
+    first, second = (resolve(tracking, version.uri) for version in versions)
+    assert (first.version, second.version) == ("1", "2") and first.tags["task"] == "detection"
+    low, high = map(float, first.tags["boxes_ap_interval"].split(" to "))
+    assert low <= high
+    card = fetch_card(tracking, first)
+    assert (
+        "## Average precision" in card and "0, 1, 2, 3" in card and "| masks |" in card and "object detection" in card
+    )
+    # the gate: the first passes, one that is not better does not, one that is does
+    assert "first champion" in promote_detector(space, first.uri).reason
+    keep(space, dataset, second, perfect(dataset, jitter=0.4))
+    keep(space, dataset, first, perfect(dataset, jitter=0.1))
+    with pytest.raises(PromotionRefusedError, match="on the same 4 images: worse by"):
+        promote_detector(space, second.uri)
+    keep(space, dataset, second, perfect(dataset))
+    assert "on the same 4 images: better by" in promote_detector(space, f"{NAME}@candidate").reason
+    # serving: a JPEG in, boxes out, the same as those of the result files' own code
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.address)
+    data = dataset.splits["val"].encoded(0).tobytes()
+    served = load_model(f"models:/{NAME}/1")
+    (row,) = served.predict(pd.DataFrame({"image": [data]}), params={"least_score": 0.06}).to_dict("records")
+    kept = sorted((score for score in scores[0] if score >= 0.06), reverse=True)
+    assert row["scores"] == pytest.approx(kept) and len(row["boxes"]) == len(row["labels"]) == len(row["masks"])
+    assert json.loads(row["masks"][0])["size"] == [72, 96]
+    text = base64.b64encode(data).decode()
+    assert served.predict(pd.DataFrame({"image": [text]}), params={"least_score": 0.06})["scores"][0] == row["scores"]
+    with pytest.raises(MlflowException, match="least_score must lie"):
+        served.predict(pd.DataFrame({"image": [data]}), params={"least_score": 2.0})
+    # predictions of a folder, with pictures
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(data)
+    (tmp_path / "images" / "b.jpg").write_text("no image")
+    found = predict_objects(
+        space, NAME, tmp_path / "images", tmp_path / "out.csv", least_score=0.06, pictures=tmp_path / "drawn"
+    )
+    assert found.images == 1 and found.broken[0][0] == "b.jpg"
+    table = pyarrow.csv.read_csv(tmp_path / "out.csv").to_pylist()
+    assert table[-1]["file"] == "b.jpg" and table[-1]["error"] and table[0]["score"] >= 0.06
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["a.jpg.png"]
+    # the commands
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
+    monkeypatch.setattr("sys.argv", ["resnet-pipeline", "evaluate", NAME, "--dataset", "scenes", "--voc", "all"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0 and "AP50" in capsys.readouterr().out
+
+
+def keep(workspace, dataset, version, results):
+    """Put results in the place of what a version's detector finds."""
+    from resnet_pipeline.jobs.detect import results_path
+
+    tags = version.tags
+    path = results_path(workspace, dataset.fingerprint, "val", tags["protocol"], tags["weights_sha256"])
+    results.write(dataset, path)
+    ResultsFacts(
+        weights_sha256=tags["weights_sha256"], dataset_fingerprint=dataset.fingerprint, split="val",
+        protocol=tags["protocol"], seconds=1.0,
+    ).keep(path)  # fmt: skip
