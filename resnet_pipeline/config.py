@@ -327,6 +327,32 @@ class DetectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalisationConfig:
+    """A box for each class on the classifier's last map (the paper, appendix C: proposals in per-class form)."""
+
+    norm: Literal["frozen", "batch"] = "frozen"
+    """frozen: batch norm is the linear map of the averages that the network brings (the paper, appendix A). batch: it
+    is trained, for a network that brings none."""
+    anchor_sizes: tuple[int, ...] = (64, 128, 256)
+    """Sides of the anchors, in pixels of the crop; the paper gives none."""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width of the anchors (Ren et al., 2015)."""
+    sampled_anchors: int = 8
+    """Anchors of an image that the loss is of, half of them on objects if there are so many (the paper: 8)."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.sampled_anchors >= 2, f"localisation.sampled_anchors must be at least 2, not {self.sampled_anchors}"
+        )
+        for name in ("anchor_sizes", "anchor_ratios"):
+            values = getattr(self, name)
+            _check(
+                len(values) > 0 and min(values) > 0,
+                f"localisation.{name} must be positive numbers, not {list(values)}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A complete recipe. Everything is counted in iterations (optimiser steps) and images."""
 
@@ -346,6 +372,8 @@ class RunConfig:
     """Training crops that grow."""
     detection: DetectionConfig | None = field(default=None, metadata=OMIT_NONE)
     """The detector that is trained on the network. Unset: the network is a classifier."""
+    localisation: LocalisationConfig | None = field(default=None, metadata=OMIT_NONE)
+    """The boxes of classes that are trained on the network. Unset: it has none."""
     precision: Precision = "float32"
     """float32: what the paper used, on a GPU too. tf32: float32, but a GPU rounds what it multiplies to TF32's 10 bits;
     elsewhere float32. bf16: convolutions and products in bfloat16 by autocast; weights, batch norm, loss and updates
@@ -401,6 +429,7 @@ class RunConfig:
         # an average has no statistics of its own to fall back on
         _check(self.optim.ema == 0 or self.bn_images > 0, "bn_images must be at least 1 with optim.ema, not 0")
         self._check_detection()
+        self._check_localisation()
         self._check_end()
         self._check_growth()
 
@@ -425,6 +454,26 @@ class RunConfig:
         _check(
             detection.norm == "frozen" or (self.optim.frozen_stages is None and not self.optim.norm_eval),
             "optim.frozen_stages and optim.norm_eval keep batch norm as it is: set detection.norm to frozen",
+        )
+
+    def _check_localisation(self) -> None:
+        """Raise ConfigError for a field that localisation would not follow."""
+        localisation, optim = self.localisation, self.optim
+        if localisation is None:
+            return
+        _check(self.detection is None, "localisation and detection are two tasks: set one of them")
+        _check(self.growth.first == 0, f"growth.first must be 0 with localisation, not {self.growth.first}")
+        _check(
+            optim.label_smoothing == 0,
+            f"optim.label_smoothing must be 0 with localisation, not {optim.label_smoothing}",
+        )
+        _check(
+            optim.layer_decay is None and not optim.norm_eval,
+            "optim.layer_decay and optim.norm_eval are for classification; localisation.norm says what batch norm does",
+        )
+        _check(
+            localisation.norm == "frozen" or optim.frozen_stages is None,
+            "optim.frozen_stages keeps batch norm as it is: set localisation.norm to frozen",
         )
 
     def _check_end(self) -> None:

@@ -92,31 +92,67 @@ def train_batches(
         train_batches(dataset, augment=get_recipe("digits/resnet8").augment, seed=0, batch=64, micro_batch=32, steps=2)
     """
     samples = dataset.splits[split]
+
+    def made(plan: Plan, images: torch.Tensor, positions: Int64) -> Batch:
+        labels = torch.from_numpy(samples.labels[plan.index])
+        return Batch(images, labels, torch.from_numpy(plan.index), torch.from_numpy(plan.color))
+
+    return crop_batches(
+        dataset, samples, made, augment=augment, seed=seed, batch=batch, micro_batch=micro_batch, rank=rank,
+        world=world, start_step=start_step, steps=steps, device=device, threads=threads, prefetch=prefetch,
+        backend=backend, block_shards=block_shards,
+    )  # fmt: skip
+
+
+def crop_batches(
+    dataset: Dataset,
+    samples: Split,
+    made: Callable[[Plan, torch.Tensor, Int64], T],
+    *,
+    augment: AugmentConfig,
+    seed: int,
+    batch: int,
+    micro_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    steps: int,
+    device: torch.device | None = None,
+    threads: int | None = None,
+    prefetch: int | None = None,
+    backend: Backend = "auto",
+    block_shards: int | None = None,
+) -> Loader[T]:
+    """Return this rank's micro-batches of the steps from ``start_step`` on, as `train_batches`, as ``made`` makes them.
+
+    It takes a plan of crops, their images uint8 [N, H, W, 3], and their positions int64 [N] in the stream of the
+    ``samples``, a part of the dataset.
+
+    Example: ``crop_batches(dataset, samples, made, augment=augment, seed=0, batch=256, micro_batch=32, steps=9)``
+    """
     if len(samples) == 0:
-        raise UserError(f"split {split!r} of dataset {dataset.name!r} has no images")
+        raise UserError(f"dataset {dataset.name!r} has no images to train on")
 
     count = len(samples.shards)
     samples.files.require(min(count, 2 * block_shards) if block_shards else count)
     blocks = Blocks(samples.shard, block_shards or count)
     shuffled = blocks if block_shards else None
 
-    def plans(reached: Reached) -> Iterator[Plan]:
+    def of_rank() -> Iterator[Int64]:
         for step in range(start_step, start_step + steps):
             for micro in range(rank, batch // micro_batch, world):
-                positions = micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
-                reached(int(positions[0]))
-                yield crops_at(positions, dataset, samples, augment, seed=seed, blocks=shuffled)
+                yield micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
 
-    def run(executor: Executor) -> Iterator[Batch]:
+    def plans(reached: Reached) -> Iterator[Plan]:
+        for positions in of_rank():
+            reached(int(positions[0]))
+            yield crops_at(positions, dataset, samples, augment, seed=seed, blocks=shuffled)
+
+    def run(executor: Executor) -> Iterator[T]:
         ahead = stretches(start_step * batch, (start_step + steps) * batch, seed=seed, blocks=blocks)
         with samples.files.following(ahead) as reached:
-            for plan, images in executor.crops(plans(reached)):
-                yield Batch(
-                    images,
-                    torch.from_numpy(samples.labels[plan.index]),
-                    torch.from_numpy(plan.index),
-                    torch.from_numpy(plan.color),
-                )
+            for (plan, images), positions in zip(executor.crops(plans(reached)), of_rank(), strict=False):
+                yield made(plan, images, positions)
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
     return Loader(lambda: executor_of(samples, micro_batch, device, threads, prefetch, backend, fill), run)

@@ -141,7 +141,7 @@ def adjacent_scales(regions: torch.Tensor, ratios: torch.Tensor) -> torch.Tensor
     is. The two nearest of increasing scales are neighbours. [K, 1] if there is one scale.
 
     >>> adjacent_scales(torch.tensor([[0.0, 0, 100, 100]]), torch.tensor([[0.5], [1], [2], [4]]).expand(4, 4)).tolist()
-    [[2, 1]]
+    [[2, 3]]
     """
     width, height = regions[:, 2] - regions[:, 0], regions[:, 3] - regions[:, 1]
     side = (width * height).clamp(min=1.0).sqrt()[:, None] * (ratios[:, 0] * ratios[:, 1]).sqrt()

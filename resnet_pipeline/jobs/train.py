@@ -92,7 +92,7 @@ def train_run(
             crew.follow(workspace)
             return None
         dataset = open_dataset(workspace, dataset_name)
-        check_splits(dataset, objects=config.detection is not None)
+        check_splits(dataset, objects=config.detection is not None or config.localisation is not None)
         dataset.trained_on(config.train_share)  # now, and not when workers have started
         run = run_of(workspace, config, dataset)
         if run.home:

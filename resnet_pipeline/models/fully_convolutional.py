@@ -26,7 +26,7 @@ class FullyConvolutional(nn.Module):
         self.normalize = classifier.normalize
         self.network = classifier.network
         self.crop = crop
-        self.window = _feature_size(self.network, crop)
+        self.window = feature_size(self.network, crop)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the map of logits for images uint8 [N, H, W, 3]; UserError if H or W is less than the crop's."""
@@ -46,8 +46,11 @@ def fully_convolutional(classifier: Classifier, *, crop: int) -> FullyConvolutio
     return FullyConvolutional(classifier, crop=crop)
 
 
-def _feature_size(network: ResNet | FoldedResNet, crop: int) -> int:
-    """Return the side of the last map for a crop."""
+def feature_size(network: ResNet | FoldedResNet, crop: int) -> int:
+    """Return the side of the last map for a crop of so many pixels.
+
+    Example: ``feature_size(build_model("resnet50"), 224)`` is 7.
+    """
     size = crop
     if network.architecture.stem == "imagenet":
         size = (size + 1) // 2  # the first convolution rounds up
