@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down lint check format test test-cluster soak secrets sbom audit tree docs image clean
+.PHONY: help install demo demo-detection up down lint check format test test-cluster soak secrets sbom audit tree docs image clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -25,6 +25,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## Images to registered ensemble on the built-in dataset, nothing else running
 	@$(BIN)/resnet-pipeline demo $(DEMO_ARGS)
+
+demo-detection: $(READY)  ## Digits on backgrounds to a registered Mask R-CNN and a picture of what it finds
+	@$(BIN)/python scripts/demo_detection.py
 
 up: $(READY)  ## Start Prefect, a worker and MLflow on this machine; Ctrl-C or `make down` stops them
 	@$(BIN)/resnet-pipeline up

@@ -101,6 +101,12 @@ def begun_with(
     if origin is None:
         if config.model.initial_head is not None and config.model.initial_weights is None:
             raise UserError("model.initial_head says what is done with --initial-weights: name these too")
+        if config.detection is not None and config.detection.norm == "frozen" and config.model.initial_weights is None:
+            _log.warning(
+                "%s: random weights with batch norm frozen seldom learn: name a classifier with --initial-weights, or "
+                "--set detection.norm=batch",
+                config.recipe,
+            )
         return config, None
     if config.model.initial_weights is not None:
         raise UserError("the initial weights are given twice, as --initial-weights and as a field; leave one out")
