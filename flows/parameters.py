@@ -261,7 +261,11 @@ Protocols = Annotated[list[Protocol], Parameter(help="How the finished network i
 Split = Annotated[str | None, Parameter(help="Split to test on. Default: val, or test if there is no val.")]
 Scales = Annotated[
     list[int] | None,
-    Parameter(help="Shorter sides to average over. Default: each network's own.", metavar="N,N,…", read=_scales),
+    Parameter(
+        help="Shorter sides to average over, or of detectors to pool at. Default: each network's own.",
+        metavar="N,N,…",
+        read=_scales,
+    ),
 ]
 Average = Annotated[
     Literal["softmax", "logits"], Parameter(help="What is averaged over views: softmax (the authors) or logits.")

@@ -46,6 +46,11 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.records import plain_record
 from resnet_pipeline.workspace import Workspace
 
+Refine = Annotated[
+    bool,
+    typer.Option("--refine", help="Of detectors: box refinement with voting (the paper, appendix B)."),
+]
+
 
 def evaluate(
     dataset: DatasetName,
@@ -74,13 +79,16 @@ def evaluate(
         Literal["11", "all"] | None,
         typer.Option(help="Of detectors: also give Pascal VOC's mean average precision, of 11 points or of all."),
     ] = None,
+    refine: Refine = False,
     json_file: Json = None,
 ) -> None:
     """Test networks under one of the paper's protocols; scores are kept, so nothing is computed twice.
 
     Detectors are tested on whole images: what they find is kept as result files in COCO's form, and gives its average
-    precision. After an interruption the same command resumes.
+    precision. With --scales their regions are pooled at several sizes of the image, with --refine again at their boxes.
+    After an interruption the same command resumes.
     """
+    from resnet_pipeline.detection.improvements import Improvements
     from resnet_pipeline.jobs.detect import DetectionTest, all_detectors, evaluate_detectors
     from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models
 
@@ -90,17 +98,16 @@ def evaluate(
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models, ema=ema)]
     if all_detectors(Workspace.of(root), references):
-        if images is not None or scales is not None or hardware is not None:
-            raise UserError(
-                "detectors are tested on all images, at one size, here: leave --images, --scales, --hardware out"
-            )
-        on = DetectionTest(dataset=dataset, split=split, voc=voc)
+        if images is not None or hardware is not None:
+            raise UserError("detectors are tested on all images, here: leave --images and --hardware out")
+        improvements = Improvements(refinement=refine, scales=tuple(scales or ()))
+        on = DetectionTest(dataset=dataset, split=split, voc=voc, improvements=improvements)
         found = evaluate_detectors(Workspace.of(root), references, on)
         print_precision(f"objects of {found[0].split} on {dataset}", found)
         write_result(json_file, {"dataset": dataset, "models": [each.row() for each in found]})
         return
-    if voc is not None:
-        raise UserError("--voc is for detectors; these are classifiers")
+    if voc is not None or refine:
+        raise UserError("--voc and --refine are for detectors; these are classifiers")
     if hardware is not None:
         from resnet_pipeline.jobs.hardware import plans_of_test
 
@@ -132,16 +139,25 @@ def ensemble(
     registered_as: RegisteredAs = None,
     allow_partial: AllowPartial = False,
     price: Price = None,
+    refine: Refine = False,
     json_file: Json = None,
 ) -> None:
     """Average the scores of several networks and print the ensemble's error.
+
+    Detectors are tested together: on the union of their proposals, with their region classifiers averaged.
 
     `ilsvrc2015` stands for the paper's six models: the newest registered versions of their recipes, steps and seeds.
     """
     from resnet_pipeline.jobs.analyse import ensemble as combined
     from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
+    from resnet_pipeline.jobs.detect import all_detectors
     from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
 
+    if all_detectors(Workspace.of(root), members):
+        _together(members, dataset, root, split, scales, json_file, refine=refine, other=bool(registered_as or images))
+        return
+    if refine:
+        raise UserError("--refine is for detectors; these are classifiers")
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers,
         allow_partial=allow_partial, price=price,
@@ -168,6 +184,29 @@ def ensemble(
         say(f"ensemble of {len(sources)}: {version.describe()}")
         written["version"] = version.uri
     write_result(json_file, written)
+
+
+def _together(
+    members: Sequence[str],
+    dataset: str | None,
+    root: Path | None,
+    split: str | None,
+    scales: Sequence[int] | None,
+    json_file: Path | None,
+    *,
+    refine: bool,
+    other: bool,
+) -> None:
+    from resnet_pipeline.detection.improvements import Improvements
+    from resnet_pipeline.jobs.detect import DetectionTest, evaluate_detectors_together
+
+    if dataset is None or other:
+        raise UserError("an ensemble of detectors takes --dataset, and neither --images nor --register")
+    improvements = Improvements(refinement=refine, scales=tuple(scales or ()))
+    test = DetectionTest(dataset=dataset, split=split, improvements=improvements)
+    found = evaluate_detectors_together(Workspace.of(root), members, test)
+    print_precision(f"objects of {found.split} on {dataset}", [found])
+    write_result(json_file, {"dataset": dataset, "models": [found.row()]})
 
 
 def analyse(

@@ -41,6 +41,16 @@ class Improvements:
         if list(self.scales) != sorted(set(self.scales)) or any(scale < 1 for scale in self.scales):
             raise ConfigError(f"scales must increase from at least 1, not {list(self.scales)}")
 
+    @property
+    def name(self) -> str:
+        """What they are called in a protocol's name.
+
+        >>> Improvements(refinement=True, scales=(400, 600)).name
+        '-refined-scales-400-600'
+        """
+        sides = "-".join(map(str, self.scales))
+        return ("-refined" if self.refinement else "") + (f"-scales-{sides}" if sides else "")
+
 
 class ImprovedDetector(nn.Module):
     """One detector, or an ensemble of several, in testing.

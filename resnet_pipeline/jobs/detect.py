@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from resnet_pipeline.adapters.mlflow.registry import DETECTION, TASK, fetched_model, resolve
 from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
 from resnet_pipeline.detection.finding import find_objects
+from resnet_pipeline.detection.improvements import ImprovedDetector, Improvements
 from resnet_pipeline.detection.metrics import CocoMetrics, Points, coco_metrics, voc_mean_precision
+from resnet_pipeline.detection.networks import Detector
 from resnet_pipeline.detection.results import Results, ResultsFacts, read_kept_results
 from resnet_pipeline.detection.trained import TrainedDetector, is_detector, load_detector
 from resnet_pipeline.device import local_device
@@ -33,12 +37,16 @@ SAMPLES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionTest:
-    """What detectors are tested on; ``voc`` also gives Pascal VOC's figure, of 11 points or all, at an IoU of 0.5."""
+    """What detectors are tested on, and with which ``improvements`` (the paper, Table 9).
+
+    ``voc`` also gives Pascal VOC's figure, of 11 points or all, at an IoU of 0.5.
+    """
 
     dataset: str
     split: str | None = None
     voc: Points | None = None
     samples: int = SAMPLES
+    improvements: Improvements = field(default_factory=Improvements)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +151,22 @@ def evaluate_detectors(
     dataset = open_dataset(workspace, test.dataset)
     split = test.split or dataset.eval_split
     split_of_objects(dataset, split)
-    return [_evaluated(workspace, text, dataset, split, test) for text in dict.fromkeys(references)]
+    return [_evaluated(workspace, [text], dataset, split, test) for text in dict.fromkeys(references)]
+
+
+def evaluate_detectors_together(
+    workspace: Workspace, references: Sequence[str], test: DetectionTest
+) -> DetectorEvaluation:
+    """Test detectors as one: the union of their proposals, their region classifiers averaged (the paper, appendix B).
+
+    Images have the size of the first's. Raises UserError as `evaluate_detectors`, and if some have masks and some not.
+
+    Example: ``evaluate_detectors_together(Workspace.of(), ["run", "other"], DetectionTest(dataset="scenes")).boxes.ap``
+    """
+    dataset = open_dataset(workspace, test.dataset)
+    split = test.split or dataset.eval_split
+    split_of_objects(dataset, split)
+    return _evaluated(workspace, list(dict.fromkeys(references)), dataset, split, test)
 
 
 def results_path(
@@ -177,28 +200,32 @@ def figures_of(
 
 
 def _evaluated(
-    workspace: Workspace, text: str, dataset: Dataset, split: str, test: DetectionTest
+    workspace: Workspace, texts: Sequence[str], dataset: Dataset, split: str, test: DetectionTest
 ) -> DetectorEvaluation:
-    trained = load_named_detector(workspace, text)
-    if trained.classes != tuple(dataset.classes):
-        raise UserError(
-            f"{text} was trained on {len(trained.classes)} classes that are not those of {dataset.name!r}, so it can't "
-            "be tested on it"
-        )
-    path = results_path(workspace, dataset.fingerprint, split, trained.protocol, trained.weights_sha256)
+    members = [load_named_detector(workspace, text) for text in texts]
+    for name, member in zip(texts, members, strict=True):
+        if member.classes != tuple(dataset.classes):
+            raise UserError(
+                f"{name} was trained on {len(member.classes)} classes that are not those of {dataset.name!r}, so it "
+                "can't be tested on it"
+            )
+    text, trained = " + ".join(texts), members[0]
+    digests = [member.weights_sha256 for member in members]
+    weights = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    protocol = trained.protocol + test.improvements.name
+    detector: Detector | ImprovedDetector = trained.detector
+    if len(members) > 1 or test.improvements != Improvements():
+        detector = ImprovedDetector([member.detector for member in members], test.improvements)
+    path = results_path(workspace, dataset.fingerprint, split, protocol, weights)
     facts = ResultsFacts(
-        weights_sha256=trained.weights_sha256,
-        dataset_fingerprint=dataset.fingerprint,
-        split=split,
-        protocol=trained.protocol,
-        seconds=0.0,
+        weights_sha256=weights, dataset_fingerprint=dataset.fingerprint, split=split, protocol=protocol, seconds=0.0
     )
     copies = score_copies(workspace)
     copies.bring(path)
     copies.bring(facts.file(path))
     kept = read_kept_results(path, facts, dataset)
     if kept is None:
-        results, facts = _found(text, trained, dataset, split, facts)
+        results, facts = _found(text, detector, trained.config, dataset, facts)
         results.write(dataset, path)
         facts = facts.keep(path)
         copies.send(path)
@@ -212,8 +239,8 @@ def _evaluated(
         recipe=trained.config.recipe,
         network=trained.config.model.name,
         classes=trained.classes,
-        weights_sha256=trained.weights_sha256,
-        protocol=trained.protocol,
+        weights_sha256=weights,
+        protocol=protocol,
         split=split,
         images=len(results.found),
         boxes=boxes,
@@ -227,11 +254,9 @@ def _evaluated(
 
 
 def _found(
-    text: str, trained: TrainedDetector, dataset: Dataset, split: str, facts: ResultsFacts
+    text: str, detector: Detector | ImprovedDetector, config: RunConfig, dataset: Dataset, facts: ResultsFacts
 ) -> tuple[Results, ResultsFacts]:
-    device, start = local_device(), time.perf_counter()
+    device, start, split = local_device(), time.perf_counter(), facts.split
     with progress(f"objects: {text}", total=len(dataset.splits[split])) as bar:
-        found = find_objects(
-            trained.detector.to(device), dataset, split, trained.config, device=device, on_images=bar.advance
-        )
+        found = find_objects(detector.to(device), dataset, split, config, device=device, on_images=bar.advance)
     return Results(split=split, found=found), replace(facts, seconds=time.perf_counter() - start)

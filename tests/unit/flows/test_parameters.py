@@ -28,7 +28,7 @@ PLANNED = {"hardware"}
 """A flow is started where it runs; what it would take elsewhere is asked on the command line."""
 A_TEST_AT_THE_END = {"protocols", "evaluation_images"}
 """A training flow tests the network that it registers; on the command line that is `evaluate`."""
-OF_DETECTORS = {"voc"}
+OF_DETECTORS = {"voc", "refine"}
 """A detector is tested by the flow that trains it."""
 WEIGHTS_AS_OPTIONS = {"weights", "network", "ema"}
 """``--weights FILE --network NAME --ema`` is another way to write the MODEL ``NAME=FILE#ema``."""
@@ -41,7 +41,7 @@ PAIRS = [
     ("train", "detection.detection_train", RECIPE | PLANNED, ITS_PARTS),
     ("finetune", "finetune.finetune", set(), set()),
     ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS | PLANNED | OF_DETECTORS, set()),
-    ("ensemble", "evaluate.ensemble_evaluate", set(), set()),
+    ("ensemble", "evaluate.ensemble_evaluate", {"refine"}, set()),
     ("demo", "demo.demo_flow", set(), set()),
     ("reproduce", "reproduce.reproduce", set(), set()),
 ]

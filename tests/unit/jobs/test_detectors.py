@@ -21,12 +21,19 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection import task_of
+from resnet_pipeline.detection.improvements import Improvements
 from resnet_pipeline.detection.metrics import coco_metrics, paired_difference
 from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts
 from resnet_pipeline.detection.trained import is_detector, load_detector
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_folder
-from resnet_pipeline.jobs.detect import DetectionTest, all_detectors, evaluate_detectors, names_detector
+from resnet_pipeline.jobs.detect import (
+    DetectionTest,
+    all_detectors,
+    evaluate_detectors,
+    evaluate_detectors_together,
+    names_detector,
+)
 from resnet_pipeline.jobs.predict_objects import predict_objects
 from resnet_pipeline.jobs.promote import PromotionRefusedError
 from resnet_pipeline.jobs.promote_detector import promote_detector
@@ -97,6 +104,30 @@ def test_what_is_found_is_kept_and_gives_the_figures_of_training(space):
     first.path.write_text("[]")
     (mended,) = evaluate_detectors(space, [run.name], TEST)
     assert not mended.reused and first.path.read_bytes() == content
+
+
+def test_improvements_are_switches_of_a_test_alone(space, tmp_path, monkeypatch, capsys):
+    """Each has result files of its own; with a member twice an ensemble is that member, which NMS leaves once."""
+    one, two = (str(trained(space, seed).run.path) for seed in (0, 1))
+    (plain,) = evaluate_detectors(space, [one], TEST)
+    refined = dataclasses.replace(TEST, improvements=Improvements(refinement=True, scales=(48, 72)))
+    (other,) = evaluate_detectors(space, [one], refined)
+    assert other.protocol == plain.protocol + "-refined-scales-48-72" and other.path != plain.path
+    assert not other.reused and evaluate_detectors(space, [one], refined)[0].reused
+    assert evaluate_detectors(space, [one], TEST)[0].path == plain.path
+    both = evaluate_detectors_together(space, [one, two], TEST)
+    assert both.reference == f"{one} + {two}" and both.protocol == plain.protocol and both.path != plain.path
+    assert evaluate_detectors_together(space, [one, one], TEST).path == plain.path
+    changed = [json.loads(each.path.read_text()) for each in (plain, other, both)]
+    assert changed[0] != changed[1] and changed[0] != changed[2] and changed[1][0].keys() == changed[0][0].keys()
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
+    for words in (["evaluate", one, "--refine", "--scales", "48,72"], ["ensemble", one, two]):
+        monkeypatch.setattr("sys.argv", ["resnet-pipeline", *words, "--dataset", "scenes", "--json", "-"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = json.loads(capsys.readouterr().out)["models"][0]
+        assert ended.value.code == 0 and said["reused"], words
+        assert said["scores"] == str(other.path if words[0] == "evaluate" else both.path)
 
 
 def test_detectors_are_told_from_classifiers(space, make_run):
