@@ -75,10 +75,10 @@ def scenes(network: str) -> RunConfig:
         model=ModelConfig(name=f"cifar-{backbone}", mean="channel"),
         augment=AugmentConfig(kind="whole-image", crop=72, shorter_side=(68, 76), flip=False),
         views=ViewConfig(crop=72, resize=72, scales=(72,), flip=False),
-        optim=OptimConfig(lr=0.02, momentum=0.9, weight_decay=1e-4, decay_norm=False),
+        optim=OptimConfig(lr=0.05, momentum=0.9, weight_decay=1e-4, decay_norm=False),
         schedule=ScheduleConfig(kind="cosine", warmup=20),
         detection=DetectionConfig(
-            form="c4",
+            norm="batch",  # of digits alone the averages are others than of scenes
             masks=kind == "maskrcnn",
             longest=110,
             anchor_sizes=(18,),
@@ -92,8 +92,8 @@ def scenes(network: str) -> RunConfig:
         ),
         batch=8,
         micro_batch=4,
-        steps=300,
-        eval_every=300,
+        steps=400,
+        eval_every=400,
         checkpoint_every=100,
         log_every=10,
         bn_images=0,

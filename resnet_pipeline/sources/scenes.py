@@ -137,10 +137,10 @@ def _places(digit: _Digit, taken: npt.NDArray[np.bool_], rng: np.random.Generato
 
 
 def _background(rng: np.random.Generator) -> Floats:
-    """Return a smooth pattern of colours, float64 [HEIGHT, WIDTH, 3]: coarse noise, resized."""
+    """Return a smooth pattern of dark colours, float64 [HEIGHT, WIDTH, 3]: coarse noise, resized."""
     from PIL import Image
 
-    low, high = sorted(rng.uniform(20, 235, 2))
+    low, high = sorted(rng.uniform(0, 120, 2))
     coarse = rng.uniform(low, high, (int(rng.integers(2, 5)), int(rng.integers(2, 6)), 3))
     channels = [
         Image.fromarray(coarse[:, :, c].astype(np.float32)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
@@ -151,9 +151,8 @@ def _background(rng: np.random.Generator) -> Floats:
 
 
 def _color(under: Floats, rng: np.random.Generator) -> Floats:
-    """Return a colour that is lighter or darker than what lies under it, by some contrast at least."""
-    towards = 255.0 if under.mean() < 128 else 0.0
-    color: Floats = under + np.sign(towards - under.mean()) * rng.uniform(_LEAST_CONTRAST, 150, 3)
+    """Return a colour that is lighter than what lies under it, as the digits' own dataset has them."""
+    color: Floats = under + rng.uniform(_LEAST_CONTRAST, 200, 3)
     return color.clip(0, 255)
 
 
