@@ -182,6 +182,15 @@ class Nodes:
         """End a node as a power cut does: its raylet, and all that it started, by SIGKILL."""
         self._end(name)
 
+    def kill_raylet(self, name: str) -> None:
+        """End a node's raylet alone, as the kernel does for want of memory."""
+        (raylet,) = (
+            child
+            for child in psutil.Process(self._processes[name].pid).children(recursive=True)
+            if child.name() == "raylet"
+        )
+        raylet.kill()
+
     def announce_end(self, name: str, *, seconds: int) -> None:
         """Tell Ray that a node will be taken away, as a cloud's autoscaler does for spot machines."""
         from ray._raylet import GcsClient

@@ -43,7 +43,7 @@ def reference(digits, tmp_path, run_config, world: int) -> RunDirectory:
     """Train the same config in plain processes."""
     run = RunDirectory.create(tmp_path / "reference", run_config, digits.facts)
     for process in launch(run, digits, world):
-        assert process.wait(200) == 0
+        assert process.wait(600) == 0
     return run
 
 
@@ -225,6 +225,36 @@ def test_an_elastic_run_saves_before_it_shrinks_or_grows(workspace, digits, clus
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "1 worker(s) resume" in out and "2 worker(s) resume" in out, out
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("trouble", ["raylet", "frozen"])
+def test_a_lost_raylet_and_a_frozen_worker_cost_no_step(workspace, digits, tmp_path, cluster, monkeypatch, trouble):
+    monkeypatch.setenv("RESNET_PIPELINE_TIMEOUT", "15")  # until a worker that has stopped is given up
+    # long enough that Ray notices before the end on any machine
+    run_config = config("steps=400", "checkpoint_every=10")
+    run = RunDirectory(workspace.runs / run_name(run_config, digits.fingerprint))
+    name = cluster.add()
+
+    def make_trouble() -> None:
+        wait_for_steps(run, 20)
+        lost = next((worker for worker in cluster.workers() if worker[0] == name), cluster.workers()[0])
+        if trouble == "raylet":
+            cluster.kill_raylet(lost[0])
+        else:
+            lost[1].suspend()  # it holds its place, and answers nobody
+
+    finish = in_background(make_trouble)
+    options = ("--steps", "400", "--set", "checkpoint_every=10", "--workers", "2", "--max-failures", "3")
+    done = run_command(workspace, *options, seconds=900)
+    finish()
+    assert done.returncode == 0, done.stdout
+    expected, result = reference(digits, tmp_path, run_config, 2), run.result()
+    assert result.weights_sha256 == expected.result().weights_sha256
+    assert result.workers == 2 and losses(run) == losses(expected)
+    resumed = [step for step, _ in entries_of(complete_lines(run.metrics_file), ResumeEntry) if step]
+    assert resumed and resumed[0] >= 20, "what stopped one of two workers stopped the run"
 
 
 @pytest.mark.soak
