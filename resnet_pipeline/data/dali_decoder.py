@@ -214,7 +214,7 @@ class DaliExecutor:
             result, _ = audit(self._samples.encoded(int(index)).tobytes(), limits=ANY_SIZE)
             if result.refused:
                 return broken_sample(self._samples, int(index), result.note)
-        first, last = (self._samples.keys[int(i)] for i in (plan.index[0], plan.index[-1]))
+        first, last = (self._samples.key_of(int(i)) for i in (plan.index[0], plan.index[-1]))
         lines = [line for line in str(error).splitlines() if line.strip()]
         return UserError(f"DALI could not decode a batch from {first} to {last}: {' '.join(lines[:2])}")
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from resnet_pipeline.data.checksums import CHECKSUMS, Checksums, checksum, read_checksums, table_of
+from resnet_pipeline.data.checksums import Checksums, checksum
 from resnet_pipeline.data.manifest import (
-    INDEX,
     MANIFEST,
     MEAN_IMAGE,
     SHARDS,
@@ -28,18 +23,19 @@ from resnet_pipeline.data.manifest import (
     NoDatasetError,
     read_manifest,
 )
+from resnet_pipeline.data.mapped_tables import MAPPED_FROM
 from resnet_pipeline.data.objects import OBJECTS, Objects, read_objects
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.shard_reader import CachedShards, LocalShards, ShardFiles
+from resnet_pipeline.data.small_files import NUMBERS, checksums_of, column, content_of, index_of, parsed
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.storage.base import Storage
-from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
+from resnet_pipeline.storage.cache import CacheFolder, Wanted
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,10 @@ class Statistics:
 
 
 class Split:
-    """The samples of one split: columns of the index, and their encoded bytes."""
+    """The samples of one split: columns of the index, and their encoded bytes.
+
+    Those of a large dataset are read-only, and lie in pages that all processes of the machine share.
+    """
 
     def __init__(
         self,
@@ -69,12 +68,9 @@ class Split:
     ) -> None:
         self.shards, self._table, self.files, self.checksums = list(shards), table, files, checksums
         self.objects = objects
-        self.labels = _column(table, "label", np.int64)
-        self.width = _column(table, "width", np.int32)
-        self.height = _column(table, "height", np.int32)
-        self.shard = _column(table, "shard", np.int64)
-        self._offset = _column(table, "offset", np.int64)
-        self._length = _column(table, "length", np.int64)
+        columns = {name: column(table, name, kind) for name, kind in NUMBERS.items()}
+        self.labels, self.width, self.height = columns["label"], columns["width"], columns["height"]
+        self.shard, self._offset, self._length = columns["shard"], columns["offset"], columns["length"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,6 +80,10 @@ class Split:
         """The samples' original names."""
         keys: list[str] = self._table.column("key").to_pylist()
         return keys
+
+    def key_of(self, sample: int) -> str:
+        """Return a sample's original name, without making a list of all."""
+        return str(self._table.column("key")[sample])
 
     def shard_of(self, sample: int) -> str:
         """Return the name of the shard that holds a sample."""
@@ -112,7 +112,7 @@ class Split:
         return mapped[start : start + length]
 
     def _damaged(self, sample: int) -> UserError:
-        where = f"sample {self.keys[sample]} in shard {self.shard_of(sample)}"
+        where = f"sample {self.key_of(sample)} in shard {self.shard_of(sample)}"
         remedy = self.files.remedy(int(self.shard[sample]))
         return UserError(f"{where} is not what was staged: its checksum differs; {remedy}")
 
@@ -146,12 +146,16 @@ class Dataset:
     def open(cls, place: Path | Storage, cache: CacheFolder | None = None) -> Dataset:
         """Open the dataset of a folder, or of any storage by means of a cache.
 
+        The tables of a large one are mapped, if there is a cache to keep them in (`mapped_tables`).
+
         Manifest, index, checksums and mean image are read now, shards when they are needed. Raises NoDatasetError if
         there is none, DamagedDatasetError if one of these files is damaged, other UserErrors if they can't be read.
         """
         storage = LocalStorage(place) if isinstance(place, Path) else place
-        cache = None if isinstance(storage, LocalStorage) else cache
         manifest = read_manifest(storage)
+        large = sum(split.samples for split in manifest.splits.values()) >= MAPPED_FROM
+        kept = cache.path / "indexes" if cache and large else None
+        cache = None if isinstance(storage, LocalStorage) else cache
         make: Callable[[list[Wanted]], ShardFiles]
         if isinstance(storage, LocalStorage):
             path = storage.root
@@ -161,17 +165,17 @@ class Dataset:
             make = partial(CachedShards, storage, folder=cache)
         else:
             raise ValueError(f"a dataset in {storage.url} needs a cache")
-        index, mean_image = (_content(storage, name, manifest.files[name], cache) for name in (INDEX, MEAN_IMAGE))
-        table = _parsed(storage, INDEX, lambda: table_of(index))
+        mean_image = content_of(storage, MEAN_IMAGE, manifest.files[MEAN_IMAGE], cache)
+        tables = index_of(storage, manifest, cache, kept)
         objects: dict[str, Objects] = {}
         if OBJECTS in manifest.files:
-            content = _content(storage, OBJECTS, manifest.files[OBJECTS], cache)
-            objects = _parsed(storage, OBJECTS, lambda: read_objects(content))
-        checksums = _checksums(storage, manifest) or {}
+            content = content_of(storage, OBJECTS, manifest.files[OBJECTS], cache)
+            objects = parsed(storage, OBJECTS, lambda: read_objects(content))
+        checksums = checksums_of(storage, manifest, kept) or {}
         splits = {
             name: Split(
                 [shard.file for shard in split.shards],
-                table.filter(pc.equal(table["split"], name)),
+                tables[name],
                 make([Wanted(f"{SHARDS}/{shard.file}", shard.bytes, shard.sha256) for shard in split.shards]),
                 checksums.get(name),
                 objects.get(name),
@@ -180,7 +184,7 @@ class Dataset:
         }
         statistics = Statistics(
             mean_rgb=np.array(manifest.statistics.mean_rgb, dtype=np.float32),
-            mean_image=_parsed(storage, MEAN_IMAGE, lambda: np.load(mean_image)),
+            mean_image=parsed(storage, MEAN_IMAGE, lambda: np.load(mean_image)),
             color_basis=np.array(manifest.statistics.color_basis, dtype=np.float64),
         )
         return cls(storage, path, manifest, splits, statistics)
@@ -265,8 +269,8 @@ def checked_manifest(storage: Storage) -> Manifest:
     """
     manifest = read_manifest(storage)
     for name, sha256 in manifest.files.items():
-        _content(storage, name, sha256, None)
-    _checksums(storage, manifest)
+        content_of(storage, name, sha256, None)
+    checksums_of(storage, manifest, None)
     sizes = {stored.name: stored.size for stored in storage.files(f"{SHARDS}/")}
     for split in manifest.splits.values():
         for shard in split.shards:
@@ -275,48 +279,6 @@ def checked_manifest(storage: Storage) -> Manifest:
                 what = f"has not its {shard.bytes:,} bytes" if name in sizes else "is missing"
                 raise DamagedDatasetError(f"{storage.url}/{name} {what}; stage the dataset again")
     return manifest
-
-
-def _content(storage: Storage, name: str, sha256: str, cache: CacheFolder | None) -> BytesIO:
-    """Return a small file's verified content; it is kept in the cache if there is one."""
-    address = f"{storage.url}/{name}"
-    stored = storage.stat(name)
-    if stored is None:
-        raise DamagedDatasetError(f"{address} is missing; stage the dataset again")
-    if cache is not None:
-        user, wanted = Cache(cache), Wanted(name, stored.size, sha256)
-        path = user.hold(storage, wanted)
-        assert path is not None  # without a condition it comes or raises
-        content = path.read_bytes()
-        user.release(wanted)
-    else:
-        content = storage.read(name)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise DamagedDatasetError(f"{address} does not match its checksum in the manifest; stage the dataset again")
-    return BytesIO(content)
-
-
-def _checksums(storage: Storage, manifest: Manifest) -> dict[str, Checksums] | None:
-    samples = {name: split.samples for name, split in manifest.splits.items()}
-    try:
-        return read_checksums(storage, manifest.fingerprint, samples)
-    except ValueError as error:
-        raise DamagedDatasetError(
-            f"{storage.url}/{CHECKSUMS} is damaged ({error}); remove it: `resnet-pipeline data verify` makes it anew"
-        ) from None
-
-
-def _parsed(storage: Storage, name: str, parse: Callable[[], T]) -> T:
-    try:
-        return parse()
-    except Exception as error:  # as staging wrote it, by its hash, but not in this version's form
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DamagedDatasetError(f"{storage.url}/{name} can't be read ({reason}); stage the dataset again") from None
-
-
-def _column(table: pa.Table, name: str, dtype: Any) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = table.column(name).to_numpy().astype(dtype, copy=False)
-    return values
 
 
 def open_dataset(workspace: Workspace, name: str) -> Dataset:

@@ -27,6 +27,10 @@ class EncodedSplit(Split):
         self.shard = np.zeros(len(self._images), dtype=np.int64)
         self.files = LocalShards(Path(), [], newest=0)  # nothing to bring
 
+    def key_of(self, sample: int) -> str:
+        """Return a sample's name."""
+        return self.keys[sample]
+
     def shard_of(self, sample: int) -> str:
         """Return where a sample lies: in no shard."""
         return "memory"

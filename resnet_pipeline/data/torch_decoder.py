@@ -80,8 +80,8 @@ class TorchExecutor:
 def broken_sample(samples: Split, index: int, reason: str) -> UserError:
     """Return the error that names a sample that can't be decoded and its shard."""
     return UserError(
-        f"sample {samples.keys[index]} in shard {samples.shard_of(index)} can't be decoded ({reason.splitlines()[0]}); "
-        "the shard changed after staging: stage the dataset again"
+        f"sample {samples.key_of(index)} in shard {samples.shard_of(index)} can't be decoded "
+        f"({reason.splitlines()[0]}); the shard changed after staging: stage the dataset again"
     )
 
 

@@ -329,7 +329,7 @@ def _finite(name: str, scores: npt.NDArray[np.float32], samples: Split, chunk: I
     if len(wrong):
         raise UserError(
             f"{name}: what it computes for {len(wrong):,} of {len(scores):,} images is not finite (the first: "
-            f"{samples.keys[int(chunk[wrong[0]])]}); its weights are of no use"
+            f"{samples.key_of(int(chunk[wrong[0]]))}); its weights are of no use"
         )
     return scores
 

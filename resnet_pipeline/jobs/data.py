@@ -199,7 +199,7 @@ def _sample_faults(storage: Storage, split: Split, chunk: _Chunk, seen: _Seen) -
             if reason is None and split.checksums is not None and seen.checksums[-1] != split.checksums[sample]:
                 reason = "does not match its checksum"
         if reason:
-            yield BadSample(split=chunk.split, file=split.keys[sample], shard=chunk.shard, reason=reason)
+            yield BadSample(split=chunk.split, file=split.key_of(sample), shard=chunk.shard, reason=reason)
 
 
 def _fault(data: bytes, indexed: str, hashes: list[int] | None) -> str | None:
@@ -337,7 +337,7 @@ def _examples(dataset: Dataset, config: RunConfig, seed: int, epoch: int, count:
             sample = int(batch.index[0])
             with open_image(train.encoded(sample).tobytes()) as image:
                 original = image.convert("RGB")
-            name = f"{dataset.classes[int(batch.labels[0])]}  {Path(train.keys[sample]).name}"
+            name = f"{dataset.classes[int(batch.labels[0])]}  {Path(train.key_of(sample)).name}"
             crop = (batch.images[0].numpy() + batch.color[0].numpy()).clip(0, 255).astype(np.uint8)
             yield Example(
                 image=original,

@@ -349,7 +349,7 @@ class Trainer:
             raise NonFiniteError(self._blame(bad))
 
     def _blame(self, step: int) -> str:
-        state, keys = self.state, self.dataset.splits["train"].keys
+        state, key_of = self.state, self.dataset.splits["train"].key_of
         with self.open_batches(step, 1) as batches:
             index = bad_samples(
                 batches,
@@ -360,4 +360,4 @@ class Trainer:
                 step=step,
                 precision=state.precision,
             )
-        return blame([keys[i] for i in index], step=step, world_size=self.context.world_size)
+        return blame([key_of(int(i)) for i in index], step=step, world_size=self.context.world_size)

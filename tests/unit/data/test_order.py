@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_pipeline.data.order import Blocks, micro_batch_positions, samples_at, stretches, stretches_along, uniform
+from resnet_pipeline.data import order as order_module
+from resnet_pipeline.data.order import (
+    Blocks,
+    micro_batch_positions,
+    mix,
+    permuted,
+    samples_at,
+    stretches,
+    stretches_along,
+    uniform,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data_order.json"
 seeds = st.integers(0, 2**63 - 1)
@@ -38,6 +48,37 @@ def test_epochs_and_seeds_have_different_orders():
     first = samples_at(np.arange(100), samples=100, seed=0)
     assert not np.array_equal(first, samples_at(np.arange(100, 200), samples=100, seed=0))
     assert not np.array_equal(first, samples_at(np.arange(100), samples=100, seed=1))
+
+
+@given(samples=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
+@settings(max_examples=60, deadline=None)
+def test_an_order_that_is_kept_nowhere_has_every_sample_once(samples, key):
+    found = permuted(np.arange(samples), samples, np.array([key], dtype=np.uint64))
+    assert sorted(found) == list(range(samples))
+
+
+def test_an_order_that_is_kept_nowhere_is_as_good_as_a_sorted_one():
+    samples = 3**9
+    found = [permuted(np.arange(samples), samples, mix(np.array([k], dtype=np.uint64))) for k in range(200)]
+    # of random permutations one place in e has no fixed point, and neighbours have nothing to do with one another
+    fixed = np.array([(order == np.arange(samples)).sum() for order in found])
+    assert 0.7 < fixed.mean() < 1.3 and 0.25 < (fixed == 0).mean() < 0.5
+    steps = np.concatenate([np.diff(order) % samples for order in found])
+    counts = np.histogram(steps, bins=100, range=(0, samples))[0]
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 162  # as below
+    correlation = np.corrcoef(np.stack([*found[:5], np.arange(samples)]))
+    assert np.abs(correlation - np.eye(6)).max() < 0.03
+
+
+def test_a_large_split_s_order_is_computed_for_each_position(monkeypatch):
+    monkeypatch.setattr(order_module, "SORTED_UP_TO", 1000)
+    monkeypatch.setattr(order_module, "epoch_order", None)
+    positions = np.arange(3 * 1001)
+    whole = samples_at(positions, samples=1001, seed=5)
+    for epoch in np.split(whole, 3):
+        assert sorted(epoch) == list(range(1001))
+    assert not np.array_equal(whole[:1001], whole[1001:2002])
+    np.testing.assert_array_equal(samples_at(positions[700:1500], samples=1001, seed=5), whole[700:1500])
 
 
 def test_draws_are_uniform_and_independent():
@@ -105,6 +146,22 @@ def test_a_block_order_does_not_depend_on_how_it_is_asked_for(shards, size, seed
         if len(p)
     ]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@given(shards=shard_sizes(), size=st.integers(1, 5), seed=seeds, shuffled=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_block_s_order_is_that_of_a_sort_of_the_whole_epoch(shards, size, seed, shuffled):
+    if shuffled:
+        shards = np.random.default_rng(0).permutation(shards)
+    samples, blocks = len(shards), Blocks(shards, size)
+    # the oracle: sort all samples by block, then by the key that sorts an order without blocks
+    block_of_shard = np.zeros(shards.max() + 1, dtype=np.int64)
+    for number, of_block in enumerate(blocks.of_epoch(seed, 1)):
+        block_of_shard[of_block] = number
+    rank = np.argsort(samples_at(np.arange(samples, 2 * samples), samples=samples, seed=seed))
+    expected = np.lexsort((rank, block_of_shard[shards]))
+    found = samples_at(np.arange(samples, 2 * samples), samples=samples, seed=seed, blocks=blocks)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.slow
