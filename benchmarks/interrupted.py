@@ -66,7 +66,7 @@ def files(data: Path) -> list[tuple[Path, int, int]]:
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return build_model(get_recipe("digits/resnet8").model)
+    return build_model("cifar-resnet8")
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:
