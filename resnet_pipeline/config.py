@@ -338,7 +338,7 @@ class LocalisationConfig:
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height over width of the anchors (Ren et al., 2015)."""
     sampled_anchors: int = 8
-    """Anchors of an image that the loss is of, half of them on objects if there are so many (the paper: 8)."""
+    """Anchors of an image that the loss is of, half of them on objects (the paper: 8)."""
 
     def __post_init__(self) -> None:
         _check(

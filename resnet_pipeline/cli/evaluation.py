@@ -316,7 +316,40 @@ def responses(
     )
 
 
-COMMANDS: Sequence[Callable[..., None]] = (evaluate, ensemble, analyse, responses, submission, check_submission)
+def localise(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run of ilsvrc-loc/…: its name or directory.")],
+    dataset: DatasetName,
+    root: Root = None,
+    split: Split = None,
+    protocol: Annotated[
+        Literal["center", "dense"], typer.Option(help="center: one crop. dense: whole images (the paper, Table 13).")
+    ] = "dense",
+    scales: Scales = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The classifier whose five likeliest classes get boxes; else the truth."),
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Test boxes of classes: ILSVRC's localisation error (the paper, appendix C)."""
+    from resnet_pipeline.jobs.localise import localise as localised
+
+    found = localised(
+        Workspace.of(root), run, dataset, split=split, protocol=protocol, scales=tuple(scales) if scales else None,
+        classifier=classes,
+    )  # fmt: skip
+    low, high = found.interval
+    whose = "the true classes" if classes is None else f"the five likeliest classes of {classes}"
+    say(
+        f"localisation error {found.error:.2f} % (95 % interval {low:.2f} to {high:.2f}) with {whose} on "
+        f"{found.images:,} images of {found.split}, {protocol}"
+    )
+    write_result(json_file, plain_record(found))
+
+
+COMMANDS: Sequence[Callable[..., None]] = (
+    evaluate, ensemble, localise, analyse, responses, submission, check_submission,
+)  # fmt: skip
 
 
 def _weights(weights: str | None, network: str | None, models: Sequence[str] | None, *, ema: bool) -> list[str]:

@@ -288,7 +288,7 @@ def train(
     if registered and config.detection is not None:
         (evaluation,) = evaluate_detectors(workspace, [str(trained.run.path)], DetectionTest(dataset=dataset))
         version = register_detector(workspace, trained, evaluation, name=registered_as)
-    elif registered:
+    elif registered and config.localisation is None:
         version = register_run(workspace, trained, name=registered_as)
     if version:
         say(f"{recipe}: {version.describe()}")

@@ -162,5 +162,11 @@ def told(validation: Mapping[str, float]) -> str:
     """
     if "top1" in validation:
         return f"top-1 error {validation['top1']:.2f} %, top-5 error {validation['top5']:.2f} %"
-    named = {"ap": "AP", "ap50": "AP50", "mask_ap": "AP of masks", "mask_ap50": "AP50 of masks"}
+    named = {
+        "localisation_error": "localisation error",
+        "ap": "AP",
+        "ap50": "AP50",
+        "mask_ap": "AP of masks",
+        "mask_ap50": "AP50 of masks",
+    }
     return ", ".join(f"{name} {validation[key]:.2f} %" for key, name in named.items() if key in validation)

@@ -63,18 +63,28 @@ class LocalisationBatch:
 class LocalisationTask:
     """A box for each class of an image (`Task` of `LocalisationBatch`); tested with the images' true classes.
 
-    Images without a box of their class are not trained on.
+    Images without a box of their class are not trained on. Without ``trains`` it is for `localise` alone, and the
+    dataset needs no training images.
     """
 
     counts = ("loss", "objectness", "boxes", "images")
 
-    def __init__(self, config: RunConfig, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        context: Context,
+        *,
+        backend: Backend = "auto",
+        trains: bool = True,
+    ) -> None:
         assert config.localisation is not None  # detection.task_of has looked
         self._config, self._dataset, self._context, self._backend = config, dataset, context, backend
         self._localisation = config.localisation
-        localised(dataset, dataset.eval_split)
-        self._rows = localised(dataset, "train")
-        self._samples = dataset.splits["train"].part(self._rows)
+        if trains:
+            localised(dataset, dataset.eval_split)
+            self._rows = localised(dataset, "train")
+            self._samples = dataset.splits["train"].part(self._rows)
 
     def network(self) -> Localiser:
         """Return the localiser of the config for the dataset's classes and mean, on a backbone with fresh weights."""

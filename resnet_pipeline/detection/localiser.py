@@ -46,7 +46,7 @@ class Localiser(nn.Module):
             freeze_batch_norm(network)
         channels = channels_of(network)[-1]
         network.fc = nn.Identity()  # type: ignore[assignment]  # no weights that training never reaches
-        self.normalize, self.network = normalize, network
+        self.normalize, self.trunk = normalize, network  # not "network": files of classifiers have that name
         self.stride = stride_of(network)
         self._config, self._classes = config, classes
         self._anchors = len(config.anchor_sizes) * len(config.anchor_ratios)
@@ -69,7 +69,7 @@ class Localiser(nn.Module):
         the anchors that they come from, float [N, k]: the best of the whole map. With anchors int64 [N, S], places in
         `anchor_grid`, their logits float [N, S] and box deltas float [N, S, 4] for the first class.
         """
-        features = self.network.features(self.normalize(images, color))
+        features = self.trunk.features(self.normalize(images, color))
         height, width = features.shape[2:]
         flat = features.flatten(2).transpose(1, 2)  # [N, places, C]
         if anchors is not None:
@@ -143,12 +143,13 @@ def anchor_grid(config: LocalisationConfig, size: tuple[int, int], stride: int) 
 def sampled_anchors(
     grid: torch.Tensor, boxes: torch.Tensor, draws: np.ndarray[Any, Any], count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ``count`` anchors, half of them on objects if there are so many, the others on none.
+    """Return ``count`` anchors, half of them on objects, the others on none (the paper: 1:1).
 
     ``grid`` float [M, 4]; ``boxes`` float [K, 4] are the image's objects; ``draws`` float [M] decide which are taken.
     Returns their places int64 [count], whether each is on an object int64 [count] (−1 beyond those that there are), and
-    the deltas float [count, 4] to the object. On an object is what overlaps it by at least 0.7, or most of all; on none
-    what overlaps each by less than 0.3.
+    the deltas float [count, 4] to the object. Fewer on objects than a half are taken several times: of most objects few
+    anchors overlap enough, and with negative ones instead these would dominate. On an object is what overlaps it by at
+    least 0.7, or most of all; on none what overlaps each by less than 0.3.
 
     Example: ``sampled_anchors(grid, boxes, np.random.default_rng(0).random(len(grid)), 8)``
     """
@@ -157,6 +158,7 @@ def sampled_anchors(
         matched = Matcher(_POSITIVE, _NEGATIVE, allow_low_quality_matches=True)(box_iou(boxes, grid))
     order = torch.from_numpy(np.argsort(draws, kind="stable"))
     on = order[matched[order] >= 0][: count // 2]
+    on = on[torch.arange(count // 2) % len(on)] if len(on) else on
     off = order[matched[order] == Matcher.BELOW_LOW_THRESHOLD][: count - len(on)]
     places, positive = torch.zeros(count, dtype=torch.int64), torch.full((count,), -1)
     wanted = torch.zeros(count, 4)

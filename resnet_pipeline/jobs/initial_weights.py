@@ -101,11 +101,14 @@ def begun_with(
     if origin is None:
         if config.model.initial_head is not None and config.model.initial_weights is None:
             raise UserError("model.initial_head says what is done with --initial-weights: name these too")
-        if config.detection is not None and config.detection.norm == "frozen" and config.model.initial_weights is None:
+        task = "detection" if config.detection is not None else "localisation"
+        boxes = config.detection or config.localisation
+        if boxes is not None and boxes.norm == "frozen" and config.model.initial_weights is None:
             _log.warning(
                 "%s: random weights with batch norm frozen seldom learn: name a classifier with --initial-weights, or "
-                "--set detection.norm=batch",
+                "--set %s.norm=batch",
                 config.recipe,
+                task,
             )
         return config, None
     if config.model.initial_weights is not None:
@@ -114,7 +117,9 @@ def begun_with(
     member = load(workspace, parse(workspace, origin.reference))
     source = _network_of(member, origin.reference)
     fitting, change = _fitted(source, config, member, origin)
-    found, why = _head(member, source, dataset, detector=config.detection is not None)
+    found, why = _head(
+        member, source, dataset, detector=config.detection is not None or config.localisation is not None
+    )
     head = config.model.initial_head or found
     if (head, found) == ("kept", "fresh"):
         raise UserError(f"model.initial_head=kept, but {origin.reference} can't keep its classifier: {why}")

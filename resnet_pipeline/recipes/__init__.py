@@ -1,7 +1,7 @@
 """Recipes: complete typed configs by name, ``imagenet/resnet152``, ``cifar10/resnet20``, ``digits/resnet20``.
 
 ``imagenet`` and ``cifar10`` are the paper's, the others are not: ``finetune`` begins with other networks' weights,
-``voc``, ``coco`` and ``scenes`` train detectors,
+``voc``, ``coco`` and ``scenes`` train detectors, ``ilsvrc-loc`` the boxes of classes,
 ``imagenet-fast``, ``imagenet-short`` and ``cifar10-fast`` are of today, ``imagenet-512``, ``-2k``, ``-8k`` and ``-32k``
 for 16 to 512 GPUs.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flat, with_overrides
 from resnet_pipeline.errors import UserError, did_you_mean
-from resnet_pipeline.recipes import cifar10, detection, digits, finetune, imagenet
+from resnet_pipeline.recipes import cifar10, detection, digits, finetune, imagenet, localisation
 from resnet_pipeline.records import JsonObject
 
 _FAMILIES: dict[str, tuple[tuple[str, ...], Callable[[str], RunConfig]]] = {
@@ -32,6 +32,7 @@ _FAMILIES: dict[str, tuple[tuple[str, ...], Callable[[str], RunConfig]]] = {
     "finetune": (finetune.NETWORKS, finetune.short),
     "voc": (detection.VOC_NETWORKS, detection.voc),
     "coco": (detection.COCO_NETWORKS, detection.coco),
+    "ilsvrc-loc": (localisation.NETWORKS, localisation.faithful),
     "scenes": (detection.SCENES_NETWORKS, detection.scenes),
 }
 

@@ -36,6 +36,7 @@ def test_the_networks_of_the_forms_are_the_recipes():
         *get_args(get_args(Cifar10Family)[0]),
         "digits",
         "finetune",
+        "ilsvrc-loc",
         *DETECTORS,
     } == families
     assert get_args(get_args(DetectionFamily)[0]) == DETECTORS
