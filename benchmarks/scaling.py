@@ -2,6 +2,7 @@
 
 Run: python benchmarks/scaling.py --nodes 8 --gpus 8 --batch 3200       what that many GPUs would give
      python benchmarks/scaling.py --check      the model beside published results; status 1 if one is 10 % off
+     python benchmarks/scaling.py --capacity   what 1.28 to 400 million images ask of each part, and which fails first
 
 A step is computing (a fixed time and the images' own), what of the gradients' exchange the backward pass does not hide,
 and waiting for the slowest worker; it is never shorter than reading and decoding its images takes. Gradients are
@@ -261,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="the model beside published results")
+    parser.add_argument("--capacity", action="store_true", help="what large datasets ask of each part")
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--gpus", type=int, default=8, help="of a node")
     parser.add_argument("--batch", type=int, help="images of a step, of all GPUs (default: 50 for each)")
@@ -281,6 +283,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.check:
         if not check():
             sys.exit(1)
+        return
+    if settings.capacity:
+        from capacity import NODE_GPUS, print_capacity  # here: the tests load this file by its path
+
+        print_capacity(
+            IMAGE_BYTES,
+            {
+                (samples, gpus): samples
+                / images_per_second(H100, nodes=gpus // NODE_GPUS, gpus=NODE_GPUS, batch=50 * gpus)
+                for samples in (IMAGES, 14_000_000, 400_000_000)
+                for gpus in (8, 64, 512)
+            },
+        )
         return
     workers = settings.nodes * settings.gpus
     settings.batch = settings.batch or 50 * workers
