@@ -55,9 +55,10 @@ def recipes(
 
     if recipe is None and hardware is not None:
         from resnet_pipeline.jobs.hardware import hours_of, parse_hardware  # it imports PyTorch
+        from resnet_pipeline.recipes import get_recipe
 
         named = parse_hardware(hardware)
-        rows = recipe_rows(named.gpus)
+        rows = [row for row in recipe_rows(named.gpus) if get_recipe(row.recipe).detection is None]
         hours = hours_of(rows, named)
         print_table(_planned(rows, hours, str(named), price))
         write_result(json_file, [asdict(row) | {"hours": took} for row, took in zip(rows, hours, strict=True)])

@@ -92,11 +92,17 @@ def parse_hardware(text: str) -> Hardware:
 
 
 def training_seconds(config: RunConfig, hardware: Hardware) -> float:
-    """Return about how many seconds a recipe's training takes, without validations; UserError if GPUs can't share it.
+    """Return about how many seconds a classifier's training takes, without validations.
+
+    Raises UserError if the GPUs can't share it, and for a detector, of which no such rates are published.
 
     >>> round(training_seconds(get_recipe("imagenet/resnet152"), parse_hardware("8xa100")) / 3600)
     33
     """
+    if config.detection is not None:
+        raise UserError(
+            f"{config.recipe} trains a detector, and the published rates are a classifier's: what it takes is not known"
+        )
     config.check_workers(hardware.gpus)
     wanted: Precision = "bf16" if config.precision == "auto" else config.precision
     work = config.steps * config.batch * kept_costs()[config.recipe]["multiply_adds"]

@@ -49,6 +49,11 @@ def test_hardware_that_is_none_is_refused(text):
         parse_hardware(text)
 
 
+def test_a_detector_s_time_is_not_known():
+    with pytest.raises(UserError, match="trains a detector, and the published rates are a classifier's"):
+        training_seconds(get_recipe("coco/maskrcnn-resnet50-fpn"), parse_hardware("8xa100"))
+
+
 def test_gpus_that_can_t_share_the_batch_are_refused(workspace, digits):
     with pytest.raises(ConfigError, match="workers=16 can't share a batch of 256"):
         plan_of(workspace, get_recipe("imagenet/resnet152"), "digits", "16xa100", None)
