@@ -297,6 +297,8 @@ class DetectionConfig:
     """Height over width of the anchors."""
     pooled: int = 14
     """Of c4: bins on each side of a pooled region."""
+    mask_pooled: int = 14
+    """Of c4: the same of a region whose mask is drawn, which has as many (He et al., 2017: 14)."""
     sampled_anchors: int = 256
     """Anchors of an image that the proposals' loss is of, half of them on objects if there are so many."""
     sampled_regions: int = 128
@@ -311,7 +313,15 @@ class DetectionConfig:
     """Most objects of an image (COCO: 100)."""
 
     def __post_init__(self) -> None:
-        for name in ("longest", "pooled", "sampled_anchors", "sampled_regions", "proposals", "detections"):
+        for name in (
+            "longest",
+            "pooled",
+            "mask_pooled",
+            "sampled_anchors",
+            "sampled_regions",
+            "proposals",
+            "detections",
+        ):
             _check(getattr(self, name) >= 1, f"detection.{name} must be at least 1, not {getattr(self, name)}")
         for name in ("anchor_sizes", "anchor_ratios"):
             values = getattr(self, name)

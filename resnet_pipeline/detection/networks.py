@@ -296,7 +296,7 @@ def _c4(network: ResNet, config: DetectionConfig, classes: int) -> dict[str, Any
     }
     if config.masks:
         parts |= {
-            "mask_roi_pool": pool,
+            "mask_roi_pool": MultiScaleRoIAlign(["0"], output_size=config.mask_pooled, sampling_ratio=2),
             "mask_head": SharedStage(last),
             "mask_predictor": MaskRCNNPredictor(features, 256, classes + 1),
         }
