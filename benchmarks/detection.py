@@ -86,14 +86,14 @@ def _without_classifier(network: ResNet) -> nn.Sequential:
     return found
 
 
-def config_of(network: str, steps: int, side: int, norm: str) -> RunConfig:
+def config_of(network: str, steps: int, side: int, lr: float, norm: str) -> RunConfig:
     """Return the schedule and the sizes that all share."""
     return RunConfig(
         recipe="bccd/small",
         model=ModelConfig(name=network, mean="channel"),
         augment=AugmentConfig(kind="whole-image", crop=side, shorter_side=(side * 9 // 10, side * 11 // 10)),
         views=ViewConfig(crop=side, resize=side, scales=(side,)),
-        optim=OptimConfig(lr=0.01, momentum=0.9, weight_decay=1e-4, decay_norm=False,
+        optim=OptimConfig(lr=lr, momentum=0.9, weight_decay=1e-4, decay_norm=False,
                           frozen_stages=1 if norm == "frozen" else None),
         schedule=ScheduleConfig(kind="cosine", warmup=min(20, steps // 2)),
         detection=DetectionConfig(
@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="MODEL, as for every command")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--side", type=int, default=120, help="shorter side, in pixels")
+    parser.add_argument("--lr", type=float, default=0.1, help="of all of them")
+    parser.add_argument("--only", nargs="+", default=["c4", "fpn", "random"], help="of c4, fpn and random")
     parser.add_argument("--channels", type=int, default=256, help="of torchvision's pyramid")
     options = parser.parse_args()
     workspace = Workspace.of()
@@ -145,21 +147,30 @@ def main() -> None:
         weights = Path(folder) / "backbone.safetensors"
         network = member.classifier.network
         assert isinstance(network, ResNet)
-        config = config_of(member.network, options.steps, options.side, "frozen")
+        config = config_of(member.network, options.steps, options.side, options.lr, "frozen")
         fitting = DetectionTask(config, dataset, LocalContext())
         weights = _for_these_classes(member.classifier, fitting, dataset, config, weights)
         found: dict[str, Results] = {}
-        for name, task, norm, begin in (
-            ("C4, ours", DetectionTask, "frozen", weights),
-            ("FPN, torchvision's", Torchvision, "frozen", weights),
-            ("C4, ours, random backbone", DetectionTask, "batch", None),
+        for short, name, task, norm, begin in (
+            ("c4", "C4, ours", DetectionTask, "frozen", weights),
+            ("fpn", "FPN, torchvision's", Torchvision, "frozen", weights),
+            ("random", "C4, ours, random backbone", DetectionTask, "batch", None),
         ):
+            if short not in options.only:
+                continue
             start, cpu = time.perf_counter(), time.process_time()
-            found[name] = trained(task, config_of(member.network, options.steps, options.side, norm), dataset, begin)
+            config = config_of(member.network, options.steps, options.side, options.lr, norm)
+            found[name] = trained(task, config, dataset, begin)
             metrics = coco_metrics(dataset, found[name], samples=500)
-            row = {"detector": name, "ap50": metrics.ap50, "ap50_interval": metrics.intervals and metrics.intervals[1],
-                   "ap": metrics.ap, "seconds": time.perf_counter() - start,
-                   "cpu_seconds": time.process_time() - cpu}  # fmt: skip
+            row = {
+                "detector": name,
+                "lr": options.lr,
+                "ap50": metrics.ap50,
+                "ap50_interval": metrics.intervals[1] if metrics.intervals else None,
+                "ap": metrics.ap,
+                "seconds": time.perf_counter() - start,
+                "cpu_seconds": time.process_time() - cpu,
+            }
             print(json.dumps(row), flush=True)
     first, *others = found
     for other in others:
