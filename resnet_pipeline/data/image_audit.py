@@ -107,8 +107,12 @@ def audit(
     max_shorter_side: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
     max_value: int | None = None,
+    pixels: bool = True,
 ) -> tuple[Audited, Image.Image | None]:
     """Decode one file; return what is to be packed, and the decoded image if it is good.
+
+    Without ``pixels`` the second is None, and of a JPEG that stays as it is all of its codes are decoded, but only an
+    eighth of its pixels a side is computed: what is broken is in the codes.
 
     ``png``: the file is called .png, so that an RGB or grey PNG stays as it is and anything else becomes a PNG.
     An image whose shorter side is above ``max_shorter_side`` is made smaller, to that. ``max_value`` is what white is
@@ -118,15 +122,20 @@ def audit(
     """
     try:
         with open_image(data, limits) as opened:
-            depth, resized = _depth(opened), False
+            (width, height), depth, resized = opened.size, _depth(opened), False
+            shrinks = bool(max_shorter_side and min(width, height) > max_shorter_side)
+            if not pixels and opened.format == "JPEG" and _stays(opened, png) and not shrinks:
+                opened.draft(None, (max(1, width // 8), max(1, height // 8)))
+                opened.load()
+                return Audited(width, height), None
             opened.load()
             image, note = _converted(opened, depth, max_value, png)
-            if max_shorter_side and min(image.size) > max_shorter_side:
+            if max_shorter_side and shrinks:
                 image, resized = _shrunk(image, max_shorter_side), True
             replacement = _encoded(image, png) if note or resized else None
     except ImageError as error:
         return Audited(note=str(error), refused=True), None
-    return Audited(image.width, image.height, replacement, note, resized=resized), image
+    return Audited(image.width, image.height, replacement, note, resized=resized), image if pixels else None
 
 
 def centre_crop(image: Image.Image, *, shorter: int = 256, crop: int = 224) -> Image.Image:

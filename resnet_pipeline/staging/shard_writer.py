@@ -264,14 +264,14 @@ def _pack(task: Task, position: int, data: bytes | None, tar: TarWriter, record:
     entry = task.shard.entries[position]
     name = entry.member.name
     png = name.lower().endswith(".png")
-    result, image = _audited(task, entry, data, png)
+    result, image = _audited(task, entry, data, png, pixels=task.shard.averaged[position])
     if result.refused or data is None:
         record.refused.append(Remark(name, result.note))
         return
     if result.note:
         record.converted.append(Remark(name, result.note))
     record.resized += result.resized
-    if image is not None and task.shard.averaged[position]:
+    if image is not None:
         record.sums.add(np.asarray(image.convert("RGB") if task.side else centre_crop(image)))
     packed = data if result.replacement is None else result.replacement
     sample = Sample(label=task.labels[position], class_name=entry.label, key=entry.key)
@@ -280,12 +280,21 @@ def _pack(task: Task, position: int, data: bytes | None, tar: TarWriter, record:
     record.checksums.append(checksum(packed))
 
 
-def _audited(task: Task, entry: Entry, data: bytes | None, png: bool) -> tuple[Audited, Image.Image | None]:
+def _audited(
+    task: Task, entry: Entry, data: bytes | None, png: bool, *, pixels: bool
+) -> tuple[Audited, Image.Image | None]:
     if data is None:
         return Audited(note=_too_large(task.limits, entry) or "", refused=True), None
     if not task.audited:
         return _unseen(data), None
-    return audit(data, png=png, max_shorter_side=task.max_shorter_side, limits=task.limits, max_value=task.max_value)
+    return audit(
+        data,
+        png=png,
+        max_shorter_side=task.max_shorter_side,
+        limits=task.limits,
+        max_value=task.max_value,
+        pixels=pixels,
+    )
 
 
 def _too_large(limits: Limits, entry: Entry) -> str | None:

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from resnet_pipeline.data import image_audit as module
 from resnet_pipeline.data.image_audit import audit
@@ -217,3 +217,36 @@ def test_larger_images_are_made_smaller_and_only_those():
     assert audit(data, max_shorter_side=300)[0] == audit(data)[0]
     grey, _ = audit(jpeg(300, 400, mode="L"), max_shorter_side=150)
     assert Image.open(io.BytesIO(grey.replacement)).mode == "L"
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"quality": 100}])
+def test_an_audit_without_pixels_says_the_same_of_every_broken_jpeg(options):
+    whole = jpeg(171, 203, **options)
+    assert audit(whole, pixels=False) == (audit(whole)[0], None)
+    draw, refused = np.random.default_rng(0), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        place = int(draw.integers(2, len(data) - 2))
+        match draw.integers(4):
+            case 0:
+                del data[place:]
+            case 1:
+                data[place] ^= 1 << int(draw.integers(8))
+            case 2:
+                del data[place : place + int(draw.integers(1, 400))]
+            case 3:
+                data[place : place + 2] = bytes([0xFF, draw.choice([0xD9, 0xD8, 0xC4, 0xDA, 0xD0])])
+        found = audit(bytes(data))[0]
+        assert audit(bytes(data), pixels=False)[0] == found
+        refused += found.refused
+    assert 30 < refused < 140
+
+
+def test_an_audit_without_pixels_computes_few_of_them(monkeypatch):
+    scales = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (scales.append(self.size), load(self))[1])
+    assert audit(jpeg(160, 240), pixels=False)[0] == module.Audited(240, 160)
+    assert audit(jpeg(3, 5), pixels=False)[0] == module.Audited(5, 3)
+    assert audit(jpeg(160, 240), pixels=False, max_shorter_side=80)[0].resized
+    assert scales[0] == (30, 20) and scales[2] == (240, 160)
