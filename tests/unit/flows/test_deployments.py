@@ -60,6 +60,7 @@ def test_there_is_one_deployment_per_recipe_and_job():
     }
     assert expected <= set(names)
     expected |= {f"detection-train/{n.replace('/', '-')}" for n in recipe_names() if n.split("/")[0] in DETECTORS}
+    expected |= {n.replace("ilsvrc-loc/", "localization-train/") for n in recipe_names() if n.startswith("ilsvrc-loc/")}
     assert set(names) - expected == {
         "stage-dataset/images", "stage-dataset/digits", "stage-dataset/scenes", "finetune/images",
         "evaluate/center", "evaluate/10-crop", "evaluate/multi-scale",

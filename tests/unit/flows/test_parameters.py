@@ -39,6 +39,12 @@ PAIRS = [
     ("train", "train.cifar10_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
     ("train", "train.digits_train", RECIPE | PLANNED, {"network"} | A_TEST_AT_THE_END),
     ("train", "detection.detection_train", RECIPE | PLANNED, ITS_PARTS),
+    (
+        "train",
+        "localisation.localization_train",
+        RECIPE | PLANNED | {"registered", "registered_as"},
+        {"network", "classes"},
+    ),
     ("finetune", "finetune.finetune", set(), set()),
     ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS | PLANNED | OF_DETECTORS, set()),
     ("ensemble", "evaluate.ensemble_evaluate", {"refine"}, set()),

@@ -1,0 +1,125 @@
+"""localization-train: the boxes of ILSVRC's classes, trained, and tested with the true classes or a classifier's."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.artifacts import Links, even, key_of, table
+from flows.gpus import reserved
+from flows.parameters import (
+    DatasetName,
+    Deepen,
+    InitialReference,
+    Launcher,
+    MaxFailures,
+    Mirror,
+    Overrides,
+    Parameter,
+    Price,
+    Profile,
+    Seed,
+    Steps,
+    ValidateAside,
+    Workers,
+)
+from flows.shell import flow_run_tags, form, logged, outcome, phase
+from flows.train import train
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.jobs.initial_weights import InitialWeights
+from resnet_pipeline.jobs.launch import Launch
+from resnet_pipeline.jobs.localise import Localisation
+from resnet_pipeline.jobs.localise import localise as localised
+from resnet_pipeline.jobs.train import run_config
+from resnet_pipeline.records import JsonObject, plain
+from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+LocalisationNetwork = Annotated[
+    Literal["resnet50", "resnet101"], Parameter(help="A network whose boxes are trained (the paper, Table 13: 101).")
+]
+Classes = Annotated[
+    str | None,
+    Parameter(help="The classifier whose five likeliest classes get boxes, too. Default: only the true classes do."),
+]
+
+
+def _named() -> str:
+    given = flow_run.parameters
+    return f"ilsvrc-loc/{given.get('network', 'resnet101')} · {given['dataset']} · seed {given.get('seed') or 0}"
+
+
+@phase("localise", "localise · {dataset}")
+def localise(run: str, dataset: str, classes: str | None) -> list[Localisation]:
+    """Test the boxes on one crop of each image and on whole images, and with a classifier's classes if one is named."""
+    workspace = Workspace.of()
+    found = [localised(workspace, run, dataset, protocol=protocol) for protocol in ("center", "dense")]
+    if classes is not None:
+        found.append(localised(workspace, run, dataset, classifier=classes))
+    for each in found:
+        _log.info("localisation error %.2f %% (%s, classes: %s)", each.error, each.protocol, each.classes)
+    return found
+
+
+@flow(name="localization-train", flow_run_name=_named)
+@logged
+@form
+def localization_train(
+    dataset: DatasetName,
+    network: LocalisationNetwork = "resnet101",
+    steps: Steps = None,
+    workers: Workers = None,
+    launcher: Launcher = "ray",
+    max_failures: MaxFailures = 3,
+    mirror: Mirror = None,
+    seed: Seed = None,
+    initial_weights: InitialReference = None,
+    deepen: Deepen = False,
+    overrides: Overrides = None,
+    profile: Profile = False,
+    price: Price = None,
+    validate_aside: ValidateAside = False,
+    classes: Classes = None,
+) -> JsonObject:
+    """Train the boxes of ILSVRC's classes on a classifier, as the paper's appendix C, and test them as its Table 13.
+
+    Started again with the same parameters, it resumes.
+    """
+    config = run_config(f"ilsvrc-loc/{network}", overrides, steps=steps, seed=seed)
+    launch = Launch(
+        launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, profile=profile, price=price,
+        validate_aside=validate_aside,
+    )  # fmt: skip
+    initial = InitialWeights.of(initial_weights, deepened=deepen)
+    open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
+    links = Links(config.recipe)
+    with reserved(config, launch):
+        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial))
+        if trained is None:
+            return {}
+        found = outcome(localise(str(trained.run.path), dataset, classes))
+    rows = [
+        {
+            "protocol": each.protocol,
+            "classes": each.classes,
+            "images": each.images,
+            "localisation error": round(each.error, 2),
+            "95 % interval": f"{each.interval[0]:.2f} to {each.interval[1]:.2f}",
+        }
+        for each in found
+    ]
+    title = f"Localisation error of {config.recipe} on {dataset}, percent (the paper, Table 13)"
+    table(key_of("localisation", config.recipe), even(rows), title)
+    links.show({"MLflow run": Tracking(Workspace.of()).page(trained.run)})
+    return {
+        **plain(trained.result),
+        "run": str(trained.run.path),
+        "localisation": [plain(each) for each in found],
+        "reused": trained.reused,
+    }
