@@ -29,6 +29,7 @@ from resnet_pipeline.data.resize import Resizer
 from resnet_pipeline.data.torch_decoder import broken_sample
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.parallel import Ahead
+from resnet_pipeline.settings import settings
 
 P = TypeVar("P", Plan, ViewPlan, WholePlan)
 T = TypeVar("T")
@@ -37,8 +38,15 @@ _SMALL = 64
 """Crops of up to this side are resized by DALI on the CPU too: calls from Python would cost more than the kernel."""
 
 
+_RGB = {"output_type": types.RGB, "adjust_orientation": False}
+
+
 class DaliExecutor:
-    """A DALI pipeline per kind of plan, on the CPU or on a CUDA device (decoding ``mixed``)."""
+    """A DALI pipeline per kind of plan, on the CPU or on a CUDA device (decoding ``mixed``).
+
+    How a CUDA device gets its crops is the setting `gpu_decoding`: a decoder of regions there has been seen to crash
+    (NVIDIA/nvImageCodec, issue 55), and does not use the hardware's JPEG engine, which whole images do.
+    """
 
     def __init__(
         self,
@@ -51,6 +59,7 @@ class DaliExecutor:
     ) -> None:
         self._samples, self._most, self._device = samples, most, device
         self._threads, self._prefetch = threads, prefetch
+        self._way = settings().gpu_decoding
         self._fill = None if fill is None else [float(v) for v in np.rint(fill)]
 
     def crops(self, plans: Iterator[Plan]) -> Iterator[tuple[Plan, torch.Tensor]]:
@@ -114,16 +123,15 @@ class DaliExecutor:
         return [fn.flip(images, horizontal=flip)]
 
     def _windows(self, encoded: Any, start: Any, shape: Any) -> Any:
-        if self._fill is None:
-            return fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **self._decoding)
-        return fn.slice(
-            fn.decoders.image(encoded, **self._decoding),
-            start=start,
-            shape=shape,
-            axes=[0, 1],
-            out_of_bounds_policy="pad",
-            fill_values=self._fill,
-        )
+        window = {"start": start, "shape": shape, "axes": [0, 1]}
+        if self._fill is not None:
+            images = fn.decoders.image(encoded, **self._decoding)
+            return fn.slice(images, out_of_bounds_policy="pad", fill_values=self._fill, **window)
+        if self._way == "whole":
+            return fn.slice(fn.decoders.image(encoded, **self._decoding), **window)
+        if self._way == "cpu" and self._device.type == "cuda":
+            return fn.decoders.image_slice(encoded, **window, device="cpu", **_RGB).gpu()
+        return fn.decoders.image_slice(encoded, **window, **self._decoding)
 
     def _view_graph(self, source: Iterator[list[Any]], count: int) -> list[Any]:
         encoded, resized, shape, *corners = fn.external_source(
@@ -146,8 +154,9 @@ class DaliExecutor:
     @property
     def _decoding(self) -> dict[str, Any]:
         # on a GPU chroma is interpolated as libjpeg-turbo does it on the CPU; nvJPEG by default repeats it
-        on = {"device": "mixed", "jpeg_fancy_upsampling": True} if self._device.type == "cuda" else {"device": "cpu"}
-        return {**on, "output_type": types.RGB, "adjust_orientation": False}
+        on_gpu = self._device.type == "cuda"
+        on: dict[str, Any] = {"device": "mixed", "jpeg_fancy_upsampling": True} if on_gpu else {"device": "cpu"}
+        return {**on, **_RGB}
 
     def _run_ahead(
         self,

@@ -46,9 +46,10 @@ def _verdict(process: subprocess.Popen[str]) -> str:
 
 
 def decode(device: str) -> float:
-    """Stage an image, decode it on a device as testing does, and return its mean difference from Pillow's pixels.
+    """Stage an image, decode it on a device as testing and as training do; return its mean difference from Pillow's.
 
-    Raises UserError if DALI or the device can't be used.
+    Of both the larger one: testing decodes whole images, training a region. Raises UserError if DALI or the device
+    can't be used.
 
     Example: ``decode("cpu")``
     """
@@ -56,8 +57,9 @@ def decode(device: str) -> float:
     import torch
     from PIL import Image
 
+    from resnet_pipeline.config import AugmentConfig
     from resnet_pipeline.data.image_files import open_image
-    from resnet_pipeline.data.loaders import view_batches
+    from resnet_pipeline.data.loaders import crops_at, train_batches, view_batches
     from resnet_pipeline.staging.stage import stage
 
     row, column = np.mgrid[0:96, 0:96]
@@ -80,8 +82,28 @@ def decode(device: str) -> float:
         ) as batches:
             (batch,) = batches
             found = batch.images.cpu().numpy().reshape(96, 96, 3).astype(np.int16)
+        # a crop of another place or size would differ by far more than a decoder
+        augment = AugmentConfig(kind="scale-crop", crop=64, shorter_side=(96, 96), color=0)
+        with train_batches(
+            dataset,
+            augment=augment,
+            seed=0,
+            batch=1,
+            micro_batch=1,
+            steps=1,
+            device=torch.device(device),
+            backend="dali",
+        ) as crops:
+            (crop,) = crops
+        plan = crops_at(np.zeros(1, np.int64), dataset, dataset.splits["train"], augment, seed=0)
     with open_image(content.getvalue()) as image:
-        return float(np.abs(found - np.asarray(image, np.int16)).mean())
+        pixels = np.asarray(image, np.int16)
+    top, left, height, width = plan.window[0].round().astype(int).tolist()
+    region = pixels[top : top + height, left : left + width]
+    if plan.flip[0]:
+        region = region[:, ::-1]
+    trained = crop.images.cpu().numpy()[0].astype(np.int16)
+    return float(max(np.abs(found - pixels).mean(), np.abs(trained - region).mean()))
 
 
 def main() -> None:

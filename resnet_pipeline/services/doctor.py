@@ -69,9 +69,9 @@ def _decoder(workspace: Workspace) -> Finding:
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     refusals = [f"{device} {reason}" for device, reason in check_decoders(gpus or ["cpu"]).items() if reason]
     if refusals:
-        return Finding(
-            what="decoder", state=f"{found} decodes no image: {'; '.join(refusals)}", use="no training", ok=False
-        )
+        state = f"{found} decodes no image: {'; '.join(refusals)}"
+        other = "; RESNET_PIPELINE_GPU_DECODING=whole, or cpu, takes another way" if gpus else ""
+        return Finding(what="decoder", state=state, use=f"no training{other}", ok=False)
     where = "mixed mode, JPEGs on each GPU" if gpus else "on the CPU"
     return _finding("decoder", found, f"it decoded an image {where}")
 

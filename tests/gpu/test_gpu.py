@@ -33,7 +33,9 @@ def check_pixels(gpu, cpu):
     assert cpu.float().reshape(-1, 3).std(0).min() > 20, "each channel has something to compare"
 
 
-def test_mixed_decoding_gives_nearly_the_cpu_s_batches(photo_set):
+@pytest.mark.parametrize("way", ["regions", "whole", "cpu"])
+def test_decoding_for_a_gpu_gives_nearly_the_cpu_s_batches(photo_set, monkeypatch, way):
+    monkeypatch.setenv("RESNET_PIPELINE_GPU_DECODING", way)
     augment = AugmentConfig(kind="scale-crop", crop=96, shorter_side=(110, 200), color=0.1)
     options = {"augment": augment, "seed": 0, "batch": 8, "micro_batch": 4, "steps": 6}
     with train_batches(photo_set, device=CUDA, **options) as gpu, train_batches(photo_set, **options) as cpu:

@@ -33,6 +33,15 @@ def difference(a, b):
     return (a.int() - b.int()).abs().float()
 
 
+@pytest.mark.parametrize("augment", [SCALE, SMALL, PAD])
+def test_each_way_that_a_gpu_s_crops_may_be_decoded_makes_the_same_on_the_cpu(photo_set, monkeypatch, augment):
+    expected = batches(photo_set, augment, backend="dali")
+    for way in ("whole", "cpu"):
+        monkeypatch.setenv("RESNET_PIPELINE_GPU_DECODING", way)
+        for one, other in zip(batches(photo_set, augment, backend="dali"), expected, strict=True):
+            assert torch.equal(one.images, other.images)
+
+
 @pytest.mark.parametrize("augment", [SCALE, RESIZED, SMALL])
 def test_dali_and_torchvision_make_the_same_crops(photo_set, augment):
     for ours, slow in zip(
