@@ -162,7 +162,7 @@ def detection_train(
         "run": str(trained.run.path),
         "version": version,
         "pictures": str(file),
-        "precision": {kind: {"ap": metrics.ap, "ap50": metrics.ap50} for kind, metrics in found.items()},
+        "average_precision": {kind: {"ap": metrics.ap, "ap50": metrics.ap50} for kind, metrics in found.items()},
         "reused": trained.reused,
         **plain(trained.result),
     }
