@@ -21,7 +21,8 @@ pytestmark = pytest.mark.soak
 COMMAND = [
     sys.executable, "-m", "resnet_pipeline.cli", "train", "scenes/maskrcnn-resnet8-c4", "--dataset", "scenes",
     "--launcher", "local", "--no-register", "--steps", "8", "--set", "schedule.warmup=2", "--set", "checkpoint_every=2",
-    "--set", "log_every=1", "--set", "detection.norm=batch",
+    "--set", "log_every=1", "--set", "detection.norm=batch", "--set", "optim.frozen_stages=null",
+    "--set", "optim.lr=0.02",
 ]  # fmt: skip
 
 
