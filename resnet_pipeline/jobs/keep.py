@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
+
 from resnet_pipeline.adapters.mlflow.client import guarded
 from resnet_pipeline.adapters.mlflow.runs import Delivery, Tracking
 from resnet_pipeline.config_io import assignment
@@ -67,6 +69,7 @@ def keepable(
             layout=dataset.manifest.layout,
             classes=len(dataset.classes),
             samples={name: len(split) for name, split in dataset.splits.items()},
+            seen=_seen(dataset) or None,
         ),
         command=training(config, dataset.name, initial=InitialWeights.read(run)),
         commit=tags.get("git_commit", "unknown"),
@@ -90,6 +93,13 @@ def keepable(
         responses=None if responses is None else tuple(round(float(value), 5) for value in responses),
         begun_with=begun_with,
     )
+
+
+def _seen(dataset: Dataset) -> int:
+    """Return how many images of the other splits are training images too, by their checksums."""
+    checksums = {name: split.checksums for name, split in dataset.splits.items() if split.checksums is not None}
+    train = checksums.pop("train", None)
+    return 0 if train is None else sum(int(np.isin(other, train).sum()) for other in checksums.values())
 
 
 def kept_test(protocol: str, scores: Scores) -> KeptTest:

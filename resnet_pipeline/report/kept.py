@@ -37,13 +37,17 @@ class KeptCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptDataset:
-    """What a run was trained on: the images of each split, and the layout that staging found its source in."""
+    """What a run was trained on: the images of each split, and the layout that staging found its source in.
+
+    ``seen`` is how many images of the other splits are training images too, byte for byte; None for none, or not known.
+    """
 
     name: str
     fingerprint: str
     layout: str
     classes: int
     samples: Mapping[str, int]
+    seen: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from resnet_pipeline.evaluation.exhibits import EXHIBITS, Exhibit, PaperRow
 from resnet_pipeline.progress import cost, hours
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.findings import Finding, findings_of, spread
-from resnet_pipeline.report.kept import Kept, KeptEnsemble, KeptRun, KeptTest, Setting
+from resnet_pipeline.report.kept import Kept, KeptDataset, KeptEnsemble, KeptRun, KeptTest, Setting
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,16 @@ def described(setting: Setting | None, runs: Sequence[KeptRun]) -> str:
     )  # fmt: skip
     changes = f"; changed: {' '.join(run.changes)}" if run.changes else ""
     apart = "" if as_the_paper(run) else "; compares with our other runs, not with the paper"
-    return f"{data}, {share}{changes}{apart}"
+    return f"{data}, {share}{changes}{apart}{seen_before(run.dataset)}"
+
+
+def seen_before(dataset: KeptDataset) -> str:
+    """Return what is to be said of a dataset whose test images were trained on; an empty text if none were."""
+    if not dataset.seen:
+        return ""
+    tested = sum(count for name, count in dataset.samples.items() if name != "train")
+    nothing = ", so these errors say nothing of other images" if dataset.seen == tested else ""
+    return f"; {dataset.seen:,} of the {tested:,} test images are training images{nothing}"
 
 
 def as_the_paper(run: KeptRun) -> bool:

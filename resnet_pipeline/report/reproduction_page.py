@@ -11,7 +11,7 @@ from markupsafe import Markup
 from resnet_pipeline.files import replacing
 from resnet_pipeline.names import printable
 from resnet_pipeline.report.kept import Kept, KeptRun
-from resnet_pipeline.report.reproduction import Costs, Line, Section, Study, study_of
+from resnet_pipeline.report.reproduction import Costs, Line, Section, Study, seen_before, study_of
 from resnet_pipeline.report.reproduction_figures import exhibit_figure
 from resnet_pipeline.report.terminal import duration
 
@@ -100,7 +100,8 @@ def facts(run: KeptRun) -> Iterator[tuple[str, str]]:
     yield "recipe", f"{run.recipe}, {run.steps:,} of {run.paper_steps:,} iterations"
     yield "changed", " ".join(run.changes) or "nothing else"
     samples = ", ".join(f"{count:,} {name}" for name, count in run.dataset.samples.items())
-    yield "dataset", f"{printable(run.dataset.name)} ({run.dataset.layout}): {samples}, {run.dataset.classes} classes"
+    name = f"{printable(run.dataset.name)} ({run.dataset.layout})"
+    yield "dataset", f"{name}: {samples}, {run.dataset.classes} classes{seen_before(run.dataset)}"
     yield "fingerprint", run.dataset.fingerprint
     yield "commit", run.commit
     yield "MLflow run", run.mlflow_run or "none"

@@ -206,6 +206,14 @@ def test_a_study_is_trained_tested_measured_and_kept_and_then_reused(workspace, 
 
 
 @pytest.mark.slow
+def test_images_that_are_tested_and_trained_on_are_counted(digits, workspace, make_run, monkeypatch):
+    run = make_run()
+    assert keepable(workspace, run, digits).dataset.seen is None
+    train, val = digits.splits["train"].checksums, digits.splits["val"].checksums
+    monkeypatch.setattr(digits.splits["val"], "checksums", np.concatenate([train[7:12], val[5:]]))
+    assert keepable(workspace, run, digits).dataset.seen == 5
+
+
 def test_a_run_that_fails_or_is_trained_elsewhere_does_not_hold_up_the_others(
     workspace, digits, mlflow_database, caplog
 ):

@@ -126,6 +126,19 @@ def test_runs_of_other_data_iterations_or_recipes_are_lines_of_their_own_and_mar
     assert "optim.lr=0.05" in own[3].remarks[0]
 
 
+@pytest.mark.parametrize(
+    ("seen", "text"),
+    [(10_000, "10,000 of the 10,000 test images are training images, so these errors say nothing"), (3, "3 of the")],
+)
+def test_images_that_were_tested_and_trained_on_are_said(folder, seen, text):
+    study = kept(sample_run("cifar10/resnet56", 0.0, dataset=replace(JPEGS, seen=seen)))
+    (section,) = [one for one in study_of(study, costs()).sections if one.exhibit.name == "table6"]
+    assert text in section.setting
+    assert text in write_page(folder, study, costs()).read_text()
+    other = kept(sample_run("cifar10/resnet56", 8.0))
+    assert "test images are training images" not in write_page(folder, other, costs()).read_text()
+
+
 def test_half_finished_runs_and_missing_seeds_are_said():
     half = sample_run("cifar10/resnet110", 8.0, seed=1, step=9_000)
     whole = sample_run("cifar10/resnet110", 8.0)
