@@ -8,9 +8,9 @@ Each library trains the same network on the same 1,280 images of digits three ti
 by SIGKILL after step 54 of 80, in the middle of the third epoch, and started again at once. Checkpoints are eight steps
 apart where the library's documentation has some within epochs, so the last one is that of step 48. Of the steps that
 lead to the final weights (those after the checkpoint that it resumed from were computed for nothing) the table counts
-the images of the interrupted epoch that were never seen, and those seen more than once; whether the weights are those
-of the training that nobody killed, and whether two of those agree; and the seconds from the kill to the first step
-beyond it. interrupted.py has the trainings, and how each resumes.
+how often each image was seen: four epochs should see it four times, so what lacks is lost, and what is beyond is too
+much; whether the weights are those of the training that nobody killed, and whether two of those agree; and the seconds
+from the kill to the first step beyond it. interrupted.py has the trainings, and how each resumes.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ with MDSWriter(out=str(data / "mds"), columns=columns, size_limit=2**17) as out:
 class Outcome:
     """What came of one library's interrupted training."""
 
-    never: int
-    """Images of the interrupted epoch that no step saw which leads to the final weights."""
-    again: int
-    """Images of it that were seen more often than once, counted each further time."""
+    lost: int
+    """Views of images that lack of four of each, in the steps that lead to the final weights."""
+    beyond: int
+    """Views beyond four of an image."""
     recomputed: int
     """Steps that were computed for nothing."""
     equal: bool
@@ -124,8 +124,8 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 
 
-def counts(entries: list[dict[str, object]], epoch: int) -> tuple[collections.Counter[int], int]:
-    """Return how often each image of an epoch was seen by steps that lead to the end, and the steps for nothing."""
+def counts(entries: list[dict[str, object]]) -> tuple[collections.Counter[int], int]:
+    """Return how often each image was seen by steps that lead to the end, and the steps that were for nothing."""
     kept: list[dict[str, object]] = []
     dropped = 0
     for entry in entries:
@@ -136,8 +136,7 @@ def counts(entries: list[dict[str, object]], epoch: int) -> tuple[collections.Co
             kept.append(entry)
     seen: collections.Counter[int] = collections.Counter()
     for one in kept:
-        if one["epoch"] == epoch:
-            seen.update(one["numbers"])
+        seen.update(one["numbers"])
     return seen, dropped
 
 
@@ -160,11 +159,11 @@ def measure(name: str, data: Path, folder: Path, python: str, rounds: int) -> Ou
         cut = next(at for at, entry in enumerate(entries) if entry.get("step") == KILL_AFTER)
         beyond = next(entry for entry in entries[cut + 1 :] if entry.get("step", 0) > KILL_AFTER)
         seconds.append(float(beyond["time"]) - float(entries[cut]["time"]))
-        found, dropped = counts(entries, (KILL_AFTER - 1) // PER_EPOCH)
+        found, dropped = counts(entries)
         equal = equal and (broken / "weights").read_text() == (whole[0] / "weights").read_text()
     return Outcome(
-        never=IMAGES - len(found),
-        again=sum(found.values()) - len(found),
+        lost=sum(max(0, EPOCHS - found[number]) for number in range(IMAGES)),
+        beyond=sum(max(0, found[number] - EPOCHS) for number in range(IMAGES)),
         recomputed=dropped,
         equal=equal,
         repeats=(whole[0] / "weights").read_text() == (whole[1] / "weights").read_text(),
@@ -175,47 +174,39 @@ def measure(name: str, data: Path, folder: Path, python: str, rounds: int) -> Ou
 def table(outcomes: dict[str, Outcome]) -> str:
     """Return the outcomes as a table in Markdown."""
     rows = [
-        "| training | never seen | seen again | steps computed again | weights as if nobody had killed it | "
+        "| training | views lost | views too many | steps computed again | weights as if nobody had killed it | "
         "two whole trainings agree | s to the next new step |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in outcomes.items():
         answers = ["yes" if answer else "no" for answer in (one.equal, one.repeats)]
         rows.append(
-            f"| {LIBRARIES[name][0]} | {one.never} | {one.again} | {one.recomputed} | {' | '.join(answers)} | "
+            f"| {LIBRARIES[name][0]} | {one.lost} | {one.beyond} | {one.recomputed} | {' | '.join(answers)} | "
             f"{statistics.median(one.seconds):.1f} |"
         )
     return "\n".join(rows)
 
 
 def picture(outcomes: dict[str, Outcome]) -> str:
-    """Return bars of the interrupted epoch's images as SVG: seen once, never, and again."""
+    """Return bars of the views of images as SVG: as often as they should be, lost, and too many."""
     width, left, row = 420, 330, 30
-    colours = {"once": "#8fb8de", "never": "#b3261e", "again": "#e39a2d"}
-    scale = width / max(IMAGES + one.again for one in outcomes.values())
+    colours = {"as it should be": "#8fb8de", "lost": "#b3261e", "too many": "#e39a2d"}
+    views = IMAGES * EPOCHS
+    scale = width / max(views + one.beyond for one in outcomes.values())
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} {row * (len(outcomes) + 2)}" '
         'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="#fff"/>'
     ]
     for number, (label, colour) in enumerate(colours.items()):
-        x = left + 110 * number
+        x = left + 140 * number
         drawn.append(f'<rect x="{x}" y="12" width="12" height="12" fill="{colour}"/>')
-        drawn.append(
-            f'<text x="{x + 18}" y="23">seen {label}</text>'
-            if label != "never"
-            else f'<text x="{x + 18}" y="23">never seen</text>'
-        )
+        drawn.append(f'<text x="{x + 18}" y="23">{label}</text>')
     for number, (name, one) in enumerate(outcomes.items(), start=1):
-        y = row * number + 10
-        drawn.append(
-            f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{LIBRARIES[name][0].replace("&", "&amp;")}</text>'
-        )
-        x = float(left)
-        for label, images in (("once", IMAGES - one.never), ("never", one.never), ("again", one.again)):
-            drawn.append(
-                f'<rect x="{x:.1f}" y="{y}" width="{images * scale:.1f}" height="20" fill="{colours[label]}"/>'
-            )
-            x += images * scale
+        y, x = row * number + 10, float(left)
+        drawn.append(f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{LIBRARIES[name][0]}</text>')
+        for colour, part in zip(colours.values(), (views - one.lost, one.lost, one.beyond), strict=True):
+            drawn.append(f'<rect x="{x:.1f}" y="{y}" width="{part * scale:.1f}" height="20" fill="{colour}"/>')
+            x += part * scale
     return "\n".join([*drawn, "</svg>"])
 
 
