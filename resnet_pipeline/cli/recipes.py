@@ -82,7 +82,7 @@ def _table(rows: Sequence[RecipeRow]) -> Table:
         pad_edge=False,
     )
     table.add_column("recipe", no_wrap=True)
-    for column in ("depth", "para-\nmeters", "multiply-\nadds", "steps", "batch", "top-1", "top-5", "table"):
+    for column in ("depth", "para-\nmeters", "mult.-\nadds", "steps", "batch", "top-1", "top-5", "table"):
         table.add_column(column, justify="right", no_wrap=True)
     family = ""
     for row in rows:
