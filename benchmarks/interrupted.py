@@ -338,12 +338,14 @@ def ours(record: Record, data: Path) -> None:
             for _ in range(BATCH // config.micro_batch):
                 batch = next(batches)
                 numbers += [int(Path(keys[at]).stem) for at in batch.index.tolist()]
+                if (
+                    step == config.steps
+                ):  # after it nothing is asked for; what comes then averages batch norm's statistics
+                    last[:] = numbers
                 yield batch
             # asked for what comes after it: the step is done
             if step < config.steps:
                 record.step(step, numbers)
-            elif step == config.steps:
-                last.extend(numbers)  # what comes after it averages batch norm's statistics
 
     last: list[int] = []
     trainer.open_batches = recorded
