@@ -25,7 +25,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import binom
+from ratios import interval_of_median
 
 from resnet_pipeline.data.checksums import checksum
 from resnet_pipeline.data.dataset import Dataset
@@ -56,7 +56,7 @@ def compare(dataset: Dataset, recipe: str, *, images: int, rounds: int) -> float
             seconds = seconds_per_image(dataset if checked else plain, recipe, images)
             if number:  # the first warms up
                 found[checked].append(seconds)
-    ratios = sorted(100 * (b / a - 1) for a, b in zip(found[False], found[True], strict=True))
+    ratios = [100 * (b / a - 1) for a, b in zip(found[False], found[True], strict=True)]
     low, high = interval_of_median(ratios)
     without, checked_ = (1e3 * statistics.median(found[key]) for key in (False, True))
     print(
@@ -75,7 +75,6 @@ def share(dataset: Dataset, plain: Dataset, loader: float, *, images: int, round
         indices = rng.permutation(len(dataset.splits["train"]))[:images]
         without, with_ = (handing_on(one, indices) for one in (plain, dataset))
         found.append(with_ - without)
-    found.sort()
     middle, (low, high) = statistics.median(found), interval_of_median(found)
     percent = [100 * seconds / loader for seconds in (middle, low, high)]
     print(
@@ -93,13 +92,6 @@ def handing_on(dataset: Dataset, indices: npt.NDArray[np.int64]) -> float:
     for batch in np.array_split(indices, max(1, len(indices) // BATCH)):
         samples.encoded_each(batch)
     return (time.thread_time() - start) / len(indices)
-
-
-def interval_of_median(ascending: list[float]) -> tuple[float, float]:
-    """Return the 95 % interval of a median, between two of the values: how many lie below it is binomial."""
-    count = len(ascending)
-    rank = max(1, int(binom.ppf(0.025, count, 0.5)))
-    return ascending[rank - 1], ascending[count - rank]
 
 
 def alone(size: int) -> None:
