@@ -33,12 +33,10 @@ Target = dict[str, torch.Tensor]
 Found = dict[str, torch.Tensor]
 """Of an image: boxes float [K, 4], scores float [K], labels int64 [K] from 1 on, masks float [K, 1, H, W]."""
 
-# Faster R-CNN's released defaults (py-faster-rcnn, config.py), which the paper's appendix A keeps
-_RPN_POSITIVE, _RPN_NEGATIVE, _RPN_NMS = 0.7, 0.3, 0.7
-_BEFORE_NMS_TRAIN, _AFTER_NMS_TRAIN, _BEFORE_NMS_TEST = 12_000, 2_000, 6_000
+# Of C4: Faster R-CNN's released defaults (py-faster-rcnn, config.py), which the paper's appendix A keeps
+# FPN has torchvision's, with which its published networks are tested
+_BEFORE_NMS_TRAIN, _BEFORE_NMS_TEST, _TEST_NMS = 12_000, 6_000, 0.3
 _FOREGROUND, _LEAST_BACKGROUND = 0.5, 0.1
-_SHARE_FOREGROUND = 0.25
-_TEST_NMS = 0.3
 
 
 class Body(nn.Module):
@@ -224,20 +222,11 @@ def build_detector(
     if config.norm == "frozen":
         freeze_batch_norm(network)
     common: dict[str, Any] = {
-        "rpn_pre_nms_top_n_train": _BEFORE_NMS_TRAIN,
-        "rpn_post_nms_top_n_train": _AFTER_NMS_TRAIN,
-        "rpn_pre_nms_top_n_test": _BEFORE_NMS_TEST,
         "rpn_post_nms_top_n_test": config.proposals,
-        "rpn_nms_thresh": _RPN_NMS,
-        "rpn_fg_iou_thresh": _RPN_POSITIVE,
-        "rpn_bg_iou_thresh": _RPN_NEGATIVE,
         "rpn_batch_size_per_image": config.sampled_anchors,
-        "rpn_positive_fraction": 0.5,
         "box_score_thresh": config.least_score,
-        "box_nms_thresh": _TEST_NMS,
         "box_detections_per_img": config.detections,
         "box_batch_size_per_image": config.sampled_regions,
-        "box_positive_fraction": _SHARE_FOREGROUND,
     }
     form = _c4(network, config, classes) if config.form == "c4" else _fpn(network, config, classes)
     rcnn = (MaskRCNN if config.masks else FasterRCNN)(**common, **form)
@@ -287,6 +276,9 @@ def _c4(network: ResNet, config: DetectionConfig, classes: int) -> dict[str, Any
     pool = MultiScaleRoIAlign(["0"], output_size=config.pooled, sampling_ratio=2)
     features = channels[-1]
     parts: dict[str, Any] = {
+        "rpn_pre_nms_top_n_train": _BEFORE_NMS_TRAIN,
+        "rpn_pre_nms_top_n_test": _BEFORE_NMS_TEST,
+        "box_nms_thresh": _TEST_NMS,
         "backbone": C4Backbone(network),
         "rpn_anchor_generator": anchors,
         "rpn_head": RPNHead(channels[-2], anchors.num_anchors_per_location()[0]),

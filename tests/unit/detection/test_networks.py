@@ -49,8 +49,8 @@ def same(ours, theirs):
 def test_a_pyramid_with_torchvision_s_weights_finds_what_torchvision_finds(images):
     torch.manual_seed(1)
     theirs = torchvision.models.detection.maskrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=4, box_score_thresh=0.0, box_nms_thresh=0.3,
-        rpn_pre_nms_top_n_test=6000, rpn_post_nms_top_n_test=50, box_detections_per_img=20, min_size=96, max_size=128,
+        weights=None, weights_backbone=None, num_classes=4, box_score_thresh=0.0,
+        rpn_post_nms_top_n_test=50, box_detections_per_img=20, min_size=96, max_size=128,
         image_mean=[0.0] * 3, image_std=[1.0] * 3,
     ).eval()  # fmt: skip
     config = DetectionConfig(form="fpn", masks=True, norm="batch", anchor_sizes=SIZES, least_score=0, proposals=50,
