@@ -212,8 +212,15 @@ class Dataset:
                     "a larger one"
                 )
             chosen.append(own[np.arange(kept) * len(own) // kept])
-        part = train.part(np.sort(np.concatenate(chosen)))
-        return Dataset(self.storage, self.path, self.manifest, {**self.splits, "train": part}, self.statistics)
+        return self.part("train", np.sort(np.concatenate(chosen)))
+
+    def part(self, split: str, samples: Int64) -> Dataset:
+        """Return the dataset with these samples int64 [N] of a split alone, in this order.
+
+        Example: ``dataset.part("val", np.arange(100))``
+        """
+        splits = {**self.splits, split: self.splits[split].part(samples)}
+        return Dataset(self.storage, self.path, self.manifest, splits, self.statistics)
 
     @property
     def facts(self) -> DatasetFacts:

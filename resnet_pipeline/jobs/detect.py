@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from resnet_pipeline.adapters.mlflow.registry import DETECTION, TASK, fetched_model, resolve
 from resnet_pipeline.adapters.mlflow.runs import Tracking
@@ -17,33 +20,39 @@ from resnet_pipeline.detection.finding import find_objects
 from resnet_pipeline.detection.improvements import ImprovedDetector, Improvements
 from resnet_pipeline.detection.metrics import CocoMetrics, Points, coco_metrics, voc_mean_precision
 from resnet_pipeline.detection.networks import Detector
-from resnet_pipeline.detection.results import Results, ResultsFacts, read_kept_results
+from resnet_pipeline.detection.results import Results, ResultsFacts, read_kept_results, read_results
 from resnet_pipeline.detection.trained import TrainedDetector, is_detector, load_detector
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.evaluation.scores import score_path
+from resnet_pipeline.evaluation.scoring import chosen_samples
 from resnet_pipeline.jobs.evaluate import score_copies
 from resnet_pipeline.jobs.references import MlflowRun, RegisteredModel, RunFolder, parse
 from resnet_pipeline.progress import progress
 from resnet_pipeline.records import JsonObject
+from resnet_pipeline.storage.copies import Copies
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
 SAMPLES = 500
 """Samples of the images, each as many as there are, that an interval is from."""
+PART_IMAGES = 100
+"""Images that are searched before what was found is kept, so that a test that is killed goes on there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionTest:
     """What detectors are tested on, and with which ``improvements`` (the paper, Table 9).
 
-    ``voc`` also gives Pascal VOC's figure, of 11 points or all, at an IoU of 0.5.
+    ``images`` is how many, evenly spaced, None for all. ``voc`` also gives Pascal VOC's figure, of 11 points or all, at
+    an IoU of 0.5.
     """
 
     dataset: str
     split: str | None = None
+    images: int | None = None
     voc: Points | None = None
     samples: int = SAMPLES
     improvements: Improvements = field(default_factory=Improvements)
@@ -148,9 +157,7 @@ def evaluate_detectors(
 
     Example: ``evaluate_detectors(Workspace.of(), ["run"], DetectionTest(dataset="scenes"))[0].boxes.ap50``
     """
-    dataset = open_dataset(workspace, test.dataset)
-    split = test.split or dataset.eval_split
-    split_of_objects(dataset, split)
+    dataset, split = _tested(workspace, test)
     return [_evaluated(workspace, [text], dataset, split, test) for text in dict.fromkeys(references)]
 
 
@@ -163,9 +170,7 @@ def evaluate_detectors_together(
 
     Example: ``evaluate_detectors_together(Workspace.of(), ["run", "other"], DetectionTest(dataset="scenes")).boxes.ap``
     """
-    dataset = open_dataset(workspace, test.dataset)
-    split = test.split or dataset.eval_split
-    split_of_objects(dataset, split)
+    dataset, split = _tested(workspace, test)
     return _evaluated(workspace, list(dict.fromkeys(references)), dataset, split, test)
 
 
@@ -199,6 +204,14 @@ def figures_of(
     return boxes, of_masks, found
 
 
+def _tested(workspace: Workspace, test: DetectionTest) -> tuple[Dataset, str]:
+    """Return the dataset, with the images of the split that are tested alone, and the split."""
+    dataset = open_dataset(workspace, test.dataset)
+    split = test.split or dataset.eval_split
+    images = len(split_of_objects(dataset, split))
+    return dataset if test.images is None else dataset.part(split, chosen_samples(images, test.images)), split
+
+
 def _evaluated(
     workspace: Workspace, texts: Sequence[str], dataset: Dataset, split: str, test: DetectionTest
 ) -> DetectorEvaluation:
@@ -213,6 +226,8 @@ def _evaluated(
     digests = [member.weights_sha256 for member in members]
     weights = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     protocol = trained.protocol + test.improvements.name
+    if test.images is not None:
+        protocol += f"-{len(dataset.splits[split])}-images"
     detector: Detector | ImprovedDetector = trained.detector
     if len(members) > 1 or test.improvements != Improvements():
         detector = ImprovedDetector([member.detector for member in members], test.improvements)
@@ -225,11 +240,7 @@ def _evaluated(
     copies.bring(facts.file(path))
     kept = read_kept_results(path, facts, dataset)
     if kept is None:
-        results, facts = _found(text, detector, trained.config, dataset, facts)
-        results.write(dataset, path)
-        facts = facts.keep(path)
-        copies.send(path)
-        copies.send(facts.file(path))
+        results, facts = _found(text, detector, trained.config, dataset, facts, path, copies)
     else:
         results, facts = kept
         _log.info("%s: what it finds in %s of %s is kept from before", text, split, dataset.name)
@@ -254,9 +265,52 @@ def _evaluated(
 
 
 def _found(
-    text: str, detector: Detector | ImprovedDetector, config: RunConfig, dataset: Dataset, facts: ResultsFacts
+    text: str,
+    detector: Detector | ImprovedDetector,
+    config: RunConfig,
+    dataset: Dataset,
+    facts: ResultsFacts,
+    path: Path,
+    copies: Copies,
 ) -> tuple[Results, ResultsFacts]:
-    device, start, split = local_device(), time.perf_counter(), facts.split
-    with progress(f"objects: {text}", total=len(dataset.splits[split])) as bar:
-        found = find_objects(detector.to(device), dataset, split, config, device=device, on_images=bar.advance)
-    return Results(split=split, found=found), replace(facts, seconds=time.perf_counter() - start)
+    """Search a split part by part, each kept until all are there, and keep the whole; return it and its facts.
+
+    The parts depend on the dataset and the config alone, and are of whole batches, so that a test that was interrupted
+    finds the same.
+    """
+    device, split = local_device(), facts.split
+    images, micro_batch = len(dataset.splits[split]), config.micro_batch
+    size = max(PART_IMAGES // micro_batch, 1) * micro_batch
+    cuts = np.split(np.arange(images), range(size, images, size))
+    folder = path.with_suffix(".parts")
+    copies.bring_all(folder)
+    parts = []
+    with progress(f"objects: {text}", total=images) as bar:
+        for number, rows in enumerate(cuts):
+            part, file = dataset.part(split, rows), folder / f"{number:05d}-of-{len(cuts):05d}-{len(rows)}.json"
+            kept = read_kept_results(file, facts, part)
+            if kept is not None:
+                bar.advance(len(rows))
+            else:
+                start = time.perf_counter()
+                found = find_objects(detector.to(device), part, split, config, device=device, on_images=bar.advance)
+                own = replace(facts, seconds=time.perf_counter() - start)
+                kept = _keep(Results(split=split, found=found), own, part, file, copies)
+            parts.append(kept)
+    results = Results(split=split, found=[found for part, _ in parts for found in part.found])
+    facts = replace(facts, seconds=sum(own.seconds for _, own in parts))
+    whole = _keep(results, facts, dataset, path, copies)
+    shutil.rmtree(folder, ignore_errors=True)
+    copies.remove_all(folder)
+    return whole
+
+
+def _keep(
+    results: Results, facts: ResultsFacts, dataset: Dataset, path: Path, copies: Copies
+) -> tuple[Results, ResultsFacts]:
+    """Write results and what they are of, here and where score files are kept; return them as they are read back."""
+    results.write(dataset, path)
+    facts = facts.keep(path)
+    copies.send(path)
+    copies.send(facts.file(path))
+    return read_results(path, dataset, results.split), facts

@@ -21,12 +21,14 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection import task_of
+from resnet_pipeline.detection.finding import find_objects
 from resnet_pipeline.detection.improvements import Improvements
 from resnet_pipeline.detection.metrics import coco_metrics, paired_difference
 from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts
 from resnet_pipeline.detection.trained import is_detector, load_detector
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_folder
+from resnet_pipeline.jobs import detect
 from resnet_pipeline.jobs.detect import (
     DetectionTest,
     all_detectors,
@@ -135,6 +137,57 @@ def test_improvements_are_switches_of_a_test_alone(space, tmp_path, monkeypatch,
         said = json.loads(capsys.readouterr().out)["models"][0]
         assert ended.value.code == 0 and said["reused"], words
         assert said["scores"] == str(other.path if words[0] == "evaluate" else both.path)
+
+
+def test_a_test_that_is_stopped_goes_on_with_the_images_that_are_missing(space, monkeypatch):
+    run, searched = trained(space).run, []
+
+    def stopped_after(parts):
+        def find(model, dataset, split, *arguments, **options):
+            if len(searched) == parts:
+                raise KeyboardInterrupt
+            searched.append(dataset.splits[split].keys)
+            return find_objects(model, dataset, split, *arguments, **options)
+
+        monkeypatch.setattr(detect, "find_objects", find)
+
+    test = dataclasses.replace(TEST, split="train")
+    (whole,) = evaluate_detectors(space, [run.name], test)
+    content = whole.path.read_bytes()
+    whole.path.unlink()
+    monkeypatch.setattr(detect, "PART_IMAGES", 5)  # one micro-batch of four
+    stopped_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_detectors(space, [run.name], test)
+    assert len(list(whole.path.with_suffix(".parts").iterdir())) == 2 and not whole.path.exists()
+    stopped_after(2)
+    (again,) = evaluate_detectors(space, [run.name], test)
+    assert [len(keys) for keys in searched] == [4, 4] and searched[0] != searched[1]
+    assert not whole.path.with_suffix(".parts").exists()
+    assert not again.reused and again.path == whole.path and again.seconds > 0
+    for one, other in zip(again.results.found, whole.results.found, strict=True):
+        np.testing.assert_allclose(one.box, other.box, atol=1e-9)
+        assert one.mask == other.mask and (one.label == other.label).all() and (one.score == other.score).all()
+    assert json.loads(content)[0]["score"] == json.loads(whole.path.read_text())[0]["score"]
+
+
+def test_some_images_of_a_split_are_a_test_of_their_own(space, monkeypatch, capsys):
+    name = trained(space).run.name
+    (whole,) = evaluate_detectors(space, [name], TEST)
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
+    words = ["resnet-pipeline", "evaluate", name, "--dataset", "scenes", "--images", "2", "--json", "-"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        cli.main()
+    (said,) = json.loads(capsys.readouterr().out)["models"]
+    assert said["images"] == 2 and said["protocol"] == f"{whole.protocol}-2-images"
+    dataset = open_dataset(space, "scenes").part("val", np.array([0, 2]))
+    some = Results(split="val", found=[whole.results.found[i] for i in (0, 2)])
+    assert said["ap"] == pytest.approx(coco_metrics(dataset, some).ap, abs=1e-3)
+    monkeypatch.setattr("sys.argv", [*words, "--workers", "2"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1 and "leave --workers and --hardware out" in capsys.readouterr().err
 
 
 def test_detectors_are_told_from_classifiers(space, make_run):
