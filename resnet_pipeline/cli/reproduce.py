@@ -66,6 +66,7 @@ def reproduce(
     What `train` and `evaluate` made before is reused. The same command in a second terminal takes the runs that the
     first one does not train yet.
     """
+    from resnet_pipeline.jobs.keep_transfers import keep_transfers
     from resnet_pipeline.jobs.launch import Launch
     from resnet_pipeline.jobs.reproduce import kept_folder, page_of
     from resnet_pipeline.jobs.reproduce import reproduce as reproduced
@@ -85,6 +86,7 @@ def reproduce(
         write_result(json_file, [plain(row) for row in rows])
         return
     if page_only:
+        keep_transfers(workspace, folder)
         say(page_of(folder, price))
         return
     launch = Launch(launcher=launcher, workers=workers, max_failures=max_failures, mirror=mirror, price=price)

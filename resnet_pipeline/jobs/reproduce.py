@@ -19,6 +19,7 @@ from resnet_pipeline.errors import StoppedError, UserError
 from resnet_pipeline.evaluation.ensemble import average
 from resnet_pipeline.evaluation.exhibits import EXHIBITS, Exhibit, exhibits_of, network_name
 from resnet_pipeline.evaluation.protocols import TestSpec
+from resnet_pipeline.evaluation.transfers import TRANSFERS
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.hardware import Hardware, training_seconds
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
@@ -70,6 +71,7 @@ def page_of(folder: Path, price: float | None = None) -> Path:
     Example: ``page_of(Path("docs/reproduction"))``
     """
     recipes = {row.recipe for exhibit in EXHIBITS.values() for row in exhibit.rows}
+    recipes |= {row.recipe for table in TRANSFERS for row in table.rows if row.recipe and "-loc/" in row.recipe}
     seconds = {recipe: training_seconds(get_recipe(recipe), _PLANNED_ON) for recipe in recipes}
     return write_page(folder, read_kept(folder), Costs(kept_costs(), seconds, str(_PLANNED_ON), price))
 

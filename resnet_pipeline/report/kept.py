@@ -24,7 +24,7 @@ from resnet_pipeline.records import OMIT_NONE, load_record, plain_record
 
 FORMAT = 1
 _MOST_POINTS = 200  # of a kept curve
-R = TypeVar("R", "KeptRun", "KeptEnsemble")
+R = TypeVar("R", "KeptRun", "KeptEnsemble", "KeptTransfer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,16 +183,44 @@ class KeptEnsemble:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptTransfer:
+    """A test of a finished detector or localiser: each figure in percent with its 95 % interval, by name.
+
+    ``test`` names what the test adds to a plain one (`evaluation.transfers.TransferRow`), ``context`` says whether the
+    network has the paper's global context. ``changes`` are the other fields that differ from the recipe.
+    """
+
+    format: int = FORMAT
+    run: str
+    test: str
+    recipe: str
+    context: bool
+    steps: int
+    paper_steps: int
+    changes: tuple[str, ...]
+    dataset: str
+    images: int
+    figures: Mapping[str, tuple[float, float, float]]
+    command: str
+
+    @property
+    def name(self) -> str:
+        """The run, and the test if it is not the plain one."""
+        return f"{self.run}-{self.test.strip('-')}" if self.test else self.run
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kept:
     """All that a folder keeps."""
 
     runs: tuple[KeptRun, ...]
     ensembles: tuple[KeptEnsemble, ...]
+    transfers: tuple[KeptTransfer, ...] = ()
 
 
-def keep(folder: Path, what: KeptRun | KeptEnsemble) -> Path:
-    """Write a run's or an ensemble's file, atomically, a line for each field, and return its path."""
-    path = folder / ("runs" if isinstance(what, KeptRun) else "ensembles") / f"{_name(what)}.json"
+def keep(folder: Path, what: KeptRun | KeptEnsemble | KeptTransfer) -> Path:
+    """Write the file of what is kept, atomically, a line for each field, and return its path."""
+    path = folder / _FOLDERS[type(what)] / f"{_name(what)}.json"
     fields = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in plain_record(what).items())
     with replacing(path) as temporary:
         temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n")
@@ -207,6 +235,7 @@ def read_kept(folder: Path) -> Kept:
     return Kept(
         runs=tuple(_read(KeptRun, sorted((folder / "runs").glob("*.json")))),
         ensembles=tuple(_read(KeptEnsemble, sorted((folder / "ensembles").glob("*.json")))),
+        transfers=tuple(_read(KeptTransfer, sorted((folder / "transfers").glob("*.json")))),
     )
 
 
@@ -230,7 +259,10 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> KeptCurve:
     )
 
 
-def _name(what: KeptRun | KeptEnsemble) -> str:
+_FOLDERS = {KeptRun: "runs", KeptEnsemble: "ensembles", KeptTransfer: "transfers"}
+
+
+def _name(what: KeptRun | KeptEnsemble | KeptTransfer) -> str:
     return what.run if isinstance(what, KeptRun) else what.name
 
 

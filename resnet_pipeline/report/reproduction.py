@@ -15,6 +15,7 @@ from resnet_pipeline.progress import cost, hours
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.findings import Finding, findings_of, spread
 from resnet_pipeline.report.kept import Kept, KeptDataset, KeptEnsemble, KeptRun, KeptTest, Setting
+from resnet_pipeline.report.transfers import TransferSection, transfer_sections
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Study:
     sections: tuple[Section, ...]
     findings: tuple[Finding, ...]
     runs: tuple[KeptRun, ...]
+    transfers: tuple[TransferSection, ...]
 
 
 def study_of(kept: Kept, costs: Costs) -> Study:
@@ -84,6 +86,7 @@ def study_of(kept: Kept, costs: Costs) -> Study:
         sections=tuple(_section(exhibit, kept, costs) for exhibit in EXHIBITS.values()),
         findings=findings_of(kept.runs),
         runs=kept.runs,
+        transfers=transfer_sections(kept.transfers, costs.seconds, costs.hardware, costs.price),
     )
 
 

@@ -151,6 +151,12 @@ def _markdown(study: Study, figures: dict[str, str]) -> Iterator[str]:
                 about += f": `{line.command}`, {line.estimate}"
             about += "".join(f"; `{run.run}`" for run in line.runs)
             yield _row([*cells(section, line), about.removeprefix("; ")])
+    for transfer in study.transfers:
+        yield from ("", f"## {transfer.table.title}", "", _row(transfer.columns))
+        yield "|---" * len(transfer.columns) + "|"
+        for each in transfer.lines:
+            remarks = "; ".join((*each.remarks, *([f"`{each.command}`"] if each.command else [])))
+            yield _row([each.label, each.paper, each.ours, each.difference, remarks])
     yield from ("", "## Runs", "")
     for run in study.runs:
         yield f"### {run.recipe}, seed {run.seed}"

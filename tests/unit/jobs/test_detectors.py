@@ -28,7 +28,7 @@ from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts
 from resnet_pipeline.detection.trained import is_detector, load_detector
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_folder
-from resnet_pipeline.jobs import detect
+from resnet_pipeline.jobs import detect, keep_transfers
 from resnet_pipeline.jobs.detect import (
     DetectionTest,
     all_detectors,
@@ -42,6 +42,7 @@ from resnet_pipeline.jobs.promote_detector import promote_detector
 from resnet_pipeline.jobs.register_detector import register_detector
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.report.kept import read_kept
 from resnet_pipeline.sources.scenes import write_scenes
 from resnet_pipeline.staging.stage import Source, pack
 from resnet_pipeline.storage.local import LocalStorage
@@ -188,6 +189,19 @@ def test_some_images_of_a_split_are_a_test_of_their_own(space, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code and "leave --workers and --hardware out" in capsys.readouterr().err
+
+
+def test_what_a_detector_comes_to_is_kept_for_the_page_of_the_paper(space, tmp_path, monkeypatch):
+    run = trained(space).run
+    (found,) = evaluate_detectors(space, [run.name], dataclasses.replace(TEST, voc="11", samples=500))
+    assert keep_transfers.keep_transfers(space, tmp_path) == [], "its recipe is none of the paper's"
+    monkeypatch.setattr(keep_transfers, "_RECIPES", {"scenes/maskrcnn-resnet8-c4"})
+    assert keep_transfers.keep_transfers(space, tmp_path)
+    (kept,) = [each for each in read_kept(tmp_path).transfers if each.run == run.name and not each.test]
+    assert kept.images == 4 and kept.paper_steps == 400 and kept.steps == 2 and "batch=4" in kept.changes
+    assert kept.figures["AP"][0] == pytest.approx(found.boxes.ap, abs=1e-3)
+    assert kept.figures["AP50"][1:] == pytest.approx(found.boxes.intervals[1], abs=1e-3)
+    assert kept.figures["mAP"][0] == pytest.approx(found.voc[0], abs=1e-3)
 
 
 def test_detectors_are_told_from_classifiers(space, make_run):
