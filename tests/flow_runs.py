@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,13 +23,21 @@ class Api:
     """``user:password``, if the server wants one."""
 
     def ask(self, path: str, data: Any = None) -> Any:
-        """Return what the server answers; with ``data`` it is posted."""
+        """Return what the server answers; with ``data`` it is posted. Asks again, as Prefect's client does, if busy."""
         body = None if data is None else json.dumps(data).encode()
         request = urllib.request.Request(self.address + path, data=body, headers={"Content-Type": "application/json"})
         if self.login:
             request.add_header("Authorization", f"Basic {base64.b64encode(self.login.encode()).decode()}")
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read())
+            except urllib.error.HTTPError as error:
+                # 503: its SQLite is locked by another request
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
 
     def start(self, deployment: str, variables: Mapping[str, str] | None = None, /, **parameters: Any) -> FlowRun:
         """Start a deployment, its own parameters changed by these; ``variables`` are set for its process."""

@@ -33,6 +33,8 @@ from resnet_pipeline.training.run_directory import RunDirectory
 torch.set_num_threads(1)
 with torchrun_context() as context:
     train(RunDirectory.open(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2])), context)
+left = [name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())]
+assert not left, f"threads of a group that is over may abort the process when Python ends: {left}"
 """
 
 PROGRAM = "import os, sys; os.chdir(sys.argv.pop(1)); from resnet_pipeline.cli import main; main()"

@@ -6,6 +6,7 @@ The loop is the same in one plain process, under torchrun and under Ray Train; o
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -101,3 +102,6 @@ def torchrun_context() -> Iterator[LocalContext]:
             yield LocalContext(rank=dist.get_rank(), world_size=world, device=device, stop=stop)
         finally:
             dist.destroy_process_group()
+            # DDP's cycles of references keep the group, and its threads, until Python finalises: one that drops a
+            # tensor then aborts the process
+            gc.collect()
