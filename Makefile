@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/tools
 DEMO_ARGS ?=
+GPU_ARGS ?=
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Two processes of tests, each with one thread of computation (tests/conftest.py); those that start servers and
 # clusters run one after another, beside the others (tests/scheduling.py).
@@ -12,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 APART := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-detection up down lint check format test test-cluster soak secrets sbom audit tree docs image clean
+.PHONY: help install demo demo-detection up down lint check format test test-cluster soak gpu secrets sbom audit tree docs image clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -59,6 +60,9 @@ test-cluster: $(READY)  ## A training on hosts with PostgreSQL, S3 and logins, t
 
 soak: $(READY)  ## Training through lost drivers, workers, nodes and clusters; torchrun's every end; CIFAR-10; ResNet-50's trace
 	$(PYTEST) $(APART) -m soak
+
+gpu: $(READY)  ## A GPU's tests and benchmarks, in one table: build/gpu.md (GPU_ARGS=--small: on the CPU, that they run)
+	$(BIN)/python benchmarks/gpu.py $(GPU_ARGS)
 
 tree:  ## One line on each module, its own first one
 	@find resnet_pipeline flows benchmarks -name '*.py' -size +0 | sort | while read -r file; do \

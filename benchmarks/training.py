@@ -233,6 +233,7 @@ def child_ours(
         pauses: list[float] = []
         steps: list[float] = []
         ended: list[float] = []
+        reached: dict[int, float] = {}
 
         class Timed(Trainer):
             def save(self) -> None:
@@ -243,7 +244,10 @@ def child_ours(
             def one_step(self, batches: Iterator[object]) -> None:
                 start = time.perf_counter()
                 super().one_step(batches)
+                if self.state.step in (config.steps // 2, config.steps) and DEVICE.type == "cuda":
+                    torch.cuda.synchronize()
                 steps.append(time.perf_counter() - start)
+                reached[self.state.step] = time.perf_counter()
 
             def finish(self) -> None:
                 ended.append(time.perf_counter())  # epochs only: no final test
@@ -259,6 +263,10 @@ def child_ours(
         "pause": statistics.median(pauses),
         "longest_pause": max(pauses),
         "step": statistics.median(steps),
+        # without the loader's start, compilation and the first steps
+        "second_half": (config.steps - config.steps // 2)
+        * config.batch
+        / (reached[config.steps] - reached[config.steps // 2]),
     }
 
 

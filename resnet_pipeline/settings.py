@@ -44,7 +44,7 @@ _MUST = {
     "price": _POSITIVE,
     "loader_threads": _WHOLE,
     "loader_prefetch": _WHOLE,
-    "gpu_decoding": "{variable} must be regions, whole or cpu, not {value!r}",
+    "gpu_decoding": "{variable} must be auto, regions, whole or cpu, not {value!r}",
     "log_format": "{variable} must be text or json, not {value!r}",
     "world_size": _WHOLE,
     "local_world_size": _WHOLE,
@@ -118,8 +118,8 @@ class Settings(BaseSettings):
     loader_prefetch: int | None = Field(default=None, ge=1)
     """batches that each worker prepares ahead"""
 
-    gpu_decoding: Literal["regions", "whole", "cpu"] = "regions"
-    """how crops are decoded for a GPU: their regions on the GPU, whole images there, or regions by the CPU"""
+    gpu_decoding: Literal["auto", "regions", "whole", "cpu"] = "auto"
+    """how a GPU gets its crops: regions or whole images decoded there, or by the `cpu`; `auto`: the first that works"""
 
     log_format: Literal["text", "json"] = "text"
     """`json` writes messages and progress as JSON lines, with run, rank and step; a command's last error stays text"""

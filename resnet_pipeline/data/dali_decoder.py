@@ -29,7 +29,6 @@ from resnet_pipeline.data.resize import Resizer
 from resnet_pipeline.data.torch_decoder import broken_sample
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.parallel import Ahead
-from resnet_pipeline.settings import settings
 
 P = TypeVar("P", Plan, ViewPlan, WholePlan)
 T = TypeVar("T")
@@ -44,8 +43,7 @@ _RGB = {"output_type": types.RGB, "adjust_orientation": False}
 class DaliExecutor:
     """A DALI pipeline per kind of plan, on the CPU or on a CUDA device (decoding ``mixed``).
 
-    How a CUDA device gets its crops is the setting `gpu_decoding`: a decoder of regions there has been seen to crash
-    (NVIDIA/nvImageCodec, issue 55), and does not use the hardware's JPEG engine, which whole images do.
+    ``way`` is how a CUDA device gets its crops, one of `decoding_check.WAYS`.
     """
 
     def __init__(
@@ -56,10 +54,11 @@ class DaliExecutor:
         threads: int,
         prefetch: int,
         fill: npt.NDArray[np.float32] | None,
+        way: str,
     ) -> None:
         self._samples, self._most, self._device = samples, most, device
         self._threads, self._prefetch = threads, prefetch
-        self._way = settings().gpu_decoding
+        self._way = way
         self._fill = None if fill is None else [float(v) for v in np.rint(fill)]
 
     def crops(self, plans: Iterator[Plan]) -> Iterator[tuple[Plan, torch.Tensor]]:

@@ -18,6 +18,7 @@ import torch
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.crops import Plan, ViewPlan, WholePlan, plan_crops, plan_views, resized_sizes
 from resnet_pipeline.data.dataset import Dataset, Split
+from resnet_pipeline.data.decoding_check import way_for
 from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
 from resnet_pipeline.data.shard_reader import Reached
 from resnet_pipeline.errors import UserError
@@ -266,7 +267,7 @@ def executor_of(
         try:
             from resnet_pipeline.data.dali_decoder import DaliExecutor
 
-            return DaliExecutor(samples, most, device, threads, prefetch, fill)
+            return DaliExecutor(samples, most, device, threads, prefetch, fill, way_for(str(device)))
         except ImportError as error:
             if backend == "dali":
                 raise UserError(f"DALI can't be imported ({error}); install nvidia-dali-cuda130") from None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from resnet_pipeline.data.dataset import dataset_names
+from resnet_pipeline.data.decoding_check import WAYS, Trial, tried
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.parallel import cores
 from resnet_pipeline.services import connections
 from resnet_pipeline.services.connections import Finding
-from resnet_pipeline.services.decoder_check import check_decoders
-from resnet_pipeline.settings import ROOT_VARIABLE, Shown, effective
+from resnet_pipeline.settings import ROOT_VARIABLE, Shown, effective, settings
 from resnet_pipeline.workspace import Workspace
 
 
@@ -67,13 +67,35 @@ def _decoder(workspace: Workspace) -> Finding:
     except PackageNotFoundError:
         return _finding("decoder", "DALI is not installed", "torchvision decodes, slower")
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    refusals = [f"{device} {reason}" for device, reason in check_decoders(gpus or ["cpu"]).items() if reason]
-    if refusals:
-        state = f"{found} decodes no image: {'; '.join(refusals)}"
-        other = "; RESNET_PIPELINE_GPU_DECODING=whole, or cpu, takes another way" if gpus else ""
-        return Finding(what="decoder", state=state, use=f"no training{other}", ok=False)
-    where = "mixed mode, JPEGs on each GPU" if gpus else "on the CPU"
-    return _finding("decoder", found, f"it decoded an image {where}")
+    if not gpus:
+        trial = tried("cpu", WAYS[0])
+        if trial.problem:
+            return Finding(
+                what="decoder", state=f"{found} decodes no image: {trial.problem}", use="no training", ok=False
+            )
+        return _finding("decoder", found, "it decoded images on the CPU")
+    return decoder_of_gpus(found, {gpu: {way: tried(gpu, way) for way in WAYS} for gpu in gpus})
+
+
+def decoder_of_gpus(dali: str, trials: Mapping[str, Mapping[str, Trial]]) -> Finding:
+    """Return what is said of the trials of each GPU's ways to its crops; ``dali`` is its name and version."""
+    works = {gpu: {way: trial for way, trial in of.items() if not trial.problem} for gpu, of in trials.items()}
+    refusals = [f"{gpu} by {way} {one.problem}" for gpu, of in trials.items() for way, one in of.items() if one.problem]
+    refused = f"; not {'; '.join(refusals)}" if refusals else ""
+    if without := [gpu for gpu, of in works.items() if not of]:
+        use = f"no training on {', '.join(without)}"
+        return Finding(what="decoder", state=f"{dali}{refused}", use=use, ok=False)
+    paces = [
+        f"{gpu} by " + ", ".join(f"{way} {trial.images_per_second:,.0f} images/s" for way, trial in of.items())
+        for gpu, of in works.items()
+    ]
+    setting = settings().gpu_decoding
+    chosen = {next(iter(of)) if setting == "auto" else setting for of in works.values()}
+    fastest = {max(of, key=lambda way: of[way].images_per_second) for of in works.values()}
+    faster = ""
+    if len(fastest) == 1 and fastest != chosen:
+        faster = f"; RESNET_PIPELINE_GPU_DECODING={fastest.pop()} is faster"
+    return _finding("decoder", f"{dali}, {'; '.join(paces)}{refused}", f"by {', '.join(sorted(chosen))}{faster}")
 
 
 def _disk(workspace: Workspace) -> Finding:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from resnet_pipeline.config import AugmentConfig
+from resnet_pipeline.data.decoding_check import tried, way_for
 from resnet_pipeline.data.loaders import train_batches, view_batches
 from resnet_pipeline.evaluation.protocols import protocol_of
 from resnet_pipeline.evaluation.scoring import evaluate
@@ -43,6 +46,14 @@ def test_decoding_for_a_gpu_gives_nearly_the_cpu_s_batches(photo_set, monkeypatc
             assert a.images.device == CUDA
             assert torch.equal(a.index, b.index) and torch.equal(a.color.cpu(), b.color)
             check_pixels(a.images, b.images)
+
+
+def test_the_way_that_works_is_found_once_for_each_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESNET_PIPELINE_CACHE", str(tmp_path))
+    way = way_for("cuda:0")
+    assert not tried("cuda:0", way).problem
+    kept = tmp_path / "decoding.json"
+    assert list(json.loads(kept.read_text()).values()) == [way]
 
 
 @pytest.mark.parametrize("views", ["center", "10-crop"])

@@ -114,7 +114,7 @@ def test_they_are_read_when_they_are_asked_for(monkeypatch, tmp_path):
         ),
         ("LOADER_THREADS", "two", "RESNET_PIPELINE_LOADER_THREADS must be a whole number of at least 1, not 'two'"),
         ("LOADER_PREFETCH", "0", "RESNET_PIPELINE_LOADER_PREFETCH must be a whole number of at least 1, not '0'"),
-        ("GPU_DECODING", "nvjpeg", "RESNET_PIPELINE_GPU_DECODING must be regions, whole or cpu, not 'nvjpeg'"),
+        ("GPU_DECODING", "nvjpeg", "RESNET_PIPELINE_GPU_DECODING must be auto, regions, whole or cpu, not 'nvjpeg'"),
     ],
 )
 def test_an_invalid_value_is_one_line(monkeypatch, name, value, text):

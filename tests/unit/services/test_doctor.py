@@ -10,9 +10,10 @@ import pytest
 
 from resnet_pipeline.adapters.ray import versions
 from resnet_pipeline.adapters.ray.versions import Node, differences
+from resnet_pipeline.data.decoding_check import Trial
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.services import connections
-from resnet_pipeline.services.decoder_check import check_decoders, decode
+from resnet_pipeline.services.doctor import decoder_of_gpus
 from resnet_pipeline.storage import storage_at
 from resnet_pipeline.workspace import Workspace
 
@@ -37,14 +38,26 @@ def refusing() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.slow
-def test_a_device_that_is_not_there_is_found_by_its_process():
-    verdict = check_decoders(["cuda:99"])["cuda:99"]
-    assert "ended with status 1: " in verdict and "\n" not in verdict
+FAST, SLOW = Trial(images_per_second=9000.0), Trial(images_per_second=3000.0)
+CRASH = Trial(problem="ended with status -11: it said nothing")
 
 
-def test_pixels_are_those_of_pillow():
-    assert decode("cpu") < 1
+@pytest.mark.parametrize(
+    ("setting", "trials", "ok", "state", "use"),
+    [
+        ("auto", {"regions": FAST, "whole": SLOW, "cpu": SLOW}, True, "regions 9,000 images/s, whole", "by regions"),
+        ("auto", {"regions": SLOW, "whole": FAST, "cpu": SLOW}, True, "whole 9,000",
+         "by regions; RESNET_PIPELINE_GPU_DECODING=whole is faster"),
+        ("whole", {"regions": SLOW, "whole": FAST, "cpu": SLOW}, True, "whole 9,000", "by whole"),
+        ("auto", {"regions": CRASH, "whole": SLOW, "cpu": SLOW}, True,
+         "; not cuda:0 by regions ended with status -11: it said nothing", "by whole"),
+        ("auto", dict.fromkeys(("regions", "whole", "cpu"), CRASH), False, "status -11", "no training on cuda:0"),
+    ],
+)  # fmt: skip
+def test_doctor_says_how_a_gpu_decodes_and_what_is_faster(monkeypatch, setting, trials, ok, state, use):
+    monkeypatch.setenv("RESNET_PIPELINE_GPU_DECODING", setting)
+    found = decoder_of_gpus("DALI 2.3.0", {"cuda:0": trials})
+    assert found.ok is ok and state in found.state and found.use == use
 
 
 @pytest.mark.slow
