@@ -107,7 +107,7 @@ def test_doctor_says_what_is_here(run, tmp_path):
     found = {f["what"]: f for f in json.loads((tmp_path / "d.json").read_text())}
     looked_at = {"processor", "GPUs", "decoder", "disk", "datasets", "Ray", "MLflow", "Prefect"}
     assert looked_at | {setting.variable for setting in effective()} == set(found)
-    assert "it decoded an image" in found["decoder"]["use"] and all(f["ok"] for f in found.values())
+    assert "it decoded images" in found["decoder"]["use"] and all(f["ok"] for f in found.values())
     root = found["RESNET_PIPELINE_ROOT"]
     assert (root["state"], root["use"]) == (str(tmp_path / "other"), "from: --root")
     assert found["RESNET_PIPELINE_TIMEOUT"]["use"] == "from: default"
