@@ -18,7 +18,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -56,12 +55,9 @@ POOLED = 8  # bins on each side of a region of C4, half of them after the last s
 class Torchvision(DetectionTask):
     """The same task with torchvision's own detector on the network: its constructors, with its defaults."""
 
-    def _on(self, classifier: Classifier) -> Detector:
-        network = classifier.network
-        assert isinstance(network, ResNet)
-        network.freeze(self._config.optim.frozen_stages)
-        torch.manual_seed(self._config.seed)
-        freeze_batch_norm(network)
+    def _built(self, classifier: Classifier, network: ResNet) -> Detector:
+        if self._detection.norm == "frozen":
+            freeze_batch_norm(network)
         body = BackboneWithFPN(
             _without_classifier(network),
             {name: str(i) for i, name in enumerate(network.stage_names)},
@@ -105,8 +101,9 @@ KINDS = {
 }
 
 
-def config_of(network: str, kind: Kind, steps: int, side: int, lr: float) -> RunConfig:
-    """Return the schedule and the sizes that all share; random weights have no averages, so theirs are trained."""
+def config_of(network: str, kind: Kind, steps: int, side: int, lr: float, norm: str) -> RunConfig:
+    """Return the schedule and the sizes that all share; random weights have no averages, so their norm is trained."""
+    norm = norm if kind.begins else "batch"
     detection = {
         "c4": DetectionConfig(
             longest=2 * side, anchor_sizes=(side // 10, side // 5, side * 2 // 5), pooled=POOLED, least_side=2.0,
@@ -123,9 +120,9 @@ def config_of(network: str, kind: Kind, steps: int, side: int, lr: float) -> Run
         augment=AugmentConfig(kind="whole-image", crop=side, shorter_side=(side * 9 // 10, side * 11 // 10)),
         views=ViewConfig(crop=side, resize=side, scales=(side,)),
         optim=OptimConfig(lr=lr, momentum=0.9, weight_decay=1e-4, decay_norm=False,
-                          frozen_stages=1 if kind.begins else None),
+                          frozen_stages=1 if norm == "frozen" else None),
         schedule=ScheduleConfig(kind="cosine", warmup=min(20, steps // 2)),
-        detection=replace(detection, norm="frozen" if kind.begins else "batch"),
+        detection=replace(detection, norm=norm),
         precision="auto",
         batch=4,
         micro_batch=4,
@@ -162,6 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--side", type=int, default=112, help="shorter side, in pixels")
     parser.add_argument("--lr", type=float, default=0.02, help="of all of them")
+    parser.add_argument("--norm", choices=["frozen", "batch"], default="frozen", help="but of random backbones: batch")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="the first is compared with all")
     parser.add_argument("--results", type=Path, help="folder to keep result files in; what is there is not run again")
     options = parser.parse_args()
@@ -173,10 +171,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for short in options.only:
             kind = KINDS[short]
-            config = config_of(member.network, kind, options.steps, options.side, options.lr)
+            config = config_of(member.network, kind, options.steps, options.side, options.lr, options.norm)
             weights = _for_these_classes(member.classifier, dataset, config, Path(folder) / "backbone.safetensors")
             start, cpu = time.perf_counter(), time.process_time()
-            kept = options.results and options.results / f"{short}-{options.steps}-{options.side}-{options.lr}.json"
+            name = f"{short}-{config.detection.norm}-{options.steps}-{options.side}-{options.lr}.json"
+            kept = options.results and options.results / name
             if kept and kept.exists():
                 found[kind.name] = read_results(kept, dataset, dataset.eval_split)
             else:
@@ -187,6 +186,7 @@ def main() -> None:
             metrics = coco_metrics(dataset, found[kind.name], samples=500)
             row = {
                 "detector": kind.name,
+                "norm": config.detection.norm,
                 "lr": options.lr,
                 "ap50": metrics.ap50,
                 "ap50_interval": metrics.intervals[1] if metrics.intervals else None,

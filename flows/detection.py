@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,9 +12,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from flows.artifacts import Links, even, key_of, table
+from flows.artifacts import even, key_of, table
 from flows.evaluate import SECONDS_TO_REGISTER
-from flows.gpus import reserved
 from flows.parameters import (
     DatasetName,
     Deepen,
@@ -34,9 +32,8 @@ from flows.parameters import (
     ValidateAside,
     Workers,
 )
-from flows.shell import flow_run_tags, form, logged, outcome, phase
-from flows.train import train
-from resnet_pipeline.adapters.mlflow.runs import Tracking
+from flows.shell import form, logged, outcome, phase
+from flows.train import show_places, trained_and_tested
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.data.image_files import open_image
 from resnet_pipeline.detection.metrics import CocoMetrics
@@ -44,7 +41,7 @@ from resnet_pipeline.jobs.detect import DetectionTest, DetectorEvaluation, evalu
 from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.pictures import pictures_of
-from resnet_pipeline.jobs.register import Registration, check_network_name
+from resnet_pipeline.jobs.register import check_network_name
 from resnet_pipeline.jobs.register_detector import register_detector
 from resnet_pipeline.jobs.train import TrainedRun, run_config
 from resnet_pipeline.records import JsonObject, plain
@@ -137,27 +134,18 @@ def detection_train(
     )  # fmt: skip
     initial = InitialWeights.of(initial_weights, deepened=deepen)
     check_network_name(registered_as, registered=registered)
-    open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
-    links = Links(config.recipe)
-    with reserved(config, launch):
-        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial))
-        if trained is None:
-            return {}
-        (evaluation,) = outcome(find([str(trained.run.path)], dataset))
+    done = trained_and_tested(
+        config, dataset, launch, initial, lambda trained: outcome(find([str(trained.run.path)], dataset))
+    )
+    if done is None:
+        return {}
+    trained, (evaluation,), links = done
     version = outcome(register(trained, evaluation, registered_as)) if registered else None
     file = outcome(show(trained, evaluation, dataset))
     found = {"boxes": evaluation.boxes, **({} if evaluation.masks is None else {"masks": evaluation.masks})}
     rows = [_row(config.recipe, kind, metrics, evaluation.images) for kind, metrics in found.items()]
     table(key_of("precision", config.recipe), even(rows), f"Average precision of {config.recipe} on {dataset}, percent")
-    registration = Registration.of(trained.run) if registered else None
-    tracking = Tracking(Workspace.of())
-    links.show(
-        {
-            "MLflow run": tracking.page(trained.run),
-            "registered version": tracking.page_of_version(registration.uri) if registration else None,
-            "pictures": str(file),
-        }
-    )
+    show_places(links, trained, registered=registered, pictures=file)
     return {
         "run": str(trained.run.path),
         "version": version,

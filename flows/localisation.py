@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.artifacts import Links, even, key_of, table
-from flows.gpus import reserved
+from flows.artifacts import even, key_of, table
 from flows.parameters import (
     DatasetName,
     Deepen,
@@ -27,10 +25,8 @@ from flows.parameters import (
     ValidateAside,
     Workers,
 )
-from flows.shell import flow_run_tags, form, logged, outcome, phase
-from flows.train import train
-from resnet_pipeline.adapters.mlflow.runs import Tracking
-from resnet_pipeline.data.dataset import open_dataset
+from flows.shell import form, logged, outcome, phase
+from flows.train import show_places, trained_and_tested
 from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.localise import Localisation
@@ -97,13 +93,12 @@ def localization_train(
         validate_aside=validate_aside,
     )  # fmt: skip
     initial = InitialWeights.of(initial_weights, deepened=deepen)
-    open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
-    links = Links(config.recipe)
-    with reserved(config, launch):
-        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial))
-        if trained is None:
-            return {}
-        found = outcome(localise(str(trained.run.path), dataset, classes))
+    done = trained_and_tested(
+        config, dataset, launch, initial, lambda trained: outcome(localise(str(trained.run.path), dataset, classes))
+    )
+    if done is None:
+        return {}
+    trained, found, links = done
     rows = [
         {
             "protocol": each.protocol,
@@ -116,7 +111,7 @@ def localization_train(
     ]
     title = f"Localisation error of {config.recipe} on {dataset}, percent (the paper, Table 13)"
     table(key_of("localisation", config.recipe), even(rows), title)
-    links.show({"MLflow run": Tracking(Workspace.of()).page(trained.run)})
+    show_places(links, trained)
     return {
         **plain(trained.result),
         "run": str(trained.run.path),

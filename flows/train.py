@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -53,6 +54,8 @@ from resnet_pipeline.records import JsonObject, plain
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -244,6 +247,35 @@ def report(trained: TrainedRun, tests: list[TestSpec], evaluations: list[Evaluat
     return page
 
 
+def trained_and_tested(
+    config: RunConfig,
+    dataset: str,
+    launch: Launch,
+    initial: InitialWeights | None,
+    test: Callable[[TrainedRun], T],
+) -> tuple[TrainedRun, T, Links] | None:
+    """Return the finished run, what ``test`` says of it, and where to look; the GPUs are taken for both.
+
+    None in the processes that torchrun started to help rank 0.
+    """
+    open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
+    links = Links(config.recipe)
+    with reserved(config, launch):
+        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial))
+        return None if trained is None else (trained, test(trained), links)
+
+
+def show_places(links: Links, trained: TrainedRun, *, registered: bool = False, **others: Path) -> None:
+    """Show where MLflow has the finished run and its version, and other files by their names."""
+    registration = Registration.of(trained.run) if registered else None
+    tracking = Tracking(Workspace.of())
+    places = {
+        "MLflow run": tracking.page(trained.run),
+        "registered version": tracking.page_of_version(registration.uri) if registration else None,
+    }
+    links.show({**places, **{name: str(file) for name, file in others.items()}})
+
+
 def train_test_register(
     config: RunConfig,
     dataset: str,
@@ -256,13 +288,16 @@ def train_test_register(
 ) -> JsonObject:
     """Return what the finished run came to; nothing in the processes that torchrun started to help rank 0."""
     check_network_name(name, registered=registered)
-    open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
-    links = Links(config.recipe)
-    with reserved(config, launch):
-        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial))
-        if trained is None:
-            return {}
-        evaluations = [outcome(score([str(trained.run.path)], test))[0] for test in tests]
+    done = trained_and_tested(
+        config,
+        dataset,
+        launch,
+        initial,
+        lambda trained: [outcome(score([str(trained.run.path)], test))[0] for test in tests],
+    )
+    if done is None:
+        return {}
+    trained, evaluations, links = done
     version = outcome(register(trained, evaluations, name)) if registered else None
     page = outcome(report(trained, tests, evaluations))
     errors = {
@@ -274,15 +309,7 @@ def train_test_register(
         for test, e in zip(tests, evaluations, strict=True)
     ]
     table(key_of("errors", config.recipe), even(rows), f"Errors of {config.recipe} on {dataset}, percent")
-    registration = Registration.of(trained.run) if registered else None
-    tracking = Tracking(Workspace.of())
-    links.show(
-        {
-            "MLflow run": tracking.page(trained.run),
-            "registered version": tracking.page_of_version(registration.uri) if registration else None,
-            "report": str(page),
-        }
-    )
+    show_places(links, trained, registered=registered, report=page)
     return {
         "run": str(trained.run.path),
         "report": str(page),

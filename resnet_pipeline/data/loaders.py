@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, Required, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from resnet_pipeline.settings import settings
 Backend = Literal["auto", "dali", "torch"]
 ViewKind = Literal["center", "10-crop"]
 T = TypeVar("T")
+P = TypeVar("P")
 
 _DECODED_PIXELS = 2**27  # of a batch of test images, before they are resized: 400 MB, and some batches are under way
 
@@ -63,30 +64,35 @@ class Executor(Protocol):
         """Yield each plan with its images uint8 [h, w, 3]: a list per size, of one image per sample."""
 
 
+class Stream(TypedDict, total=False):
+    """Which micro-batches of the endless stream of training samples a rank gets, and how they are decoded.
+
+    A step of ``batch`` samples has batch / micro_batch micro-batches; micro-batch m is rank (m mod ``world``)'s. There
+    are ``steps`` steps from ``start_step`` on, 0 by default. ``block_shards`` shuffles within blocks of so many shards
+    (``order.Blocks``); None shuffles the whole epoch. ``threads`` and ``prefetch`` are as the module says.
+    """
+
+    seed: Required[int]
+    batch: Required[int]
+    micro_batch: Required[int]
+    steps: Required[int]
+    start_step: int
+    rank: int
+    world: int
+    block_shards: int | None
+    device: torch.device | None
+    threads: int | None
+    prefetch: int | None
+    backend: Backend
+
+
 def train_batches(
-    dataset: Dataset,
-    *,
-    split: str = "train",
-    augment: AugmentConfig,
-    seed: int,
-    batch: int,
-    micro_batch: int,
-    rank: int = 0,
-    world: int = 1,
-    start_step: int = 0,
-    steps: int,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    prefetch: int | None = None,
-    backend: Backend = "auto",
-    block_shards: int | None = None,
+    dataset: Dataset, *, split: str = "train", augment: AugmentConfig, **stream: Unpack[Stream]
 ) -> Loader[Batch]:
     """Return this rank's micro-batches of the steps from ``start_step`` on, in order.
 
-    A step has batch / micro_batch micro-batches; micro-batch m is rank (m mod world)'s. The content of each is a
-    function of (seed, position) alone. ``block_shards`` shuffles within blocks of so many shards (``order.Blocks``);
-    None shuffles the whole epoch. Shards of a bucket are fetched ahead of their use. Raises UserError if the cache is
-    too small.
+    Which they are, `Stream` says. The content of each is a function of (seed, position) alone. Shards of a bucket are
+    fetched ahead of their use. Raises UserError if the cache is too small.
 
     Example::
 
@@ -98,11 +104,7 @@ def train_batches(
         labels = torch.from_numpy(samples.labels[plan.index])
         return Batch(images, labels, torch.from_numpy(plan.index), torch.from_numpy(plan.color))
 
-    return crop_batches(
-        dataset, samples, made, augment=augment, seed=seed, batch=batch, micro_batch=micro_batch, rank=rank,
-        world=world, start_step=start_step, steps=steps, device=device, threads=threads, prefetch=prefetch,
-        backend=backend, block_shards=block_shards,
-    )  # fmt: skip
+    return crop_batches(dataset, samples, made, augment=augment, **stream)
 
 
 def crop_batches(
@@ -111,18 +113,7 @@ def crop_batches(
     made: Callable[[Plan, torch.Tensor, Int64], T],
     *,
     augment: AugmentConfig,
-    seed: int,
-    batch: int,
-    micro_batch: int,
-    rank: int = 0,
-    world: int = 1,
-    start_step: int = 0,
-    steps: int,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    prefetch: int | None = None,
-    backend: Backend = "auto",
-    block_shards: int | None = None,
+    **stream: Unpack[Stream],
 ) -> Loader[T]:
     """Return this rank's micro-batches of the steps from ``start_step`` on, as `train_batches`, as ``made`` makes them.
 
@@ -134,28 +125,56 @@ def crop_batches(
     if len(samples) == 0:
         raise UserError(f"dataset {dataset.name!r} has no images to train on")
 
-    count = len(samples.shards)
-    samples.files.require(min(count, 2 * block_shards) if block_shards else count)
-    blocks = Blocks(samples.shard, block_shards or count)
-    shuffled = blocks if block_shards else None
+    def planned(positions: Int64, blocks: Blocks | None) -> Plan:
+        return crops_at(positions, dataset, samples, augment, seed=stream["seed"], blocks=blocks)
 
-    def of_rank() -> Iterator[Int64]:
-        for step in range(start_step, start_step + steps):
-            for micro in range(rank, batch // micro_batch, world):
-                yield micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
-
-    def plans(reached: Reached) -> Iterator[Plan]:
-        for positions in of_rank():
-            reached(int(positions[0]))
-            yield crops_at(positions, dataset, samples, augment, seed=seed, blocks=shuffled)
-
-    def run(executor: Executor) -> Iterator[T]:
-        ahead = stretches(start_step * batch, (start_step + steps) * batch, seed=seed, blocks=blocks)
-        with samples.files.following(ahead) as reached:
-            for (plan, images), positions in zip(executor.crops(plans(reached)), of_rank(), strict=False):
-                yield made(plan, images, positions)
+    def carried(executor: Executor, plans: Iterator[Plan], positions: Iterator[Int64]) -> Iterator[T]:
+        for (plan, images), own in zip(executor.crops(plans), positions, strict=False):
+            yield made(plan, images, own)
 
     fill = dataset.statistics.mean_rgb if augment.kind == "pad-crop" else None
+    return stream_batches(samples, planned, carried, fill=fill, **stream)
+
+
+def stream_batches(
+    samples: Split,
+    planned: Callable[[Int64, Blocks | None], P],
+    carried: Callable[[Executor, Iterator[P], Iterator[Int64]], Iterator[T]],
+    *,
+    fill: Any = None,
+    **stream: Unpack[Stream],
+) -> Loader[T]:
+    """Return what is ``carried`` out of the plans of this rank's micro-batches, whose shards are fetched ahead.
+
+    ``planned`` makes a plan of the positions int64 [N] of a micro-batch in the stream of the samples and of the blocks
+    that they are shuffled in. ``carried`` gets the plans, and the positions once more. ``fill`` is what the executor
+    pads with.
+
+    Example: ``stream_batches(samples, planned, carried, seed=0, batch=256, micro_batch=32, steps=9)``
+    """
+    seed, batch, micro_batch = stream["seed"], stream["batch"], stream["micro_batch"]
+    start, stop = stream.get("start_step", 0), stream.get("start_step", 0) + stream["steps"]
+    block_shards, count = stream.get("block_shards"), len(samples.shards)
+    samples.files.require(min(count, 2 * block_shards) if block_shards else count)
+    blocks = Blocks(samples.shard, block_shards or count)
+
+    def of_rank() -> Iterator[Int64]:
+        for step in range(start, stop):
+            for micro in range(stream.get("rank", 0), batch // micro_batch, stream.get("world", 1)):
+                yield micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
+
+    def plans(reached: Reached) -> Iterator[P]:
+        for positions in of_rank():
+            reached(int(positions[0]))
+            yield planned(positions, blocks if block_shards else None)
+
+    def run(executor: Executor) -> Iterator[T]:
+        ahead = stretches(start * batch, stop * batch, seed=seed, blocks=blocks)
+        with samples.files.following(ahead) as reached:
+            yield from carried(executor, plans(reached), of_rank())
+
+    device, threads, prefetch = stream.get("device"), stream.get("threads"), stream.get("prefetch")
+    backend = stream.get("backend", "auto")
     return Loader(lambda: executor_of(samples, micro_batch, device, threads, prefetch, backend, fill), run)
 
 

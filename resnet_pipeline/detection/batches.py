@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,18 @@ from faster_coco_eval.core import mask as coco_mask
 from resnet_pipeline.config import AugmentConfig
 from resnet_pipeline.data.crops import WholePlan, flips, shorter_sides
 from resnet_pipeline.data.dataset import Dataset, Split, split_of_objects
-from resnet_pipeline.data.loaders import Backend, Executor, Loader, decoded_pixels, executor_of, slices
+from resnet_pipeline.data.loaders import (
+    Backend,
+    Executor,
+    Loader,
+    Stream,
+    decoded_pixels,
+    executor_of,
+    slices,
+    stream_batches,
+)
 from resnet_pipeline.data.objects import ImageObjects
-from resnet_pipeline.data.order import Blocks, Int64, micro_batch_positions, samples_at, stretches, stretches_along
+from resnet_pipeline.data.order import Blocks, Int64, samples_at, stretches_along
 from resnet_pipeline.data.shard_reader import Reached
 from resnet_pipeline.detection.networks import Target
 
@@ -76,18 +85,7 @@ def object_batches(
     augment: AugmentConfig,
     longest: int,
     masks: bool,
-    seed: int,
-    batch: int,
-    micro_batch: int,
-    rank: int = 0,
-    world: int = 1,
-    start_step: int = 0,
-    steps: int,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    prefetch: int | None = None,
-    backend: Backend = "auto",
-    block_shards: int | None = None,
+    **stream: Unpack[Stream],
 ) -> Loader[DetectionBatch]:
     """Return this rank's micro-batches of training images with their objects, as ``data.loaders.train_batches`` does.
 
@@ -97,27 +95,17 @@ def object_batches(
 
         object_batches(dataset, augment=augment, longest=1000, masks=False, seed=0, batch=2, micro_batch=1, steps=9)
     """
-    samples = split_of_objects(dataset, split)
-    count = len(samples.shards)
-    samples.files.require(min(count, 2 * block_shards) if block_shards else count)
-    blocks = Blocks(samples.shard, block_shards or count)
-    shuffled = blocks if block_shards else None
+    samples, seed = split_of_objects(dataset, split), stream["seed"]
 
-    def plans(reached: Reached) -> Iterator[_Plan]:
-        for step in range(start_step, start_step + steps):
-            for micro in range(rank, batch // micro_batch, world):
-                positions = micro_batch_positions(step, micro, batch=batch, micro_batch=micro_batch)
-                reached(int(positions[0]))
-                index = samples_at(positions, samples=len(samples), seed=seed, blocks=shuffled)
-                shorter = shorter_sides(augment, seed, positions)
-                yield _planned(samples, index, shorter, longest, flips(augment, seed, positions), int(positions[0]))
+    def planned(positions: Int64, blocks: Blocks | None) -> _Plan:
+        index = samples_at(positions, samples=len(samples), seed=seed, blocks=blocks)
+        shorter = shorter_sides(augment, seed, positions)
+        return _planned(samples, index, shorter, longest, flips(augment, seed, positions), int(positions[0]))
 
-    def run(executor: Executor) -> Iterator[DetectionBatch]:
-        ahead = stretches(start_step * batch, (start_step + steps) * batch, seed=seed, blocks=blocks)
-        with samples.files.following(ahead) as reached:
-            yield from _batches(executor, samples, plans(reached), masks=masks, targets=True)
+    def carried(executor: Executor, plans: Iterator[_Plan], positions: Iterator[Int64]) -> Iterator[DetectionBatch]:
+        return _batches(executor, samples, plans, masks=masks, targets=True)
 
-    return Loader(lambda: executor_of(samples, micro_batch, device, threads, prefetch, backend, None), run)
+    return stream_batches(samples, planned, carried, **stream)
 
 
 def split_batches(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,14 +25,14 @@ from resnet_pipeline.detection.localiser import (
     stride_of,
 )
 from resnet_pipeline.detection.metrics import Float64, localisation_wrong
+from resnet_pipeline.detection.on_classifier import OnClassifier
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.models.fully_convolutional import feature_size
 from resnet_pipeline.models.resnet import ResNet
-from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.context import Context
 from resnet_pipeline.training.distributed import all_gather_objects
-from resnet_pipeline.training.tasks import Figures, build_classifier
+from resnet_pipeline.training.tasks import Figures, build_classifier, stream_of
 
 Protocol = Literal["center", "dense"]
 """One crop of each image, or the whole image at each of some sizes."""
@@ -60,7 +59,7 @@ class LocalisationBatch:
     wanted: torch.Tensor
 
 
-class LocalisationTask:
+class LocalisationTask(OnClassifier[Localiser]):
     """A box for each class of an image (`Task` of `LocalisationBatch`); tested with the images' true classes.
 
     Images without a box of their class are not trained on. Without ``trains`` it is for `localise` alone, and the
@@ -79,26 +78,16 @@ class LocalisationTask:
         trains: bool = True,
     ) -> None:
         assert config.localisation is not None  # detection.task_of has looked
-        self._config, self._dataset, self._context, self._backend = config, dataset, context, backend
+        super().__init__(config, dataset, context, backend=backend)
         self._localisation = config.localisation
         if trains:
             localised(dataset, dataset.eval_split)
             self._rows = localised(dataset, "train")
             self._samples = dataset.splits["train"].part(self._rows)
 
-    def network(self) -> Localiser:
-        """Return the localiser of the config for the dataset's classes and mean, on a backbone with fresh weights."""
-        return self._on(build_classifier(self._config.model, self._dataset, seed=self._config.seed))
-
-    def begin_with(self, network: nn.Module, weights: Path) -> None:
-        """Take over all of a classifier's file but its last layer."""
-        classifier = build_classifier(self._config.model, self._dataset, seed=self._config.seed)
-        load_weights(classifier, weights)
-        network.load_state_dict(self._on(classifier).state_dict())
-
     def batches(self, start_step: int, steps: int) -> Loader[LocalisationBatch]:
         """Return training crops, each with its sampled anchors."""
-        config, context = self._config, self._context
+        config = self._config
         network = build_classifier(config.model, self._dataset, seed=0).network
         assert isinstance(network, ResNet)  # build_classifier makes no other
         side = feature_size(network, config.augment.crop)
@@ -125,16 +114,7 @@ class LocalisationTask:
             self._samples,
             made,
             augment=config.augment,
-            seed=config.seed,
-            batch=config.batch,
-            micro_batch=config.micro_batch,
-            rank=context.rank,
-            world=context.world_size,
-            start_step=start_step,
-            steps=steps,
-            device=context.device,
-            backend=self._backend,
-            block_shards=config.block_shards if config.order == "block" else None,
+            **stream_of(config, self._context, self._backend, start_step, steps),
         )
 
     def forward(self, model: nn.Module, batch: LocalisationBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,14 +132,7 @@ class LocalisationTask:
         logits, deltas = (each.float() if each.dtype == torch.bfloat16 else each for each in outputs)
         positive, wanted = (each.to(logits.device, non_blocking=True) for each in (batch.positive, batch.wanted))
         parts = torch.stack(localisation_losses(logits, deltas, positive, wanted))
-        loss, images = parts.sum(), len(batch.images)
-        counted = torch.cat([loss[None], parts]).detach().double() * images
-        return loss, torch.cat([counted, counted.new_tensor([images])])
-
-    def training_figures(self, sums: Mapping[str, float]) -> Figures:
-        """Return the mean loss and its parts."""
-        images = max(sums["images"], 1)
-        return Figures({name: sums[name] / images for name in self.counts if name != "images"}, error="loss")
+        return self._summed(parts, len(batch.images))
 
     def validate(self, model: nn.Module, alive: Callable[[], None]) -> Figures:
         """Return "localisation_error" of the evaluation split in percent, with the true classes, on whole images."""
@@ -227,11 +200,7 @@ class LocalisationTask:
                 scores[rows] = np.where(better, logits, scores[rows])
         return boxes, scores
 
-    def _on(self, classifier: Classifier) -> Localiser:
-        network = classifier.network
-        assert isinstance(network, ResNet)  # build_classifier makes no other
-        network.freeze(self._config.optim.frozen_stages)
-        torch.manual_seed(self._config.seed)  # of the new layers, the same whatever the backbone began with
+    def _built(self, classifier: Classifier, network: ResNet) -> Localiser:
         return Localiser(classifier.normalize, network, self._localisation, classes=len(self._dataset.classes))
 
 

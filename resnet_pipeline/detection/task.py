@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,12 +17,12 @@ from resnet_pipeline.detection.batches import DetectionBatch, object_batches
 from resnet_pipeline.detection.finding import find_objects
 from resnet_pipeline.detection.metrics import coco_metrics
 from resnet_pipeline.detection.networks import Detector, build_detector
+from resnet_pipeline.detection.on_classifier import OnClassifier
 from resnet_pipeline.detection.results import Results
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.models.resnet import ResNet
-from resnet_pipeline.models.weights import load_weights
 from resnet_pipeline.training.context import Context
-from resnet_pipeline.training.tasks import Figures, build_classifier
+from resnet_pipeline.training.tasks import Figures, stream_of
 
 _LOSSES = {
     "classes": "loss_classifier",
@@ -34,50 +33,26 @@ _LOSSES = {
 """The losses by the names that metrics have, and those of torchvision."""
 
 
-class DetectionTask:
+class DetectionTask(OnClassifier[Detector]):
     """Boxes, and masks, of all objects (`Task` of `DetectionBatch`): torchvision's losses, COCO's average precision."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> None:
         assert config.detection is not None  # detection.task_of has looked
-        self._config, self._dataset, self._context, self._backend = config, dataset, context, backend
+        super().__init__(config, dataset, context, backend=backend)
         self._detection = config.detection
         self._losses = {**_LOSSES, **({"masks": "loss_mask"} if self._detection.masks else {})}
+        self.counts = ("loss", *self._losses, "images")
         split_of_objects(dataset, "train")
         split_of_objects(dataset, dataset.eval_split)
 
-    @property
-    def counts(self) -> tuple[str, ...]:
-        """The whole loss, its parts, and the images."""
-        return ("loss", *self._losses, "images")
-
-    def network(self) -> Detector:
-        """Return the detector of the config for the dataset's classes and mean, on a backbone with fresh weights."""
-        return self._on(build_classifier(self._config.model, self._dataset, seed=self._config.seed))
-
-    def begin_with(self, network: nn.Module, weights: Path) -> None:
-        """Take over the backbone and the preprocessing of a classifier's file; its last layer is not the detector's."""
-        classifier = build_classifier(self._config.model, self._dataset, seed=self._config.seed)
-        load_weights(classifier, weights)
-        network.load_state_dict(self._on(classifier).state_dict())
-
     def batches(self, start_step: int, steps: int) -> Loader[DetectionBatch]:
         """Return training images with their objects."""
-        config, context = self._config, self._context
         return object_batches(
             self._dataset,
-            augment=config.augment,
+            augment=self._config.augment,
             longest=self._detection.longest,
             masks=self._detection.masks,
-            seed=config.seed,
-            batch=config.batch,
-            micro_batch=config.micro_batch,
-            rank=context.rank,
-            world=context.world_size,
-            start_step=start_step,
-            steps=steps,
-            device=context.device,
-            backend=self._backend,
-            block_shards=config.block_shards if config.order == "block" else None,
+            **stream_of(self._config, self._context, self._backend, start_step, steps),
         )
 
     def forward(self, model: nn.Module, batch: DetectionBatch) -> dict[str, torch.Tensor]:
@@ -95,14 +70,7 @@ class DetectionTask:
     def loss(self, outputs: dict[str, torch.Tensor], batch: DetectionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sum of the losses, and the sums over images of it and of its parts."""
         parts = torch.stack([outputs[name].float() for name in self._losses.values()])
-        loss, images = parts.sum(), len(batch.images)
-        counted = torch.cat([loss[None], parts]).detach().double() * images
-        return loss, torch.cat([counted, counted.new_tensor([images])])
-
-    def training_figures(self, sums: Mapping[str, float]) -> Figures:
-        """Return the mean loss and its parts."""
-        images = max(sums["images"], 1)
-        return Figures({name: sums[name] / images for name in self.counts if name != "images"}, error="loss")
+        return self._summed(parts, len(batch.images))
 
     def validate(self, model: nn.Module, alive: Callable[[], None]) -> Figures:
         """Return COCO's figures of the evaluation split, in percent; "error" is what is missing to a perfect "ap"."""
@@ -135,17 +103,9 @@ class DetectionTask:
         )
         return Results(split=split, found=found)
 
-    def _on(self, classifier: Classifier) -> Detector:
-        network = classifier.network
-        assert isinstance(network, ResNet)  # build_classifier makes no other
-        network.freeze(self._config.optim.frozen_stages)
-        torch.manual_seed(self._config.seed)  # of the new layers, the same whatever the backbone began with
-        return build_detector(
-            network,
-            self._detection,
-            classes=len(self._dataset.classes),
-            normalize=classifier.normalize,
-        )
+    def _built(self, classifier: Classifier, network: ResNet) -> Detector:
+        classes = len(self._dataset.classes)
+        return build_detector(network, self._detection, classes=classes, normalize=classifier.normalize)
 
 
 @contextmanager

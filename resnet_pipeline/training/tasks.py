@@ -16,7 +16,7 @@ from torch import nn
 
 from resnet_pipeline.config import AugmentConfig, ModelConfig, RunConfig
 from resnet_pipeline.data.dataset import Dataset
-from resnet_pipeline.data.loaders import Backend, Batch, Loader, train_batches, view_batches
+from resnet_pipeline.data.loaders import Backend, Batch, Loader, Stream, train_batches, view_batches
 from resnet_pipeline.evaluation.metrics import TopErrors
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.models.blocks import BasicBlock, Bottleneck
@@ -179,21 +179,27 @@ class ClassificationTask:
         return Figures(TopErrors(all_reduce_sum(counts.sums.to(context.device))).errors(), error="top1")
 
     def _crops(self, start_step: int, steps: int, augment: AugmentConfig) -> Loader[Batch]:
-        config, context = self._config, self._context
-        return train_batches(
-            self._dataset,
-            augment=augment,
-            seed=config.seed,
-            batch=config.batch,
-            micro_batch=config.micro_batch,
-            rank=context.rank,
-            world=context.world_size,
-            start_step=start_step,
-            steps=steps,
-            device=context.device,
-            backend=self._backend,
-            block_shards=config.block_shards if config.order == "block" else None,
-        )
+        stream = stream_of(self._config, self._context, self._backend, start_step, steps)
+        return train_batches(self._dataset, augment=augment, **stream)
+
+
+def stream_of(config: RunConfig, context: Context, backend: Backend, start_step: int, steps: int) -> Stream:
+    """Return which micro-batches a rank of a run gets from a step on.
+
+    Example: ``train_batches(dataset, augment=config.augment, **stream_of(config, LocalContext(), "auto", 0, 10))``
+    """
+    return Stream(
+        seed=config.seed,
+        batch=config.batch,
+        micro_batch=config.micro_batch,
+        rank=context.rank,
+        world=context.world_size,
+        start_step=start_step,
+        steps=steps,
+        device=context.device,
+        backend=backend,
+        block_shards=config.block_shards if config.order == "block" else None,
+    )
 
 
 def build_classifier(config: ModelConfig, dataset: Dataset, *, seed: int) -> Classifier:
