@@ -12,14 +12,13 @@ import torch
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.manifest import read_run_config
 from resnet_pipeline.data.memory_dataset import IMAGES, EncodedDataset
+from resnet_pipeline.detection import untrained
 from resnet_pipeline.detection.finding import find_objects
-from resnet_pipeline.detection.networks import Detector, build_detector
+from resnet_pipeline.detection.networks import Detector
 from resnet_pipeline.detection.results import ImageFound
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import Image
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, check_result
-from resnet_pipeline.models import Normalize, build_model
-from resnet_pipeline.models.resnet import ResNet
 from resnet_pipeline.models.weights import load_own_weights
 
 
@@ -105,17 +104,8 @@ def load_detector(folder: Path) -> TrainedDetector:
     config, dataset = read_run_config(folder / MODEL_FILES[1])
     if config.detection is None:
         raise UserError(f"{folder} holds a classifier ({config.recipe}), and a detector is needed here")
-    network = build_model(
-        config.model.name,
-        num_classes=len(dataset.classes),
-        shortcut=config.model.shortcut,
-        stride=config.model.stride,
-        pooling=config.model.pooling or "pytorch",
-    )
-    assert isinstance(network, ResNet)  # the config's networks are
-    detector = build_detector(
-        network, config.detection, classes=len(dataset.classes), normalize=Normalize(torch.zeros(3))
-    )
+    detector = untrained(config, classes=len(dataset.classes))
+    assert isinstance(detector, Detector)  # the config says so
     digest = load_own_weights(detector, folder / MODEL_FILES[0])
     check_result(folder, digest)
     return TrainedDetector(

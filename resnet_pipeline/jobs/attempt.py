@@ -13,6 +13,7 @@ from resnet_pipeline.adapters.ray.train import WorkerGroup, failure, is_lost
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict
 from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.detection import weight_bytes
 from resnet_pipeline.errors import StoppedError, UnavailableError, UserError
 from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.jobs.initial_weights import InitialNetwork
@@ -111,7 +112,7 @@ def prepared(attempt: Attempt, *, apart: bool = False) -> RunDirectory:
         if config.model.initial_weights is not None:
             _keep_initial(attempt.initial, run)
         return run
-    check_disk(run.path, disk_bytes(config, classes=len(attempt.dataset.classes)))
+    check_disk(run.path, disk_bytes(config, weights=weight_bytes(config, classes=len(attempt.dataset.classes))))
     for storage in filter(None, (home, mirror_of(run, launch.mirror))):
         fetch_newer(run, storage)
     path, _ = newest_checkpoint(run.checkpoints, run=run.identity())  # the attempt warns of damaged ones
@@ -140,7 +141,7 @@ def attended(attempt: Attempt, run: RunDirectory, counts: Sequence[int], *, begu
     config, named = attempt.config, " or ".join(map(str, counts))
     # what Ray's workers warn of is in their own logs, and noted in the metrics; others' logs are this process's
     notes = attempt.launch.launcher == "ray"
-    disk = disk_bytes(config, classes=len(attempt.dataset.classes))
+    disk = disk_bytes(config, weights=weight_bytes(config, classes=len(attempt.dataset.classes)))
     if not begun:
         _log.info(
             "%s: starting %s worker(s) for %d steps of %d images; up to %s on the disk",

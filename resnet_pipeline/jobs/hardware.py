@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from resnet_pipeline.config import Precision, RunConfig
 from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.detection import weight_bytes
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.protocols import TestSpec, protocol_of
 from resnet_pipeline.evaluation.scoring import check_models, plan_chunks
@@ -166,7 +167,7 @@ def plan_of(workspace: Workspace, config: RunConfig, dataset: str, hardware: str
         epochs=config.steps * config.batch / len(opened.trained_on(config.train_share).splits["train"]),
         hardware=str(named),
         hours=hours_in_all,
-        disk_bytes=disk_bytes(config, classes=len(opened.classes)),
+        disk_bytes=disk_bytes(config, weights=weight_bytes(config, classes=len(opened.classes))),
         price=an_hour,
         cost=None if an_hour is None else an_hour * hours_in_all,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import dataset_names, open_dataset
+from resnet_pipeline.detection import weight_bytes
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.exhibits import (
     SMALL_SHARE,
@@ -284,7 +285,7 @@ def _planned(
         steps=config.steps,
         hours=left * config.batch / rate / 3600 if rate else (None if left else 0.0),
         basis=basis,
-        gigabytes=disk_bytes(config, classes=_CLASSES[run.family]) / 1e9,
+        gigabytes=disk_bytes(config, weights=weight_bytes(config, classes=_CLASSES[run.family])) / 1e9,
         command=training(config, run.dataset, initial=initial),
     )
 

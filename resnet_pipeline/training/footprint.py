@@ -14,7 +14,7 @@ from torch import nn
 
 from resnet_pipeline.config import Precision, RunConfig
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.models import Classifier, build_model
+from resnet_pipeline.models import Classifier
 from resnet_pipeline.models.recompute import Stage
 from resnet_pipeline.training.step import autocast
 
@@ -128,14 +128,13 @@ def what_would_fit(config: RunConfig, memory: StepMemory | None = None, free: in
     return "; ".join(ways) or "it takes a machine with more memory, fewer workers on it, or a smaller network"
 
 
-def disk_bytes(config: RunConfig, *, classes: int) -> int:
+def disk_bytes(config: RunConfig, *, weights: int) -> int:
     """Return the bytes that a run's checkpoints and weights take on the disk, MLflow's copies included.
 
-    Example: ``disk_bytes(get_recipe("imagenet/resnet152"), classes=1000)``
+    ``weights`` are those of the network's parameters.
+
+    Example: ``disk_bytes(config, weights=weight_bytes(config, classes=1000))``
     """
-    with torch.device("meta"):  # weights need no values
-        network = build_model(config.model.name, num_classes=classes, shortcut=config.model.shortcut)
-    weights = _bytes(network.parameters())
     checkpoint = (2 + (config.optim.ema > 0)) * weights
     initial = weights * (config.model.initial_weights is not None)
     # MLflow keeps the last checkpoint, and the registered version has the weights
@@ -145,7 +144,7 @@ def disk_bytes(config: RunConfig, *, classes: int) -> int:
 def check_disk(folder: Path, needed: int) -> None:
     """Raise NoRoomError if a folder's disk has no room for so many bytes beside what the folder has already.
 
-    Example: ``check_disk(run.path, disk_bytes(config, classes=1000))``
+    Example: ``check_disk(run.path, disk_bytes(config, weights=240_000_000))``
     """
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free

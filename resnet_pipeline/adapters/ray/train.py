@@ -26,7 +26,7 @@ from resnet_pipeline.adapters.ray.run_control import RunControl
 from resnet_pipeline.adapters.ray.trainer import trainer_class
 from resnet_pipeline.adapters.ray.versions import check_sees
 from resnet_pipeline.data.dataset import open_dataset_at
-from resnet_pipeline.detection import task_of
+from resnet_pipeline.detection import task_of, weight_bytes
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UnavailableError, UserError, lines_of
 from resnet_pipeline.files import json_text
@@ -413,7 +413,9 @@ def _begin_copy(run: RunDirectory) -> None:
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     if not run.config_file.exists() or (run.home and run.home.stat(run.result_file.name)):
         adopt(run, weights=False)
-    check_disk(run.path, disk_bytes(run.config(), classes=len(run.dataset().classes)))
+    check_disk(
+        run.path, disk_bytes(run.config(), weights=weight_bytes(run.config(), classes=len(run.dataset().classes)))
+    )
 
 
 def _next_order(orders: Signals, number: int) -> Order | None:

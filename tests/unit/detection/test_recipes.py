@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 
+from resnet_pipeline.detection import weight_bytes
 from resnet_pipeline.detection.networks import build_detector
 from resnet_pipeline.models import Normalize, build_model
 from resnet_pipeline.recipes import get_recipe, recipe_names
@@ -25,6 +27,24 @@ def test_the_paper_s_are_appendix_a_s(name):
     on_coco = (config.batch, config.micro_batches, schedule.boundaries, config.steps)
     assert on_coco == ((16, 8, (240_000,), 320_000) if name.startswith("coco") else (2, 2, (60_000,), 80_000))
     assert (schedule.kind, schedule.factor, config.model.stride) == ("step", 0.1, "v1")
+
+
+def test_the_disk_of_a_detector_is_counted_from_its_own_weights():
+    config = get_recipe("coco/fasterrcnn-resnet50-fpn")
+    with torch.device("meta"):
+        theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=81
+        )
+    # our batch norm is frozen: its scales and shifts are no parameters
+    norms = [module for module in theirs.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    trained = [p for p in theirs.parameters() if not any(p is own for norm in norms for own in norm.parameters())]
+    assert weight_bytes(config, classes=80) == 4 * sum(p.numel() for p in trained)
+    localiser = get_recipe("ilsvrc-loc/resnet50")  # nine anchors with a score and four sides for each class
+    layers = 2048 * 9 * 5 * 1000 + 9 * 5 * 1000
+    backbone = sum(p.numel() for name, p in build_model("resnet50").named_parameters() if "conv" in name) + sum(
+        p.numel() for name, p in build_model("resnet50").named_parameters() if "downsample.0" in name
+    )
+    assert weight_bytes(localiser, classes=1000) == 4 * (layers + backbone)
 
 
 @pytest.mark.parametrize("name", OF_TODAY)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from resnet_pipeline.config_io import with_overrides
+from resnet_pipeline.detection import weight_bytes
 from resnet_pipeline.models import Classifier, Normalize, build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training import footprint
@@ -112,7 +113,7 @@ def test_a_run_s_disk_holds_what_it_keeps(make_run, digits):
     run = make_run("checkpoint_every=1")
     train(run, digits, LocalContext())
     kept = sum(file.stat().st_size for file in run.path.rglob("*.pt")) + run.weights_file.stat().st_size
-    assert kept < disk_bytes(run.config(), classes=10) < 4 * kept
+    assert kept < disk_bytes(run.config(), weights=weight_bytes(run.config(), classes=10)) < 4 * kept
 
 
 def test_a_disk_without_room_is_said_before_the_start(make_run, monkeypatch):
