@@ -126,9 +126,17 @@ def explore(
 ) -> None:
     """Write an HTML page on a network's mistakes: the worst ones, confusions, errors per class, reliability.
 
-    Several networks, or a registered ensemble, are averaged. Scores that are missing are computed first.
+    Several networks, or a registered ensemble, are averaged. Scores that are missing are computed first. Of detectors
+    it shows the images where most is missed, confused or found where nothing is.
     """
+    from resnet_pipeline.jobs.detect import DetectionTest, all_detectors
     from resnet_pipeline.jobs.explore import explore as explore_job
+    from resnet_pipeline.jobs.explore_detector import explore_detectors
+
+    if all_detectors(Workspace.of(root), models):
+        of = DetectionTest(dataset=dataset, split=split, images=images)
+        say(explore_detectors(Workspace.of(root), models, of, mistakes=mistakes, output=output))
+        return
 
     test = TestSpec(dataset=dataset, protocol=protocol, split=split, images=images)
     say(explore_job(Workspace.of(root), models, test, mistakes=mistakes, output=output))

@@ -31,6 +31,7 @@ from resnet_pipeline.jobs.evaluate import score_copies
 from resnet_pipeline.jobs.references import MlflowRun, RegisteredModel, RunFolder, parse
 from resnet_pipeline.progress import progress
 from resnet_pipeline.records import JsonObject
+from resnet_pipeline.report.model_card import MeasuredPrecision
 from resnet_pipeline.storage.copies import Copies
 from resnet_pipeline.workspace import Workspace
 
@@ -81,6 +82,14 @@ class DetectorEvaluation:
     path: Path
     seconds: float
     reused: bool
+
+    def boxes_measured(self) -> MeasuredPrecision:
+        """Return the figures of the boxes as cards and pages have them."""
+        return _measured("boxes", self.boxes, self)
+
+    def measured(self) -> list[MeasuredPrecision]:
+        """Return the figures of the boxes, and of the masks if there are any, as cards and pages have them."""
+        return [self.boxes_measured(), *([] if self.masks is None else [_measured("masks", self.masks, self)])]
 
     def row(self) -> JsonObject:
         """Return what ``evaluate --json`` says of it; ``scores`` is the result file."""
@@ -204,12 +213,33 @@ def figures_of(
     return boxes, of_masks, found
 
 
+def _measured(kind: str, found: CocoMetrics, evaluation: DetectorEvaluation) -> MeasuredPrecision:
+    whole, half = found.intervals or ((found.ap, found.ap), (found.ap50, found.ap50))  # none: nothing was found
+    return MeasuredPrecision(
+        kind=kind,
+        split=evaluation.split,
+        images=evaluation.images,
+        ap=found.ap,
+        ap_interval=whole,
+        ap50=found.ap50,
+        ap50_interval=half,
+    )
+
+
 def _tested(workspace: Workspace, test: DetectionTest) -> tuple[Dataset, str]:
     """Return the dataset, with the images of the split that are tested alone, and the split."""
     dataset = open_dataset(workspace, test.dataset)
     split = test.split or dataset.eval_split
-    images = len(split_of_objects(dataset, split))
-    return dataset if test.images is None else dataset.part(split, chosen_samples(images, test.images)), split
+    split_of_objects(dataset, split)
+    return tested_part(dataset, split, test.images), split
+
+
+def tested_part(dataset: Dataset, split: str, images: int | None) -> Dataset:
+    """Return the dataset with so many evenly spaced images of a split alone; None: with all of them.
+
+    Example: ``tested_part(open_dataset(workspace, "coco"), "val", 500)``
+    """
+    return dataset if images is None else dataset.part(split, chosen_samples(len(dataset.splits[split]), images))
 
 
 def _evaluated(

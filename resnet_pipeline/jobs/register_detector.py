@@ -8,7 +8,6 @@ from resnet_pipeline.adapters.mlflow.registry import ModelVersion, describe, reg
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset, open_dataset
-from resnet_pipeline.detection.metrics import CocoMetrics
 from resnet_pipeline.detection.trained import protocol_of
 from resnet_pipeline.jobs.attempt import left_to_do
 from resnet_pipeline.jobs.detect import DetectorEvaluation
@@ -35,7 +34,7 @@ def register_detector(
     tracking, run = Tracking(workspace), trained.run
     config = run.config()
     dataset = open_dataset(workspace, run.dataset().name)
-    precision = _precision(evaluation)
+    precision = evaluation.measured()
     protocol = protocol_of(config)
     tags = {
         "split": evaluation.split,
@@ -73,24 +72,6 @@ def register_detector(
             make_candidate(tracking, version)
     Registration(version=str(version), uri=version.uri).keep(run)
     return version
-
-
-def _precision(evaluation: DetectorEvaluation) -> list[MeasuredPrecision]:
-    kinds = {"boxes": evaluation.boxes, **({} if evaluation.masks is None else {"masks": evaluation.masks})}
-    return [_measured(kind, metrics, evaluation) for kind, metrics in kinds.items()]
-
-
-def _measured(kind: str, found: CocoMetrics, evaluation: DetectorEvaluation) -> MeasuredPrecision:
-    whole, half = found.intervals or ((found.ap, found.ap), (found.ap50, found.ap50))  # none: nothing was found
-    return MeasuredPrecision(
-        kind=kind,
-        split=evaluation.split,
-        images=evaluation.images,
-        ap=found.ap,
-        ap_interval=whole,
-        ap50=found.ap50,
-        ap50_interval=half,
-    )
 
 
 def _card(

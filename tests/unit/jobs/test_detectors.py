@@ -36,6 +36,7 @@ from resnet_pipeline.jobs.detect import (
     evaluate_detectors_together,
     names_detector,
 )
+from resnet_pipeline.jobs.explore_detector import detection_explorer
 from resnet_pipeline.jobs.predict_objects import predict_objects
 from resnet_pipeline.jobs.promote import PromotionRefusedError
 from resnet_pipeline.jobs.promote_detector import promote_detector
@@ -202,6 +203,35 @@ def test_what_a_detector_comes_to_is_kept_for_the_page_of_the_paper(space, tmp_p
     assert kept.figures["AP"][0] == pytest.approx(found.boxes.ap, abs=1e-3)
     assert kept.figures["AP50"][1:] == pytest.approx(found.boxes.intervals[1], abs=1e-3)
     assert kept.figures["mAP"][0] == pytest.approx(found.voc[0], abs=1e-3)
+
+
+def test_the_explorer_shows_what_a_detector_gets_wrong(space, monkeypatch, capsys):
+    dataset, run = open_dataset(space, "scenes"), trained(space).run
+    (evaluation,) = evaluate_detectors(space, [run.name], TEST)
+    results = perfect(dataset)
+    first = dataset.splits["val"].objects.of(0)
+    results.found[0] = ImageFound(  # the first is taken for another, the second is missed
+        box=results.found[0].box[[0, *range(2, len(first))]],
+        score=results.found[0].score[1:],
+        label=np.array([(first.label[0] + 1) % 10, *first.label[2:]], np.int64),
+    )
+    data = detection_explorer(dataset, dataclasses.replace(evaluation, results=results), mistakes=9)
+    (image,) = data.images
+    names = dataset.classes
+    assert image.key == dataset.splits["val"].keys[0] and data.wrong == 1 and not image.invented
+    assert image.missed == [names[first.label[1]]]
+    assert image.confused == [(names[first.label[0]], names[(first.label[0] + 1) % 10])]
+    assert {(pair.there, pair.found, pair.count) for pair in data.confusions} == {
+        (names[first.label[1]], "nothing", 1), (*image.confused[0], 1),
+    }  # fmt: skip
+    everything = sum(len(dataset.splits["val"].objects.of(i)) for i in range(4))
+    assert sum(row.objects for row in data.classes) == everything == 2 + sum(row.right for row in data.classes)
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
+    monkeypatch.setattr("sys.argv", ["resnet-pipeline", "explore", run.name, "--dataset", "scenes"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    page = space.reports / f"errors-scenes-{run.name[-80:]}-objects.html"
+    assert ended.value.code == 0 and str(page) in capsys.readouterr().out and "Worst images" in page.read_text()
 
 
 def test_detectors_are_told_from_classifiers(space, make_run):
