@@ -106,7 +106,7 @@ TRANSFERS: tuple[TransferTable, ...] = (
             TransferRow(label="ResNet-101 RPN, dense, true class", paper=(11.7,), recipe=_LOC, test="dense",
                         images=50_000),
             TransferRow(label="ResNet-101 RPN, dense, five predicted classes", paper=(14.4,), recipe=_LOC,
-                        test="predicted", images=50_000),
+                        test="dense-predicted", images=50_000),
             TransferRow(label="RPN and R-CNN, dense, five predicted classes", paper=(10.6,),
                         note="the R-CNN on top of localisation is not built"),
             TransferRow(label="ensemble, five predicted classes", paper=(8.9,),

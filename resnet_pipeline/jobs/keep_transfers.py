@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from resnet_pipeline.config_io import assignment
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.detection.results import ResultsFacts, read_kept_results
 from resnet_pipeline.detection.trained import protocol_of
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.statistics import error_interval
 from resnet_pipeline.evaluation.transfers import TRANSFERS
 from resnet_pipeline.jobs.detect import figures_of, results_path
 from resnet_pipeline.jobs.initial_weights import InitialWeights
+from resnet_pipeline.jobs.localise import Localisation, kept_file
 from resnet_pipeline.jobs.repeat import training
 from resnet_pipeline.recipes import changes_of, get_recipe
+from resnet_pipeline.records import load_record
 from resnet_pipeline.report.kept import KeptTransfer, keep
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
@@ -29,8 +28,8 @@ _TESTS = {row.test for table in TRANSFERS for row in table.rows}
 def keep_transfers(workspace: Workspace, folder: Path) -> list[Path]:
     """Keep what this workspace's finished detectors and localisers of the paper's tables came to; return the files.
 
-    Of a detector it is each test whose result file is kept (`evaluate`), of a localiser its last validation. A run
-    whose dataset is not here, or is another one now, is left out.
+    That is each test that `evaluate` has kept a result file of, or `localise` its error. A run whose dataset is not
+    here, or is another one now, is left out.
 
     Example: ``keep_transfers(Workspace.of(), Path("docs/reproduction"))``
     """
@@ -54,10 +53,12 @@ def _tested(workspace: Workspace, run: RunDirectory, dataset: Dataset) -> Iterat
     config, result, split = run.config(), run.result(), dataset.eval_split
     assert result is not None  # the caller has looked
     if config.localisation is not None:
-        images = int(result.validation["images"])
-        error = result.validation["localisation_error"]
-        wrong = np.arange(images) < round(error / 100 * images)
-        yield _kept(run, dataset, "dense", images, {"error": (error, *error_interval(wrong))})
+        for test in sorted(_TESTS):
+            protocol, _, predicted = test.partition("-")
+            file = kept_file(run.path, "center" if protocol == "center" else "dense", predicted=bool(predicted))
+            if protocol in ("center", "dense") and file.is_file():
+                kept = load_record(Localisation, file)
+                yield _kept(run, dataset, test, kept.images, {"error": (kept.error, *kept.interval)})
         return
     for test in sorted(_TESTS):
         protocol = protocol_of(config) + test
@@ -66,14 +67,14 @@ def _tested(workspace: Workspace, run: RunDirectory, dataset: Dataset) -> Iterat
             weights_sha256=result.weights_sha256, dataset_fingerprint=dataset.fingerprint, split=split,
             protocol=protocol, seconds=0.0,
         )  # fmt: skip
-        kept = read_kept_results(path, facts, dataset)
-        if kept is not None:
-            boxes, _, voc = figures_of(dataset, kept[0], masks=False, voc="11")
+        found = read_kept_results(path, facts, dataset)
+        if found is not None:
+            boxes, _, voc = figures_of(dataset, found[0], masks=False, voc="11")
             whole, half = boxes.intervals or ((boxes.ap, boxes.ap), (boxes.ap50, boxes.ap50))  # none: nothing was found
             figures = {"AP": (boxes.ap, *whole), "AP50": (boxes.ap50, *half)}
             if voc is not None:
                 figures["mAP"] = (voc[0], *(voc[1] or (voc[0], voc[0])))
-            yield _kept(run, dataset, test, len(kept[0].found), figures)
+            yield _kept(run, dataset, test, len(found[0].found), figures)
 
 
 def _kept(

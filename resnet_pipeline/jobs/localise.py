@@ -17,9 +17,11 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.statistics import error_interval
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, check_result
+from resnet_pipeline.files import write_json
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.references import RunFolder, parse
 from resnet_pipeline.models.weights import load_own_weights
+from resnet_pipeline.records import plain
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.workspace import Workspace
 
@@ -58,8 +60,9 @@ def localise(
 ) -> Localisation:
     """Test a localiser, with the true classes or with the five likeliest of a ``classifier``, whose scores are kept.
 
-    ``dense`` tests whole images at ``scales``, by default the recipe's. Raises UserError if the reference is no
-    localiser, or the dataset has no boxes or other classes.
+    ``dense`` tests whole images at ``scales``, by default the recipe's. What is asked for by default (`kept_file`) is
+    kept in the run's directory. Raises UserError if the reference is no localiser, or the dataset has no boxes or other
+    classes.
 
     Example: ``localise(Workspace.of(), "run", "ilsvrc2012", classifier="imagenet-resnet101").error``
     """
@@ -75,7 +78,7 @@ def localise(
         classes = _likeliest(workspace, classifier, dataset_name, split)
     boxes, _ = task.localise(network, split, classes, protocol=protocol, sides=scales)
     wrong = localisation_errors(dataset, split, classes, boxes)
-    return Localisation(
+    found = Localisation(
         run=str(folder.path),
         dataset=dataset_name,
         split=split,
@@ -85,6 +88,18 @@ def localise(
         error=100 * float(wrong.mean()),
         interval=error_interval(wrong),
     )
+    if scales is None and split == dataset.eval_split:
+        write_json(kept_file(folder.path, protocol, predicted=classifier is not None), plain(found))
+    return found
+
+
+def kept_file(run: Path, protocol: Protocol, *, predicted: bool) -> Path:
+    """Return where a run's directory keeps its test on the evaluation split, with true or with predicted classes.
+
+    >>> str(kept_file(Path("run"), "dense", predicted=True))
+    'run/localisation/dense-predicted.json'
+    """
+    return run / "localisation" / f"{protocol}{'-predicted' if predicted else ''}.json"
 
 
 def _loaded(folder: Path, dataset_name: str, workspace: Workspace) -> tuple[LocalisationTask, torch.nn.Module]:

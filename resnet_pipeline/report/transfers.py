@@ -111,7 +111,7 @@ def _command(table: TransferTable, row: TransferRow) -> str:
         f"resnet-pipeline train {row.recipe} --dataset {table.dataset} --initial-weights imagenet-resnet101{context}"
     )
     if row.recipe.startswith("ilsvrc-loc"):
-        classes = " --classifier imagenet-resnet101" if row.test == "predicted" else ""
+        classes = " --classes imagenet-resnet101" if row.test.endswith("predicted") else ""
         protocol = " --protocol center" if row.test == "center" else ""
         return f"{train} && resnet-pipeline localise RUN --dataset {table.dataset}{protocol}{classes}"
     options = " --refine" if "refined" in row.test else ""

@@ -42,9 +42,11 @@ from resnet_pipeline.detection.localiser import (
 )
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_folder
+from resnet_pipeline.jobs.keep_transfers import keep_transfers
 from resnet_pipeline.jobs.localise import localise
 from resnet_pipeline.models import Normalize, build_model
 from resnet_pipeline.models.weights import load_own_weights, save_weights
+from resnet_pipeline.report.kept import read_kept
 from resnet_pipeline.staging.stage import Source, pack
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.context import LocalContext
@@ -333,7 +335,7 @@ def test_a_run_is_tested_by_command_with_the_truth_or_with_a_classifier(located,
     space = Workspace(tmp_path / "work")
     Path(space.data).mkdir(parents=True)
     (Path(space.data) / "d").symlink_to(located.path)
-    changed = config(steps=2)
+    changed = config(steps=2, recipe="ilsvrc-loc/resnet101")
     run = RunDirectory.create(space.runs, changed, located.facts)
     assert train(run, located, LocalContext(), task=task_of(changed, located, LocalContext()))
     short = dataclasses.replace(changed, localisation=None, recipe="d/resnet8", bn_images=16)
@@ -347,6 +349,11 @@ def test_a_run_is_tested_by_command_with_the_truth_or_with_a_classifier(located,
     assert f"localisation error {found.error:.2f} %" in capsys.readouterr().out
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["classes"] == other.name and written["error"] == pytest.approx(found.error)
+    centre = localise(space, run.name, "d", protocol="center")
+    assert keep_transfers(space, tmp_path / "kept")
+    (kept,) = read_kept(tmp_path / "kept").transfers  # what was asked for with other scales is not the table's
+    assert (kept.test, kept.images, kept.recipe) == ("center", 8, "ilsvrc-loc/resnet101")
+    assert kept.figures["error"] == pytest.approx((centre.error, *centre.interval), abs=1e-3)
     for reference, words in [(other.name, "gives no boxes of classes"), ("cifar-resnet8=x.pth", "is no run")]:
         with pytest.raises(UserError, match=words):
             localise(space, reference, "d")

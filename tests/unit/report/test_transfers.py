@@ -55,7 +55,7 @@ def test_what_was_not_run_has_its_command_and_cost():
     )
     assert "ensemble RUN RUN RUN --dataset coco" in every["ensemble of three"].command
     located = lines(table="table13")["ResNet-101 RPN, dense, five predicted classes"]
-    assert located.command.endswith("localise RUN --dataset ilsvrc2012 --classifier imagenet-resnet101")
+    assert located.command.endswith("localise RUN --dataset ilsvrc2012 --classes imagenet-resnet101")
     assert located.remarks == ("not run", "about 2.0 hours on 1xa100, 4.00 at 2.00 an hour")
     assert lines(table="table7")["ResNet-101, VOC 2007"].command.endswith("evaluate RUN --dataset voc --voc 11")
 
