@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
@@ -59,6 +60,29 @@ def test_a_pyramid_with_torchvision_s_weights_finds_what_torchvision_finds(image
     ours.rcnn.load_state_dict(theirs.state_dict())
     with torch.inference_mode():
         same(ours(images), theirs(plain(images)))
+
+
+@pytest.mark.slow
+def test_a_pyramid_is_trained_as_torchvision_s_own_detector(images):
+    """The same losses and gradients to the last bit: no setting of the form is another than torchvision's."""
+    torch.manual_seed(1)
+    theirs = FasterRCNN(resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5), 4)
+    config = DetectionConfig(form="fpn", anchor_sizes=SIZES, sampled_regions=512, proposals=1_000)
+    ours = build_detector(build_model("resnet18", shortcut="B"), config, classes=3, normalize=Normalize(MEAN))
+    ours.rcnn.load_state_dict(theirs.state_dict())
+    theirs.transform = ours.rcnn.transform  # neither resizes
+    box = torch.tensor([[10.0, 12, 60, 70], [40, 20, 90, 90]])
+    targets = [{"boxes": box, "labels": torch.tensor([1, 3])}, {"boxes": box[:1], "labels": torch.tensor([2])}]
+    found = []
+    for network, given in ((ours, images), (theirs, plain(images))):
+        torch.manual_seed(2)  # of the sampled anchors and regions
+        losses = network.train()(given, targets)
+        sum(losses.values()).backward()
+        found.append((losses, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}))
+    (loss, gradients), (their_loss, their_gradients) = found
+    assert loss == their_loss and len(loss) == 4
+    assert {name.removeprefix("rcnn.") for name in gradients} == set(their_gradients)
+    assert all(torch.equal(value, their_gradients[name.removeprefix("rcnn.")]) for name, value in gradients.items())
 
 
 class Trunk(torch.nn.Sequential):
