@@ -26,5 +26,5 @@ def test_the_interval_of_a_median_is_between_the_ranks_of_the_binomial_distribut
 
 def test_ratios_are_those_of_the_same_round():
     assert ratios.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0]) == "3.00 (2.00 to 4.00)"
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         ratios.ratio([1.0], [1.0, 2.0])
