@@ -5,10 +5,13 @@ Run: python benchmarks/loader.py [IMAGENET-SAMPLE.tar] [--rounds 5] [--images 30
 turns in one process, on the same images, with two threads or two worker processes, starting them included. A row is
 the median images/s, that per core, its ratio to ours, the slowest and fastest round, and the CPU time of an image (all
 threads and processes, user and system), which other programs on the machine disturb least. The last lines say which
-aims are reached. Two other measurements, instead of the comparison:
+aims are reached. Three other measurements, instead of the comparison:
 
     --settings   ours alone with different numbers of threads and batches ahead
     --memory     ours alone over 20 epochs: memory of this process after each of them
+    --windows    decoding alone: CPU time of an image for windows in different places, in one thread, and its share of
+                 a whole decode by libjpeg-turbo with its 95 % interval. A decoder that stops after a window's last row
+                 is fast with the first rows; what the last rows take beyond that is what lies above them.
 """
 
 from __future__ import annotations
@@ -24,15 +27,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
+import numpy as np
+import numpy.typing as npt
 import simplejpeg
 import timm.data
 import torch
 import webdataset
 from PIL import Image
+from ratios import ratio
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.data.crops import plan_crops
+from resnet_pipeline.data.dataset import Dataset, Split
 from resnet_pipeline.data.loaders import train_batches
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.staging.stage import Options, stage
@@ -159,6 +166,81 @@ def ours(dataset: Dataset, images: int, *, threads: int = THREADS, prefetch: int
         yield from (len(batch.labels) for batch in batches)
 
 
+def windows(dataset: Dataset, rounds: int) -> None:
+    """Print what DALI takes for windows of every image, beside whole images and Huffman codes alone."""
+    split = dataset.splits["train"]
+    index = np.arange(len(split) // BATCH * BATCH)
+    height, width = split.height[index].astype(np.int64), split.width[index].astype(np.int64)
+    nothing = np.zeros_like(height)
+    corner = np.full_like(height, 16)
+    plan = plan_crops(
+        get_recipe("imagenet/resnet50").augment, seed=0, positions=index, index=index, width=split.width[index],
+        height=split.height[index], color_basis=np.zeros((3, 3)),
+    ).window  # fmt: skip
+    places = {
+        "the paper's windows": plan,
+        "their rows, all columns": np.stack([plan[:, 0], nothing, plan[:, 2], width], 1),
+        "all rows above and in them": np.stack([nothing, nothing, plan[:, 0] + plan[:, 2], width], 1),
+        "the first 16 rows": np.stack([nothing, nothing, corner, width], 1),
+        "the last 16 rows": np.stack([height - 16, nothing, corner, width], 1),
+        "the first half of the rows": np.stack([nothing, nothing, height // 2, width], 1),
+        "whole images": np.stack([nothing, nothing, height, width], 1),
+    }
+
+    def alone(decode: Callable[[bytes], object]) -> float:
+        images = [split.encoded(int(i)).tobytes() for i in index]
+        start = time.thread_time()
+        for data in images:
+            decode(data)
+        return time.thread_time() - start
+
+    ways: dict[str, Callable[[], float]] = {
+        FLOOR: lambda: alone(lambda data: simplejpeg.decode_jpeg(data, "RGB")),
+        "libjpeg-turbo: Huffman codes, nothing else": lambda: alone(
+            lambda data: simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
+        ),
+    } | {f"DALI: {name}": lambda window=window: dali_windows(split, index, window) for name, window in places.items()}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            seconds = way() / len(index)
+            if number:
+                found[name].append(seconds)
+    share = float(np.mean((plan[:, 0] + plan[:, 2]) / height))
+    print(f"{len(index)} images; the paper's windows end after {share:.2f} of the rows and have "
+          f"{float(np.mean(plan[:, 2] * plan[:, 3] / (height * width))):.2f} of the pixels")  # fmt: skip
+    for name, seconds in found.items():
+        print(f"{1e3 * statistics.median(seconds):8.3f} ms  {ratio(seconds, found[FLOOR])} of the floor   {name}")
+
+
+def dali_windows(split: Split, index: npt.NDArray[np.int64], window: npt.NDArray[np.int64]) -> float:
+    """Return the CPU seconds in which DALI decodes windows (y, x, height, width) in one thread, start not counted."""
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    corners = window.astype(np.int32)
+
+    def source() -> Iterator[list]:
+        for batch in [index[:BATCH], *np.array_split(index, len(index) // BATCH)]:
+            yield [split.encoded_each(batch), list(corners[batch, :2]), list(corners[batch, 2:])]
+
+    pipeline = Pipeline(batch_size=BATCH, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipeline:
+        encoded, start, shape = fn.external_source(
+            source=source(), num_outputs=3, dtype=[types.UINT8, types.INT32, types.INT32]
+        )
+        images = fn.decoders.image_slice(
+            encoded, start=start, shape=shape, axes=[0, 1], output_type=types.RGB, adjust_orientation=False
+        )
+        pipeline.set_outputs(images)
+    pipeline.build()
+    pipeline.run()  # with it DALI starts, and the first batch is decoded ahead
+    before = time.process_time()
+    for _ in range(len(index) // BATCH):
+        pipeline.run()
+    return time.process_time() - before
+
+
 def in_turns(contestants: dict[str, Callable[[], Iterator[int]]], rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Return (images/s, CPU seconds per image) of each round of each contestant; a round before them warms up."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
@@ -212,6 +294,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3000, help="images per round and contestant")
     parser.add_argument("--settings", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--windows", action="store_true")
     arguments = parser.parse_args()
     if not arguments.archive:
         parser.error("name a tar of JPEGs, or set RESNET_PIPELINE_IMAGENET_SAMPLE")
@@ -223,6 +306,8 @@ def main() -> None:
         dataset = stage(folder, Path(temporary) / "dataset", name="sample", options=Options(shard_bytes=SHARD_BYTES))
         if arguments.memory:
             return memory(dataset)
+        if arguments.windows:
+            return windows(dataset, arguments.rounds)
         files = sorted(folder.glob("train/*/*"))
         files = (files * (images // len(files) + 1))[:images]
         contestants: dict[str, Callable[[], Iterator[int]]] = {

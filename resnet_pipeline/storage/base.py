@@ -47,6 +47,9 @@ class Storage(Protocol):
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a range of a file, to its end by default; shorter than ``length`` only at the end of the file."""
 
+    def pieces(self, name: str, offset: int = 0, length: int | None = None) -> list[bytes]:
+        """Return the same in the pieces in which it came: bytes that are not needed as one are not copied together."""
+
     def open(self, name: str) -> BufferedReader:
         """Open a file for reading: seekable, buffered, reading ahead."""
 

@@ -34,19 +34,22 @@ def download(
         descriptor = target.fileno()
         os.ftruncate(descriptor, size)
 
-        def bring(number: int) -> bytes:
+        def bring(number: int) -> list[bytes]:
             offset, length = number * BLOCK, min(BLOCK, size - number * BLOCK)
             if number in have:
-                return os.pread(descriptor, length, offset)
-            content = storage.read(name, offset, length)
-            _write_all(descriptor, content, offset)
+                return [os.pread(descriptor, length, offset)]
+            pieces = storage.pieces(name, offset, length)
+            for piece in pieces:
+                _write_all(descriptor, piece, offset)
+                offset += len(piece)
             log.write(b"%d\n" % number)
-            return content
+            return pieces
 
         with ThreadPoolExecutor(_CONCURRENT, thread_name_prefix="download") as pool:
             try:
-                for content in map_ahead(pool, bring, range(-(-size // BLOCK)), _CONCURRENT):
-                    digest.update(content)
+                for pieces in map_ahead(pool, bring, range(-(-size // BLOCK)), _CONCURRENT):
+                    for piece in pieces:
+                        digest.update(piece)
                     if unless and unless():
                         return None
             finally:

@@ -93,6 +93,10 @@ class LocalStorage:
             file.seek(offset)
             return file.read() if length is None else file.read(length)
 
+    def pieces(self, name: str, offset: int = 0, length: int | None = None) -> list[bytes]:
+        """Return a range of a file, in one piece."""
+        return [self.read(name, offset, length)]
+
     def open(self, name: str) -> BufferedReader:
         """Open a file for reading."""
         with _named(self.root / name, "read"):

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -106,33 +106,36 @@ class S3Storage:
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a range of an object; a connection that is cut is retried from where it was."""
-        return self.read_version(name, offset, length, None)
+        return b"".join(self.pieces(name, offset, length))
 
-    def read_version(self, name: str, offset: int, length: int | None, version: str | None) -> bytes:
-        """Return a range of an object in the state that ``version`` names; UserError if it has changed since."""
+    def pieces(
+        self, name: str, offset: int = 0, length: int | None = None, *, version: str | None = None
+    ) -> list[bytes]:
+        """Return a range of an object as it came; UserError if it has another ``version`` than is given."""
         if length is not None and length <= 0:
-            return b""
+            return []
         stop = "" if length is None else offset + length - 1
         with explained(self._url(name)):
             try:
                 answer = self._get(name, f"bytes={offset}-{stop}", version)
             except Exception as error:
                 if is_past_end(error):
-                    return b""
+                    return []
                 raise
-            etag, content, got = answer["ETag"], bytearray(answer["ContentLength"]), 0
+            etag, size, found, got = answer["ETag"], answer["ContentLength"], list[bytes](), 0
 
             def receive() -> None:
                 nonlocal answer, got
                 taken, answer = answer, None  # the first answer, then one for the rest of each that was cut
-                taken = taken or self._get(name, f"bytes={offset + got}-{offset + len(content) - 1}", etag)
-                for size in _received(taken["Body"], memoryview(content)[got:]):
-                    got += size
-                if got < len(content):
+                taken = taken or self._get(name, f"bytes={offset + got}-{offset + size - 1}", etag)
+                while got < size and (piece := taken["Body"].read(min(_PIECE, size - got))):
+                    found.append(piece)
+                    got += len(piece)
+                if got < size:
                     raise ConnectionResetError(_EARLY)
 
             _patiently(receive, lambda: got)
-            return bytes(content)
+            return found
 
     def open(self, name: str) -> BufferedReader:
         """Open an object for reading: seekable, reading ahead; its content is that of the moment of opening."""
@@ -140,7 +143,9 @@ class S3Storage:
         if stored is None:
             raise UserError(f"{self._url(name)}: does not exist")
         version = stored.version
-        return read_ahead(lambda offset, length: self.read_version(name, offset, length, version), stored.size)
+        return read_ahead(
+            lambda offset, length: b"".join(self.pieces(name, offset, length, version=version)), stored.size
+        )
 
     def write(self, name: str, content: bytes | Path) -> None:
         """Write an object and verify it; large files go up in parts, several at once."""
@@ -292,6 +297,7 @@ class S3Storage:
 
 
 _clients: dict[Any, Any] = {}
+_sessions: dict[Any, Any] = {}  # a second client of a session finds what boto3 knows of S3 already parsed
 _making = threading.Lock()
 _reached: set[Any] = set()
 """The surroundings in which a server has answered this process, and is waited for if it does not now."""
@@ -322,7 +328,8 @@ def _client() -> Any:
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )
-            _clients[here, known] = boto3.session.Session().client("s3", config=config)
+            session = _sessions[here] = _sessions.get(here) or boto3.session.Session()
+            _clients[here, known] = session.client("s3", config=config)
         return _clients[here, known]
 
 
@@ -372,17 +379,6 @@ def _patiently(call: Callable[[], T], received: Callable[[], int] = lambda: 0) -
         except BaseException:  # Ctrl-C: what ends now has no time to wait once more
             _reached.discard(here)
             raise
-
-
-def _received(body: Any, target: memoryview) -> Iterator[int]:
-    """Fill the target from an answer's body; yield the size of each piece as it is there."""
-    at = 0
-    while at < len(target):
-        size = body.readinto(target[at : at + _PIECE])
-        if not size:
-            return
-        at += size
-        yield size
 
 
 def _md5(file: BinaryIO) -> str:

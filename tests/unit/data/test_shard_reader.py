@@ -34,12 +34,12 @@ from resnet_pipeline.storage.cache import CacheFolder
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.order import Blocks, samples_at, stretches
 
-real = S3Storage.read
-def read(self, name, offset=0, length=None):
+real = S3Storage.pieces
+def pieces(self, name, offset=0, length=None):
     with open(sys.argv[3], "a") as log:
         log.write(f"{name} {offset}\\n")
     return real(self, name, offset, length)
-S3Storage.read = read
+S3Storage.pieces = pieces
 split = Dataset.open(storage_at(sys.argv[1]), CacheFolder(Path(sys.argv[2]))).splits["train"]
 blocks = Blocks(split.shard, 2)
 size = 0
@@ -121,9 +121,9 @@ def test_batches_of_a_bucket_with_a_small_cache_are_those_of_the_folder(
 def test_evaluation_reads_each_shard_once_within_the_limit(digits_in_s3, sharded_digits, tmp_path, views, monkeypatch):
     dataset = opened(digits_in_s3, tmp_path, shards=2)
     brought = []
-    real = type(digits_in_s3).read
+    real = type(digits_in_s3).pieces
     monkeypatch.setattr(
-        type(digits_in_s3), "read", lambda self, name, *r: (brought.append(name), real(self, name, *r))[1]
+        type(digits_in_s3), "pieces", lambda self, name, *r: (brought.append(name), real(self, name, *r))[1]
     )
     images = {}
     for source in (dataset, sharded_digits):
@@ -188,14 +188,14 @@ def test_an_order_that_needs_more_than_the_cache_holds_says_what_to_do(digits_in
 def test_bringing_ahead_goes_on_after_an_outage(digits_in_s3, tmp_path, monkeypatch):
     dataset = opened(digits_in_s3, tmp_path)
     files = dataset.splits["train"].files
-    real, away = type(digits_in_s3).read, threading.Event()
+    real, away = type(digits_in_s3).pieces, threading.Event()
 
-    def read(self, *arguments):
+    def pieces(self, *arguments):
         if away.is_set():
             raise UserError("no connection")
         return real(self, *arguments)
 
-    monkeypatch.setattr(type(digits_in_s3), "read", read)
+    monkeypatch.setattr(type(digits_in_s3), "pieces", pieces)
     away.set()
     with files.following([Stretch(10 * i, 10 * i + 10, (i,)) for i in range(6)]) as reached:
         reached(0)

@@ -172,6 +172,19 @@ def test_a_cut_connection_is_taken_up_where_it_was(storage, s3_server, impatient
 
 
 @pytest.mark.slow
+def test_a_range_comes_in_pieces_that_are_no_copies_of_it(storage, s3_server, impatient):
+    storage.write("big", BIG[: 5 * 2**20])
+    proxy = Proxy(*s3_server, after=3 * 2**19, cuts=1)
+    with settings(AWS_ENDPOINT_URL=proxy.url):
+        pieces = storage.pieces("big", 100, 3 * 2**20)
+    proxy.close()
+    assert proxy.done == 1
+    assert b"".join(pieces) == BIG[100 : 100 + 3 * 2**20]
+    assert len(pieces) >= 4 and max(map(len, pieces)) <= 2**20
+    assert storage.pieces("big", 5 * 2**20, 10) == storage.pieces("big", 3, 0) == []
+
+
+@pytest.mark.slow
 def test_a_connection_that_is_cut_again_and_again_ends_with_an_error(storage, s3_server, impatient):
     storage.write("big", BIG[: 2**20])
     proxy = Proxy(*s3_server, after=600, cuts=10**9)
@@ -338,6 +351,13 @@ def test_missing_bucket_forbidden_no_credentials_no_server(storage, tmp_path):
     for call in (lambda: storage.read("y"), lambda: storage.stat("y"), lambda: storage.write("y", b"")):
         assert "y: access is forbidden; check the credentials" in error_of(call)
     assert "can't be sent" in error_of(lambda: storage.write("y", tmp_path / "none"))
+
+
+@pytest.mark.slow
+def test_clients_of_the_same_settings_share_what_boto3_has_parsed(storage):
+    storage.write("file", b"content")  # the server has answered: from now on it is waited for, by another client
+    sessions = {id(session) for here, session in s3._sessions.items() if here == s3._surroundings()}
+    assert len(sessions) == 1 and storage.read("file") == b"content"
 
 
 @pytest.mark.slow
