@@ -98,10 +98,12 @@ def evaluate(
     )  # fmt: skip
     references = [*(models or []), *_weights(weights, network, models, ema=ema)]
     if all_detectors(Workspace.of(root), references):
-        if workers is not None or hardware is not None:
-            raise UserError("detectors are tested in this process: leave --workers and --hardware out")
+        if hardware is not None:
+            raise UserError("what a detector's test takes elsewhere is not known: leave --hardware out")
         improvements = Improvements(refinement=refine, scales=tuple(scales or ()))
-        on = DetectionTest(dataset=dataset, split=split, images=images, voc=voc, improvements=improvements)
+        on = DetectionTest(
+            dataset=dataset, split=split, images=images, workers=workers, voc=voc, improvements=improvements
+        )
         found = evaluate_detectors(Workspace.of(root), references, on)
         print_precision(f"objects of {found[0].split} on {dataset}", found)
         write_result(json_file, {"dataset": dataset, "models": [each.row() for each in found]})

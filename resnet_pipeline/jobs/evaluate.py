@@ -232,7 +232,7 @@ def _compute(
         _log.info("%s: resuming with %d of %d chunks", plan.protocol.name, len(lacking), len(plan.chunks))
     title = f"{test.protocol}: {', '.join(member.name for member, _ in members.values())}"
     with priced(test.price), progress(title, total=total) as bar:
-        if lacking and _on_ray(test, plan):
+        if lacking and on_ray(test.workers, len(plan.chunks)):
             from resnet_pipeline.adapters.ray.evaluate import score_on_ray
 
             took = score_on_ray(
@@ -256,14 +256,14 @@ def _compute(
     return written
 
 
-def _on_ray(test: TestSpec, plan: Plan) -> bool:
+def on_ray(workers: int | None, chunks: int) -> bool:
     """Return whether a test is Ray's work: on a cluster, with a number of workers, or on a machine of several GPUs.
 
     Else it is this process's, which has all of the machine that Ray's workers would share, and has begun when they were
     still starting. So it is of a single chunk on any one machine.
     """
-    several_gpus = torch.cuda.device_count() > 1 and len(plan.chunks) > 1
-    return surroundings().ray_address is not None or test.workers is not None or several_gpus
+    several_gpus = torch.cuda.device_count() > 1 and chunks > 1
+    return surroundings().ray_address is not None or workers is not None or several_gpus
 
 
 def _as_one_evaluation(scores: Mapping[str, Scores], before: Mapping[str, float], took: float) -> dict[str, Scores]:

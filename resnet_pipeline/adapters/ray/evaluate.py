@@ -13,13 +13,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.train import dismiss_standing_workers
-from resnet_pipeline.data.dataset import open_dataset_at
+from resnet_pipeline.data.dataset import Dataset, open_dataset_at
 from resnet_pipeline.data.manifest import NoDatasetError
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.device import local_device
@@ -32,6 +32,8 @@ from resnet_pipeline.progress import Bar
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
+
+G = TypeVar("G")
 
 _PIECES_PER_WORKER = 3  # so that none waits long for the last one
 _MOST_PIECES = 8  # of a chunk: 33 images at 10 crops; a decoder is made for each
@@ -84,7 +86,7 @@ def score_on_ray(
 
         done: dict[int, dict[int, Mapping[str, Scores]]] = {number: {} for number in lacking}
         start = time.perf_counter()
-        for piece, scores in _results(waiting, count, begin, give):
+        for piece, scores in results_of(waiting, count, begin, give):
             number, found = piece.number, done[piece.number]
             found[piece.place] = scores
             bar.advance(len(cut[number][piece.place]))
@@ -108,18 +110,18 @@ _Begun = tuple[Any, Any]
 """A worker, and what it returns when it is ready."""
 
 
-def _results(
-    given: Sequence[_Piece], count: int, begin: Callable[[], _Begun], give: Callable[[Any, _Piece], Any]
-) -> Iterator[tuple[_Piece, Mapping[str, Scores]]]:
-    """Yield each piece with its scores, in any order; none waits for a worker for which there is no room yet.
+def results_of(
+    given: Sequence[G], count: int, begin: Callable[[], _Begun], give: Callable[[Any, G], Any]
+) -> Iterator[tuple[G, Any]]:
+    """Yield each piece with what a worker returns for it, in any order; none waits for a worker that has no room yet.
 
     A worker that is lost is replaced, and its piece is the next one. UnavailableError if the same piece, or the start,
     has cost too many workers.
     """
     import ray
 
-    waiting, losses = deque(given), Counter[_Piece | None]()
-    busy: dict[Any, tuple[Any, _Piece | None]] = {}  # by what is returned; None: it starts
+    waiting, losses = deque(given), Counter[G | None]()
+    busy: dict[Any, tuple[Any, G | None]] = {}  # by what is returned; None: it starts
     said = False
 
     def start() -> None:
@@ -179,21 +181,28 @@ class _Setting:
     threads: int
 
 
+def opened_there(root: Path, address: str) -> Dataset | UserError:
+    """Return the dataset at an address as a worker's node sees it, or why it does not."""
+    try:
+        return open_dataset_at(Workspace(root), address)
+    except NoDatasetError:
+        return UserError(
+            f"Ray's node {socket.gethostname()} does not see {address}; put the datasets on a volume that all nodes "
+            "share or in a bucket (RESNET_PIPELINE_DATA), or unset RAY_ADDRESS"
+        )
+    except UserError as error:
+        return error
+
+
 class _Worker:
     """Ray's actor. A user's error is returned, since Ray would wrap what is raised into its traceback."""
 
     def open(self, models: Mapping[str, Classifier], setting: _Setting) -> UserError | None:
         """Open the dataset, with the settings of this node (each has its own cache), and prepare the networks."""
         torch.set_num_threads(setting.threads)
-        try:
-            dataset = open_dataset_at(Workspace(setting.root), setting.dataset)
-        except NoDatasetError:
-            return UserError(
-                f"Ray's node {socket.gethostname()} does not see {setting.dataset}; put the datasets on a volume that "
-                "all nodes share or in a bucket (RESNET_PIPELINE_DATA), or unset RAY_ADDRESS"
-            )
-        except UserError as error:
-            return error
+        dataset = opened_there(setting.root, setting.dataset)
+        if isinstance(dataset, UserError):
+            return dataset
         self._device = local_device()
         self._plan = Plan(dataset=dataset, split=setting.split, protocol=setting.protocol, chunks=[])
         self._networks = prepare(models, setting.protocol, self._device, digests=setting.digests)

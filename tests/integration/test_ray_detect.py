@@ -1,0 +1,50 @@
+"""Detectors tested on Ray: what they find is what one process finds, on any number of workers."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+import torch
+
+from resnet_pipeline.config_io import with_overrides
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.detection import task_of
+from resnet_pipeline.jobs import detect
+from resnet_pipeline.jobs.detect import DetectionTest, evaluate_detectors
+from resnet_pipeline.models.weights import save_weights
+from resnet_pipeline.recipes import get_recipe
+from resnet_pipeline.sources.scenes import write_scenes
+from resnet_pipeline.staging.stage import Source, pack
+from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
+from tests.packing import InThisProcess
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+
+
+def test_two_workers_find_what_one_process_finds(tmp_path, monkeypatch):
+    space = Workspace.of(tmp_path / "work")
+    write_scenes(space.root / "source", {"train": 4, "val": 12})
+    pack(Source.at(space.root / "source"), LocalStorage(space.root / "datasets/s"), name="s", workers=InThisProcess)
+    dataset = open_dataset(space, "s")
+    changed = {"optim.frozen_stages": None, "detection.least_score": 0.0, "detection.norm": "batch"}
+    config = with_overrides(get_recipe("scenes/fasterrcnn-resnet8-c4"), changed)
+    run = RunDirectory.create(space.runs, config, dataset.facts)
+    save_weights(task_of(config, dataset, LocalContext()).network(), run.weights_file, {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(detect, "PART_IMAGES", 4)
+    test = DetectionTest(dataset="s", images=10, samples=10)
+    (here,) = evaluate_detectors(space, [run.name], test)
+    content = here.path.read_bytes()
+    here.path.unlink()
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        (there,) = evaluate_detectors(space, [run.name], DetectionTest(dataset="s", images=10, samples=10, workers=2))
+    torch.set_num_threads(threads)
+    assert not there.reused and there.images == 10 and len(content) > 1000
+    assert there.path == here.path and there.path.read_bytes() == content
+    assert not here.path.with_suffix(".parts").exists()
