@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from resnet_pipeline.adapters.mlflow.registry import DETECTION, TASK, fetched_model, resolve
 from resnet_pipeline.adapters.mlflow.runs import Tracking
-from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
-from resnet_pipeline.detection.finding import find_objects
 from resnet_pipeline.detection.improvements import ImprovedDetector, Improvements
 from resnet_pipeline.detection.metrics import CocoMetrics, Points, coco_metrics, voc_mean_precision
 from resnet_pipeline.detection.networks import Detector
-from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts, read_kept_results, read_results
+from resnet_pipeline.detection.results import Results, ResultsFacts, read_kept_results
 from resnet_pipeline.detection.trained import TrainedDetector, is_detector, load_detector
-from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.evaluation.scores import score_path
 from resnet_pipeline.evaluation.scoring import chosen_samples
-from resnet_pipeline.jobs.evaluate import on_ray, score_copies
+from resnet_pipeline.jobs.evaluate import score_copies
 from resnet_pipeline.jobs.references import MlflowRun, RegisteredModel, RunFolder, parse
-from resnet_pipeline.progress import progress
+from resnet_pipeline.jobs.search import searched
 from resnet_pipeline.records import JsonObject
 from resnet_pipeline.report.model_card import MeasuredPrecision
-from resnet_pipeline.storage.copies import Copies
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
 SAMPLES = 500
 """Samples of the images, each as many as there are, that an interval is from."""
-PART_IMAGES = 100
-"""Images that are searched before what was found is kept, so that a test that is killed goes on there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +261,10 @@ def _evaluated(
     copies.bring(facts.file(path))
     kept = read_kept_results(path, facts, dataset)
     if kept is None:
-        results, facts = _found(text, detector, trained.config, dataset, facts, path, copies, workspace, test)
+        results, facts = searched(
+            text, detector, trained.config, dataset, facts, path, copies, workspace=workspace, images=test.images,
+            workers=test.workers,
+        )  # fmt: skip
     else:
         results, facts = kept
         _log.info("%s: what it finds in %s of %s is kept from before", text, split, dataset.name)
@@ -293,78 +286,3 @@ def _evaluated(
         seconds=facts.seconds,
         reused=kept is not None,
     )
-
-
-def _found(
-    text: str,
-    detector: Detector | ImprovedDetector,
-    config: RunConfig,
-    dataset: Dataset,
-    facts: ResultsFacts,
-    path: Path,
-    copies: Copies,
-    workspace: Workspace,
-    test: DetectionTest,
-) -> tuple[Results, ResultsFacts]:
-    """Search a split part by part, each kept until all are there, and keep the whole; return it and its facts.
-
-    The parts depend on the dataset and the config alone, and are of whole batches, so that a test that was interrupted
-    finds the same.
-    """
-    split, micro_batch = facts.split, config.micro_batch
-    images = len(dataset.splits[split])
-    size = max(PART_IMAGES // micro_batch, 1) * micro_batch
-    cuts = np.split(np.arange(images), range(size, images, size))
-    folder = path.with_suffix(".parts")
-    copies.bring_all(folder)
-    files = [folder / f"{number:05d}-of-{len(cuts):05d}-{len(rows)}.json" for number, rows in enumerate(cuts)]
-    cut = [dataset.part(split, rows) for rows in cuts]
-    kept = {number: read_kept_results(file, facts, cut[number]) for number, file in enumerate(files)}
-    there = {number: known for number, known in kept.items() if known is not None}
-    lacking = [number for number in range(len(cuts)) if number not in there]
-
-    def keep(number: int, found: list[ImageFound], seconds: float) -> None:
-        own = replace(facts, seconds=seconds)
-        there[number] = _keep(Results(split=split, found=found), own, cut[number], files[number], copies)
-
-    with progress(f"objects: {text}", total=sum(len(cuts[number]) for number in lacking)) as bar:
-        if lacking and on_ray(test.workers, len(cuts)):
-            from resnet_pipeline.adapters.ray.detect import find_on_ray
-
-            whole_split = open_dataset(workspace, test.dataset)
-            chosen = chosen_samples(len(whole_split.splits[split]), test.images)
-
-            def keep_and_show(number: int, found: list[ImageFound], seconds: float) -> None:
-                keep(number, found, seconds)
-                bar.advance(len(found))
-
-            parts = {number: chosen[cuts[number]] for number in lacking}
-            find_on_ray(
-                detector, config, workspace, whole_split, split, parts, workers=test.workers, keep=keep_and_show
-            )
-        else:
-            device = local_device()
-            for number in lacking:
-                start = time.perf_counter()
-                found = find_objects(
-                    detector.to(device), cut[number], split, config, device=device, on_images=bar.advance
-                )
-                keep(number, found, time.perf_counter() - start)
-    parts_there = [there[number] for number in range(len(cuts))]
-    results = Results(split=split, found=[found for part, _ in parts_there for found in part.found])
-    facts = replace(facts, seconds=sum(own.seconds for _, own in parts_there))
-    whole = _keep(results, facts, dataset, path, copies)
-    shutil.rmtree(folder, ignore_errors=True)
-    copies.remove_all(folder)
-    return whole
-
-
-def _keep(
-    results: Results, facts: ResultsFacts, dataset: Dataset, path: Path, copies: Copies
-) -> tuple[Results, ResultsFacts]:
-    """Write results and what they are of, here and where score files are kept; return them as they are read back."""
-    results.write(dataset, path)
-    facts = facts.keep(path)
-    copies.send(path)
-    copies.send(facts.file(path))
-    return read_results(path, dataset, results.split), facts

@@ -10,7 +10,7 @@ import torch
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection import task_of
-from resnet_pipeline.jobs import detect
+from resnet_pipeline.jobs import search
 from resnet_pipeline.jobs.detect import DetectionTest, evaluate_detectors
 from resnet_pipeline.models.weights import save_weights
 from resnet_pipeline.recipes import get_recipe
@@ -36,7 +36,7 @@ def test_two_workers_find_what_one_process_finds(tmp_path, monkeypatch):
     save_weights(task_of(config, dataset, LocalContext()).network(), run.weights_file, {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(detect, "PART_IMAGES", 4)
+    monkeypatch.setattr(search, "PART_IMAGES", 4)
     test = DetectionTest(dataset="s", images=10, samples=10)
     (here,) = evaluate_detectors(space, [run.name], test)
     content = here.path.read_bytes()

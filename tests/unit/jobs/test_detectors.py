@@ -28,7 +28,7 @@ from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts
 from resnet_pipeline.detection.trained import is_detector, load_detector
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_folder
-from resnet_pipeline.jobs import detect, keep_transfers
+from resnet_pipeline.jobs import keep_transfers, search
 from resnet_pipeline.jobs.detect import (
     DetectionTest,
     all_detectors,
@@ -151,13 +151,13 @@ def test_a_test_that_is_stopped_goes_on_with_the_images_that_are_missing(space, 
             searched.append(dataset.splits[split].keys)
             return find_objects(model, dataset, split, *arguments, **options)
 
-        monkeypatch.setattr(detect, "find_objects", find)
+        monkeypatch.setattr(search, "find_objects", find)
 
     test = dataclasses.replace(TEST, split="train")
     (whole,) = evaluate_detectors(space, [run.name], test)
     content = whole.path.read_bytes()
     whole.path.unlink()
-    monkeypatch.setattr(detect, "PART_IMAGES", 5)  # one micro-batch of four
+    monkeypatch.setattr(search, "PART_IMAGES", 5)  # one micro-batch of four
     stopped_after(1)
     with pytest.raises(KeyboardInterrupt):
         evaluate_detectors(space, [run.name], test)

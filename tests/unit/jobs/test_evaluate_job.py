@@ -17,7 +17,7 @@ from resnet_pipeline.evaluation import scoring, trained_model
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import read_scores
 from resnet_pipeline.jobs.analyse import analyse, ensemble, score_sources, submit
-from resnet_pipeline.jobs.evaluate import TestRow, _on_ray, evaluate_models
+from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models, on_ray
 from resnet_pipeline.jobs.references import load
 from resnet_pipeline.logs import handled
 from resnet_pipeline.models import build_model, weights
@@ -83,7 +83,7 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
 
 
 @pytest.mark.parametrize(
-    ("address", "workers", "gpus", "chunks", "on_ray"),
+    ("address", "workers", "gpus", "chunks", "is_ray_s"),
     [
         (None, None, 0, 9, False),  # a laptop
         (None, None, 1, 9, False),
@@ -93,13 +93,11 @@ def test_a_test_that_was_stopped_goes_on_with_what_is_missing(workspace, models,
         ("head:6379", None, 0, 1, True),  # a cluster: this process may have no GPU
     ],
 )
-def test_who_tests(monkeypatch, address, workers, gpus, chunks, on_ray):
+def test_who_tests(monkeypatch, address, workers, gpus, chunks, is_ray_s):
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    test = dataclasses.replace(CENTER, workers=workers)
-    plan = scoring.Plan(dataset=None, split="val", protocol=None, chunks=[np.arange(3)] * chunks)
-    assert _on_ray(test, plan) == on_ray
+    assert on_ray(workers, chunks) == is_ray_s
 
 
 @pytest.mark.slow
