@@ -57,7 +57,15 @@ def timed_steps(step: Callable[[], object], warmup: int, steps: int, batch: int)
     return {"images_per_second": steps * batch / seconds, "cpu_seconds": (time.process_time() - cpu) / (steps * batch)}
 
 
-def our_step(precision: str, *, stride: str = "v1.5") -> Callable[[], object]:
+def our_step(
+    precision: str,
+    recipe: str = "imagenet/resnet50",
+    *,
+    side: int = 224,
+    classes: int = CLASSES,
+    batch_size: int = BATCH,
+    stride: str = "v1.5",
+) -> Callable[[], object]:
     """Return a step of this project on one batch, as the training loop does it."""
     from resnet_pipeline.config import OptimConfig
     from resnet_pipeline.config_io import with_overrides
@@ -73,17 +81,18 @@ def our_step(precision: str, *, stride: str = "v1.5") -> Callable[[], object]:
 
     fast = precision == "bf16"
     prepare_device(DEVICE, precision)
-    model = Classifier(Normalize(torch.full((3,), 110.0)), build_model("resnet50", stride=stride))
+    config = with_overrides(get_recipe(recipe), {"optim.label_smoothing": 0.1 if fast else 0.0})
+    network = build_model(config.model.name, num_classes=classes, stride=stride)
+    model = Classifier(Normalize(torch.full((3,), 110.0)), network)
     model = model.to(DEVICE).to(memory_format=torch.channels_last)
     compiled = fast and compile_network(model, DEVICE)
     optimizer = build_optimizer(model, OptimConfig(lr=0.01, decay_norm=not fast, ema=0.999 if fast else 0.0))
     average = WeightAverage(model, 0.999 if fast else 0.0)
-    config = with_overrides(get_recipe("imagenet/resnet50"), {"optim.label_smoothing": 0.1 if fast else 0.0})
     task = ClassificationTask(config, None, LocalContext(device=DEVICE))  # without a dataset: there is one batch
     guard, sums = FiniteGuard(optimizer, DEVICE), RunningSums(task.counts, DEVICE)
-    images = torch.randint(0, 256, (BATCH, 224, 224, 3), dtype=torch.uint8, device=DEVICE)
-    labels = torch.randint(0, CLASSES, (BATCH,), device=DEVICE)
-    batch = Batch(images, labels, torch.arange(BATCH), torch.zeros(BATCH, 3, device=DEVICE))
+    images = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8, device=DEVICE)
+    labels = torch.randint(0, classes, (batch_size,), device=DEVICE)
+    batch = Batch(images, labels, torch.arange(batch_size), torch.zeros(batch_size, 3, device=DEVICE))
     number = iter(range(10**9))
 
     def step() -> None:
