@@ -2,7 +2,8 @@
 
 Run: python benchmarks/evaluation.py IMAGENET-SAMPLE.tar [--images 96] [--rounds 3] [--only ten-crop …]
 (a tar of JPEGs; RESNET_PIPELINE_IMAGENET_SAMPLE if none is named). In each part the contestants run in turns on the
-same images with two threads; the table gives medians, and the last line of a part says whether its aim was reached.
+same images with two threads; the table gives medians and their ratios to the first with 95 % intervals, and the last
+line of a part says whether its aim was reached.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
+from ratios import ratio
+
 THREADS = 2
 SAMPLES, CLASSES, MEMBERS = 50_000, 1000, 6
 
@@ -34,8 +37,9 @@ def in_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[
             if number:
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
+    first = next(iter(seconds.values()))
     for name, values in seconds.items():
-        print(f"{medians[name]:9.2f} s  {min(values):.2f}..{max(values):.2f}  {name}", flush=True)
+        print(f"{medians[name]:9.2f} s, {ratio(values, first)} of the first's   {name}", flush=True)
     return medians
 
 
