@@ -37,8 +37,9 @@ class Watchdog:
         self._alive = True
 
     def close(self) -> None:
-        """Watch no more."""
+        """Watch no more; its thread has ended, and keeps nothing of what it watched."""
         self._closed.set()
+        self._thread.join()
 
     def _watch(self) -> None:
         tick, silent = min(1.0, self._limit / 4), 0.0

@@ -12,6 +12,7 @@ import torch
 
 from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.models import build_model
+from resnet_pipeline.parallel import cores
 from resnet_pipeline.recipes import get_recipe, recipe_names
 from resnet_pipeline.settings import effective
 
@@ -103,7 +104,7 @@ def test_json_to_stdout_by_another_name_is_alone_there_too(run, tmp_path):
 @pytest.mark.slow
 def test_doctor_says_what_is_here(run, tmp_path):
     code, out, _ = run("doctor", "--root", str(tmp_path / "other"), "--json", str(tmp_path / "d.json"))
-    assert code == 0 and f"{os.cpu_count()} cores" in out
+    assert code == 0 and f"{cores()} cores" in out
     found = {f["what"]: f for f in json.loads((tmp_path / "d.json").read_text())}
     looked_at = {"processor", "GPUs", "decoder", "disk", "datasets", "Ray", "MLflow", "Prefect"}
     assert looked_at | {setting.variable for setting in effective()} == set(found)
