@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/tools
 DEMO_ARGS ?=
 GPU_ARGS ?=
+SOAK ?=
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Two processes of tests, each with one thread of computation (tests/conftest.py); those that start servers and
 # clusters run one after another, beside the others (tests/scheduling.py).
@@ -59,7 +60,7 @@ test-cluster: $(READY)  ## A training on hosts with PostgreSQL, S3 and logins, t
 	$(PYTEST) tests/integration/test_cluster.py
 
 soak: $(READY)  ## Training through lost drivers, workers, nodes and clusters; torchrun's every end; CIFAR-10; ResNet-50's trace
-	$(PYTEST) $(APART) -m soak
+	$(PYTEST) $(APART) -m soak $(SOAK)
 
 gpu: $(READY)  ## A GPU's tests and benchmarks, in one table: build/gpu.md (GPU_ARGS=--small: on the CPU, that they run)
 	$(BIN)/python benchmarks/gpu.py $(GPU_ARGS)
