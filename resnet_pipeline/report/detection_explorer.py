@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
-from resnet_pipeline.errors import UserError
-from resnet_pipeline.files import replacing
 from resnet_pipeline.report.detections import Picture, drawn
 from resnet_pipeline.report.model_card import MeasuredPrecision
+from resnet_pipeline.report.templates import rendered, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +63,8 @@ class DetectionExplorer:
 
 def write_detection_explorer(data: DetectionExplorer, path: Path) -> Path:
     """Write the page, atomically, and return its path; UserError if it can't be written."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resnet_pipeline.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("detection_explorer.html.j2").render(data=data)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
-    return path
+    page = rendered("detection_explorer.html.j2", trimmed=True, data=data)
+    return write_text(path, page)
 
 
 def picture_uri(picture: Picture) -> str:

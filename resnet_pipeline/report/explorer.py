@@ -7,16 +7,14 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from resnet_pipeline.data.image_files import open_image
-from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.calibration import Calibration
-from resnet_pipeline.files import replacing
 from resnet_pipeline.report.evaluation_figures import reliability_figure
 from resnet_pipeline.report.figures import inline
 from resnet_pipeline.report.model_card import MeasuredErrors
+from resnet_pipeline.report.templates import rendered, write_text
 
 THUMBNAIL = 144
 """A thumbnail's longest side in pixels; smaller images stay as they are."""
@@ -113,25 +111,15 @@ class ExplorerData:
 
 def write_explorer(data: ExplorerData, path: Path) -> Path:
     """Write the page, atomically, and return its path; UserError if it can't be written."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resnet_pipeline.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("explorer.html.j2").render(
+    page = rendered(
+        "explorer.html.j2",
+        trimmed=True,
         data=data,
         figure=Markup(
             inline(reliability_figure({"this model": data.calibration}))
         ),  # matplotlib escapes the text that it draws
     )
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
-    return path
+    return write_text(path, page)
 
 
 def thumbnail(encoded: bytes) -> Thumbnail:

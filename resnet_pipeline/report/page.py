@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
-from resnet_pipeline.files import replacing
 from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.content import ReportData
 from resnet_pipeline.report.figures import error_figure, loss_figure
+from resnet_pipeline.report.templates import rendered, write_text
 from resnet_pipeline.report.terminal import duration, human
 
 
@@ -19,19 +18,15 @@ def write_report(data: ReportData, path: Path) -> Path:
 
     Example: ``write_report(data, Path("report.html"))``
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resnet_pipeline.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"human": human, "duration": duration, "per_second": per_second, "interval": _interval}
-    page = environment.get_template("page.html.j2").render(
+    page = rendered(
+        "page.html.j2",
+        filters={"human": human, "duration": duration, "per_second": per_second, "interval": _interval},
         data=data,
         # matplotlib escapes the text that it draws
         error_figure=Markup(error_figure(data.members)),
         loss_figure=Markup(loss_figure(data.members)),
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return write_text(path, page)
 
 
 def _interval(ends: tuple[float, float]) -> str:

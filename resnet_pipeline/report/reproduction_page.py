@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
-from resnet_pipeline.files import replacing
 from resnet_pipeline.names import printable
 from resnet_pipeline.report.kept import Kept, KeptRun
 from resnet_pipeline.report.reproduction import Costs, Line, Section, Study, seen_before, study_of
 from resnet_pipeline.report.reproduction_figures import exhibit_figure
+from resnet_pipeline.report.templates import rendered, write_text
 from resnet_pipeline.report.terminal import duration
 
 PAGE, TABLES = "index.html", "README.md"
@@ -34,10 +33,8 @@ def write_page(folder: Path, kept: Kept, costs: Costs) -> Path:
     """
     study = study_of(kept, costs)
     figures = {section.exhibit.name: exhibit_figure(section.exhibit, section.drawn) for section in study.sections}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resnet_pipeline.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("reproduction.html.j2").render(
+    page = rendered(
+        "reproduction.html.j2",
         study=study,
         # matplotlib escapes the text that it draws
         figures={name: Markup(figure) for name, figure in figures.items()},
@@ -46,11 +43,11 @@ def write_page(folder: Path, kept: Kept, costs: Costs) -> Path:
         facts=facts,
         caption=caption,
     )
-    _write(folder / PAGE, page)
-    _write(folder / TABLES, "\n".join(_markdown(study, figures)) + "\n")
+    write_text(folder / PAGE, page)
+    write_text(folder / TABLES, "\n".join(_markdown(study, figures)) + "\n")
     for name, figure in figures.items():
         if figure:
-            _write(folder / f"{name}.svg", figure)
+            write_text(folder / f"{name}.svg", figure)
     return folder / PAGE
 
 
@@ -175,8 +172,3 @@ def _row(texts: Sequence[str]) -> str:
 def _plain(text: str) -> str:
     """Return text that stays in its cell; names of datasets hold no marks (`workspace.checked_name`)."""
     return text.replace("|", "\\|")
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
