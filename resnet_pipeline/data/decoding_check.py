@@ -9,6 +9,7 @@ Run: python -m resnet_pipeline.data.decoding_check cuda:0 regions
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -54,8 +55,8 @@ def way_for(device: str) -> str:
     """Return how crops are decoded for a device: as RESNET_PIPELINE_GPU_DECODING says, else the first way that works.
 
     The ways are tried once on each machine, for each GPU, driver and DALI, in processes that a crash may end, and the
-    outcome is kept in the cache. Not the fastest is taken, since ways differ in the last bit of a pixel, and a run must
-    find the same one when it resumes; `doctor` says how fast each is. UserError if none works.
+    outcome is kept in the cache. Not the fastest is taken, since ways may differ in the last bit of a pixel, and a run
+    must find the same one when it resumes; `doctor` says how fast each is. UserError if none works.
 
     >>> way_for("cpu")
     'regions'
@@ -72,44 +73,32 @@ def _kept(device: str) -> str:
 
     properties = torch.cuda.get_device_properties(device)
     known = f"{properties.name}, {properties.uuid}, driver {_driver()}, DALI {version('nvidia-dali-cuda130')}"
-    file = Workspace.of().cache / "decoding.json"
-    found: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        found = dict(json.loads(file.read_text()))
-    if found.get(known) not in WAYS:
-        found[known] = first_that_works(device)
-        with suppress(OSError, UserError):  # another process, or the next start, tries again
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(found, indent=1))
-    return found[known]
+    return kept_way(known, Workspace.of().cache / "decoding", lambda: first_that_works(device))
+
+
+def kept_way(known: str, folder: Path, find: Callable[[], str]) -> str:
+    """Return the way that a file of the folder has for what is ``known`` of a GPU; else what ``find`` returns, kept.
+
+    A file for each GPU: a node's processes find theirs at the same time. Whoever removes it has it tried again.
+
+    Example: ``kept_way("H100, GPU-1, driver 580", workspace.cache / "decoding", lambda: "regions")``
+    """
+    file = folder / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if (way := json.loads(file.read_text())["way"]) in WAYS:
+            return str(way)
+    way = find()
+    with suppress(OSError):  # the next start tries again
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps({"known": known, "way": way}))
+    return way
 
 
 def _driver() -> str:
     with suppress(OSError):
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     return "unknown"
-
-
-def first_that_works(device: str, attempt: Callable[[str, str], Trial] | None = None) -> str:
-    """Return the first of `WAYS` by which a device gets the right pixels; what others met is logged in a line.
-
-    ``attempt`` is `tried`, unless a caller has another. Raises UserError, with what each met, if none works.
-
-    Example: ``first_that_works("cuda:0")``
-    """
-    problems: list[str] = []
-    for way in WAYS:
-        trial = (attempt or tried)(device, way)
-        if not trial.problem:
-            if problems:
-                _log.warning("%s gets its crops by %r, decoding by %s", device, way, "; by ".join(problems))
-            return way
-        problems.append(f"{way} {trial.problem}")
-    raise UserError(
-        f"{device} gets no right pixels, whichever way images are decoded: by {'; by '.join(problems)}; "
-        "`resnet-pipeline doctor` tries it again"
-    )
 
 
 def tried(device: str, way: str) -> Trial:
@@ -129,6 +118,27 @@ def tried(device: str, way: str) -> Trial:
     if process.returncode:
         return Trial(problem=f"ended with status {process.returncode}: {last}")
     return Trial(images_per_second=float(last))
+
+
+def first_that_works(device: str, attempt: Callable[[str, str], Trial] = tried) -> str:
+    """Return the first of `WAYS` by which a device gets the right pixels; what others met is logged in a line.
+
+    Raises UserError, with what each met, if none works.
+
+    Example: ``first_that_works("cuda:0")``
+    """
+    problems: list[str] = []
+    for way in WAYS:
+        trial = attempt(device, way)
+        if not trial.problem:
+            if problems:
+                _log.warning("%s gets its crops by %r, decoding by %s", device, way, "; by ".join(problems))
+            return way
+        problems.append(f"{way} {trial.problem}")
+    raise UserError(
+        f"{device} gets no right pixels, whichever way images are decoded: by {'; by '.join(problems)}; "
+        "`resnet-pipeline doctor` tries it again"
+    )
 
 
 def decode(device: str, way: str) -> tuple[float, float]:

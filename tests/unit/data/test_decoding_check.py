@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_pipeline.data.decoding_check import WAYS, Trial, decode, first_that_works, tried, way_for
+from resnet_pipeline.data.decoding_check import WAYS, Trial, decode, first_that_works, kept_way, tried, way_for
 from resnet_pipeline.errors import UserError
 
 
@@ -53,6 +53,19 @@ def test_without_a_way_the_error_says_what_each_met():
     with pytest.raises(UserError) as raised:
         first_that_works("cuda:0", lambda device, way: Trial(problem=f"ended with status {-WAYS.index(way) - 4}: "))
     assert "by regions ended with status -4: ; by whole ended with status -5: ; by cpu ended with" in str(raised.value)
+
+
+def test_each_gpu_s_way_is_found_once_and_kept(tmp_path):
+    def never() -> str:
+        raise AssertionError("it is known")
+
+    # two processes that each knew nothing when they began
+    assert kept_way("one", tmp_path, lambda: kept_way("two", tmp_path, lambda: "cpu") and "whole") == "whole"
+    assert [kept_way(name, tmp_path, never) for name in ("one", "two")] == ["whole", "cpu"]
+    # one that is damaged is found again
+    for file in tmp_path.iterdir():
+        file.write_text("{")
+    assert kept_way("one", tmp_path, lambda: "regions") == "regions" == kept_way("one", tmp_path, never)
 
 
 def test_the_setting_is_the_way(monkeypatch):
