@@ -228,6 +228,8 @@ class Nodes:
             self._end(name)
         if self._network is not None:
             for number in range(1, self._count + 1):
+                # a process that got away keeps its network, and the cable in it would keep its name
+                _ip("link", "delete", self._namespace(number), check=False)
                 _ip("netns", "delete", self._namespace(number), check=False)
             _ip("link", "delete", _bridge(self._network), check=False)  # last: it reserves the names above
 

@@ -46,3 +46,28 @@ def test_a_killed_session_s_network_is_left_to_it(tmp_path: Path) -> None:
             subprocess.run(["ip", "link", "delete", f"rpb{number}"], check=True)
     finally:
         left.close()
+
+
+def test_a_process_that_outlives_its_node_leaves_the_next_cluster_its_names(tmp_path: Path) -> None:
+    """It keeps the network that it runs in, and would keep the cable there."""
+    first = Nodes(tmp_path)
+    name, _ = first._networked()
+    outlives = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "60"])
+    try:
+        while _network_of(outlives.pid) != name:
+            assert outlives.poll() is None
+        first.close()
+        second = Nodes(tmp_path)
+        try:
+            assert second._networked()[0] == name
+        finally:
+            second.close()
+    finally:
+        outlives.kill()
+        outlives.wait()
+
+
+def _network_of(process: int) -> str:
+    return subprocess.run(
+        ["ip", "netns", "identify", str(process)], capture_output=True, text=True, check=False
+    ).stdout.strip()
