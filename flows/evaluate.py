@@ -23,10 +23,12 @@ from flows.parameters import (
     OptionalDataset,
     Price,
     ProtocolName,
+    Refine,
     RegisteredAs,
     Scales,
     ScoringWorkers,
     Split,
+    Voc,
 )
 from flows.shell import form, logged, outcome, phase
 from resnet_pipeline.data.dataset import open_dataset
@@ -35,6 +37,7 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.analyse import EnsembleResult, Source, ensemble, evaluations_of, score_sources
 from resnet_pipeline.jobs.evaluate import Evaluation, evaluate_models
 from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
+from resnet_pipeline.jobs.tasks import all_detectors, check_no_detectors
 from resnet_pipeline.records import JsonObject, plain_record
 from resnet_pipeline.workspace import Workspace
 
@@ -91,13 +94,24 @@ def evaluate(
     half: Half = False,
     allow_partial: AllowPartial = False,
     price: Price = None,
+    voc: Voc = None,
+    refine: Refine = False,
 ) -> list[JsonObject]:
-    """Test networks under one protocol; networks whose scores are kept are not run again."""
+    """Test networks under one protocol; networks whose scores are kept are not run again.
+
+    Detectors are tested on whole images, by their average precision.
+    """
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
         workers=workers, half=half, allow_partial=allow_partial, price=price,
     )  # fmt: skip
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
+    if all_detectors(Workspace.of(), models):
+        from flows.precision import tested_detectors
+        from resnet_pipeline.jobs.detect import detection_test
+
+        return tested_detectors(models, detection_test(test, voc=voc, refine=refine))
+    check_no_detectors(voc=voc, refine=refine)
     evaluations = outcome(score(models, test))
     found = [(evaluation, Measured.of(evaluation.scores)) for evaluation in evaluations]
     rows = [error_row(e.reference, protocol, tested, recipe=e.member.recipe) for e, tested in found]
@@ -124,15 +138,28 @@ def ensemble_evaluate(
     registered_as: RegisteredAs = None,
     allow_partial: AllowPartial = False,
     price: Price = None,
+    voc: Voc = None,
+    refine: Refine = False,
 ) -> JsonObject:
-    """Average the members' kept scores and report the ensemble's error; missing scores are computed first."""
+    """Average the members' kept scores and report the ensemble's error; missing scores are computed first.
+
+    Detectors are tested together: on the union of their proposals, with their region classifiers averaged.
+    """
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers,
         allow_partial=allow_partial, price=price,
     ) if dataset else None  # fmt: skip
-    check_registrable(registered_as, members, test, combine=combine)
     if dataset:
         open_dataset(Workspace.of(), dataset)
+    if all_detectors(Workspace.of(), members):
+        from flows.precision import tested_detectors
+        from resnet_pipeline.jobs.detect import detection_test
+
+        on = detection_test(test, voc=voc, refine=refine, registered_as=registered_as)
+        (row,) = tested_detectors(members, on, together=True)
+        return {"version": None, "ensemble": row}
+    check_no_detectors(voc=voc, refine=refine)
+    check_registrable(registered_as, members, test, combine=combine)
     sources = outcome(score_members(members, test))
     result = outcome(
         average_members(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)

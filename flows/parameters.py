@@ -281,6 +281,11 @@ ScoringWorkers = Annotated[
 AllowPartial = Annotated[
     bool, Parameter(help="Let runs of fewer steps than their recipe's into ilsvrc2015; its card says so.")
 ]
+Refine = Annotated[bool, Parameter(help="Of detectors: box refinement with voting (the paper, appendix B).")]
+Voc = Annotated[
+    Literal["11", "all"] | None,
+    Parameter(help="Of detectors: also give Pascal VOC's mean average precision, of 11 points or of all."),
+]
 Half = Annotated[bool, Parameter(help="Keep the scores in half the bytes, as float16.", flags=("--half", "--float16"))]
 Combined = Annotated[
     Literal["probabilities", "logits"], Parameter(help="What is averaged over members: probabilities or logits.")

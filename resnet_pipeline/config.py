@@ -13,10 +13,14 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.records import OMIT_NONE
+
+TaskName = Literal["classification", "detection", "localisation"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+"""What networks are trained for: classes, objects, or a box for each class."""
 
 Precision = Literal["float32", "tf32", "bf16", "float64", "auto"]
 _MOST_STEPS = 10_000_000  # the paper's longest run has 600,000
@@ -529,6 +533,13 @@ class RunConfig:
         return dataclasses.replace(
             full, crop=size, shorter_side=(max(size, low * size // full.crop), max(size, high * size // full.crop))
         )
+
+    @property
+    def task(self) -> TaskName:
+        """What the network is trained for."""
+        if self.detection is not None:
+            return "detection"
+        return "classification" if self.localisation is None else "localisation"
 
     @property
     def micro_batches(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,10 +24,12 @@ from flows.parameters import (
     OptionalModels,
     Price,
     ProtocolName,
+    Refine,
     RegisteredAs,
     Scales,
     ScoringWorkers,
     Split,
+    Voc,
 )  # fmt: skip
 from resnet_pipeline.cli.console import say
 from resnet_pipeline.cli.options import Elsewhere, Json, Root, write_result
@@ -46,10 +48,8 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.records import plain_record
 from resnet_pipeline.workspace import Workspace
 
-Refine = Annotated[
-    bool,
-    typer.Option("--refine", help="Of detectors: box refinement with voting (the paper, appendix B)."),
-]
+if TYPE_CHECKING:
+    from resnet_pipeline.jobs.detect import DetectorEvaluation
 
 
 def evaluate(
@@ -75,10 +75,7 @@ def evaluate(
     allow_partial: AllowPartial = False,
     price: Price = None,
     hardware: Elsewhere = None,
-    voc: Annotated[
-        Literal["11", "all"] | None,
-        typer.Option(help="Of detectors: also give Pascal VOC's mean average precision, of 11 points or of all."),
-    ] = None,
+    voc: Voc = None,
     refine: Refine = False,
     json_file: Json = None,
 ) -> None:
@@ -88,9 +85,8 @@ def evaluate(
     precision. With --scales their regions are pooled at several sizes of the image, with --refine again at their boxes.
     After an interruption the same command resumes.
     """
-    from resnet_pipeline.detection.improvements import Improvements
-    from resnet_pipeline.jobs.detect import DetectionTest, all_detectors, evaluate_detectors
     from resnet_pipeline.jobs.evaluate import TestRow, evaluate_models
+    from resnet_pipeline.jobs.tasks import all_detectors, check_no_detectors
 
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average,
@@ -100,16 +96,12 @@ def evaluate(
     if all_detectors(Workspace.of(root), references):
         if hardware is not None:
             raise UserError("what a detector's test takes elsewhere is not known: leave --hardware out")
-        improvements = Improvements(refinement=refine, scales=tuple(scales or ()))
-        on = DetectionTest(
-            dataset=dataset, split=split, images=images, workers=workers, voc=voc, improvements=improvements
-        )
-        found = evaluate_detectors(Workspace.of(root), references, on)
-        print_precision(f"objects of {found[0].split} on {dataset}", found)
-        write_result(json_file, {"dataset": dataset, "models": [each.row() for each in found]})
+        from resnet_pipeline.jobs.detect import detection_test, evaluate_detectors
+
+        on = detection_test(test, voc=voc, refine=refine)
+        _write_precision(evaluate_detectors(Workspace.of(root), references, on), dataset, json_file)
         return
-    if voc is not None or refine:
-        raise UserError("--voc and --refine are for detectors; these are classifiers")
+    check_no_detectors(voc=voc, refine=refine)
     if hardware is not None:
         from resnet_pipeline.jobs.hardware import plans_of_test
 
@@ -141,6 +133,7 @@ def ensemble(
     registered_as: RegisteredAs = None,
     allow_partial: AllowPartial = False,
     price: Price = None,
+    voc: Voc = None,
     refine: Refine = False,
     json_file: Json = None,
 ) -> None:
@@ -152,18 +145,20 @@ def ensemble(
     """
     from resnet_pipeline.jobs.analyse import ensemble as combined
     from resnet_pipeline.jobs.analyse import evaluations_of, score_sources
-    from resnet_pipeline.jobs.detect import all_detectors
     from resnet_pipeline.jobs.register import check_registrable, register_ensemble_of
+    from resnet_pipeline.jobs.tasks import all_detectors, check_no_detectors
 
-    if all_detectors(Workspace.of(root), members):
-        _together(members, dataset, root, split, scales, json_file, refine=refine, other=bool(registered_as or images))
-        return
-    if refine:
-        raise UserError("--refine is for detectors; these are classifiers")
     test = TestSpec(
         dataset=dataset, protocol=protocol, split=split, images=images, scales=scales, average=average, workers=workers,
         allow_partial=allow_partial, price=price,
     ) if dataset else None  # fmt: skip
+    if all_detectors(Workspace.of(root), members):
+        from resnet_pipeline.jobs.detect import detection_test, evaluate_detectors_together
+
+        on = detection_test(test, voc=voc, refine=refine, registered_as=registered_as)
+        _write_precision([evaluate_detectors_together(Workspace.of(root), members, on)], on.dataset, json_file)
+        return
+    check_no_detectors(voc=voc, refine=refine)
     check_registrable(registered_as, members, test, combine=combine)
     sources = score_sources(Workspace.of(root), members, test)
     result = combined(sources, combine=combine, fit=fit_weights, greedy=greedy, contributions=contributions)
@@ -188,27 +183,9 @@ def ensemble(
     write_result(json_file, written)
 
 
-def _together(
-    members: Sequence[str],
-    dataset: str | None,
-    root: Path | None,
-    split: str | None,
-    scales: Sequence[int] | None,
-    json_file: Path | None,
-    *,
-    refine: bool,
-    other: bool,
-) -> None:
-    from resnet_pipeline.detection.improvements import Improvements
-    from resnet_pipeline.jobs.detect import DetectionTest, evaluate_detectors_together
-
-    if dataset is None or other:
-        raise UserError("an ensemble of detectors takes --dataset, and neither --images nor --register")
-    improvements = Improvements(refinement=refine, scales=tuple(scales or ()))
-    test = DetectionTest(dataset=dataset, split=split, improvements=improvements)
-    found = evaluate_detectors_together(Workspace.of(root), members, test)
-    print_precision(f"objects of {found.split} on {dataset}", [found])
-    write_result(json_file, {"dataset": dataset, "models": [found.row()]})
+def _write_precision(found: Sequence[DetectorEvaluation], dataset: str, json_file: Path | None) -> None:
+    print_precision(f"objects of {found[0].split} on {dataset}", found)
+    write_result(json_file, {"dataset": dataset, "models": [each.row() for each in found]})
 
 
 def analyse(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 import typer
@@ -94,9 +95,9 @@ def _parameter_of(hint: Any) -> Parameter | None:
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """Return the words that may be typed, none if there is no such list."""
+    """Return the words that may be typed, none if there is no such list; the hint may be of them or None."""
     kind = get_args(hint)[0]
-    return get_args(kind) if get_origin(kind) is Literal else ()
+    return next((get_args(each) for each in (kind, *get_args(kind)) if get_origin(each) is Literal), ())
 
 
 def _option(name: str, hint: Any) -> Any:
@@ -105,7 +106,7 @@ def _option(name: str, hint: Any) -> Any:
     assert parameter is not None
     kind = get_args(hint)[0]
     if choices:
-        kind = str
+        kind = str | None if NoneType in get_args(kind) else str
     elif parameter.read is not None:
         kind = (list[str] if parameter.repeated else str) | None
     if parameter.argument:
@@ -130,7 +131,7 @@ def _option(name: str, hint: Any) -> Any:
 def _read(name: str, hint: Any, typed: Any) -> Any:
     """Return the value of what was typed; UserError if it is none of the choices."""
     parameter, choices = _parameter_of(hint), _choices(hint)
-    if choices and typed not in choices:
+    if choices and typed is not None and typed not in choices:
         near = did_you_mean(typed, choices)
         shown = name if parameter is not None and parameter.argument else f"--{name.replace('_', '-')}"
         raise UserError(f"{shown} must be one of {', '.join(choices)}, not {typed!r}{near}")

@@ -38,11 +38,12 @@ def promote(
     average precision, over samples of the images.
     """
     from resnet_pipeline.jobs.promote import promote as promote_job
-    from resnet_pipeline.jobs.promote_detector import is_registered_detector, promote_detector
+    from resnet_pipeline.jobs.promote_detector import promote_detector
+    from resnet_pipeline.jobs.tasks import named_task
 
     if top not in (1, 5):
         raise UserError(f"--top must be 1 or 5, not {top}")
-    if is_registered_detector(Workspace.of(root), model):
+    if named_task(Workspace.of(root), model) == "detection":
         promotion = promote_detector(Workspace.of(root), model)
     else:
         promotion = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
@@ -87,11 +88,11 @@ def predict(
     The images are decoded, resized and cropped as in `evaluate`. Files that can't be decoded are listed, in the output
     with the reason, and don't stop it.
     """
-    from resnet_pipeline.jobs.detect import names_detector
     from resnet_pipeline.jobs.predict import predict_folder
     from resnet_pipeline.jobs.predict_objects import predict_objects
+    from resnet_pipeline.jobs.tasks import named_task
 
-    if names_detector(Workspace.of(root), model):
+    if named_task(Workspace.of(root), model) == "detection":
         found = predict_objects(Workspace.of(root), model, folder, output, pictures=pictures)
     elif pictures is not None:
         raise UserError(f"--pictures is for detectors, and {model} is none")
@@ -129,11 +130,13 @@ def explore(
     Several networks, or a registered ensemble, are averaged. Scores that are missing are computed first. Of detectors
     it shows the images where most is missed, confused or found where nothing is.
     """
-    from resnet_pipeline.jobs.detect import DetectionTest, all_detectors
     from resnet_pipeline.jobs.explore import explore as explore_job
-    from resnet_pipeline.jobs.explore_detector import explore_detectors
+    from resnet_pipeline.jobs.tasks import all_detectors
 
     if all_detectors(Workspace.of(root), models):
+        from resnet_pipeline.jobs.detect import DetectionTest
+        from resnet_pipeline.jobs.explore_detector import explore_detectors
+
         of = DetectionTest(dataset=dataset, split=split, images=images)
         say(explore_detectors(Workspace.of(root), models, of, mistakes=mistakes, output=output))
         return

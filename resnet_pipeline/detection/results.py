@@ -24,6 +24,8 @@ from resnet_pipeline.records import RecordError, load_record, plain
 
 _log = logging.getLogger(__name__)
 
+_FACTS = ".facts.json"  # instead of a result file's .json
+
 RunLengths = dict[str, Any]
 """A mask as COCO's compressed run lengths: ``size`` [height, width] and ``counts``, text."""
 
@@ -110,7 +112,10 @@ def read_results(path: Path, dataset: Dataset, split: str) -> Results:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsFacts:
-    """What a kept result file is of, in a file beside it; ``sha256`` is the result file's, compared by who reads it."""
+    """What a kept result file is of, in a file beside it; ``sha256`` is the result file's, compared by who reads it.
+
+    ``members`` are the weights of an ensemble's detectors, in its order; none for a single one.
+    """
 
     weights_sha256: str
     dataset_fingerprint: str
@@ -118,16 +123,31 @@ class ResultsFacts:
     protocol: str
     seconds: float
     sha256: str = ""
+    members: tuple[str, ...] = ()
 
     def file(self, results: Path) -> Path:
         """Return where it is kept."""
-        return results.with_suffix(".facts.json")
+        return results.with_suffix(_FACTS)
 
     def keep(self, results: Path) -> ResultsFacts:
         """Write it beside the result file that is there, with that one's SHA-256, and return it."""
         facts = replace(self, sha256=sha256_of(results))
         write_json(self.file(results), plain(facts))
         return facts
+
+
+def facts_in(folder: Path) -> list[tuple[Path, ResultsFacts]]:
+    """Return the result files of a folder with what they are of, by name; what is damaged, which is logged, is not.
+
+    Example: ``facts_in(results_path(workspace, fingerprint, "val", protocol, digest).parent)``
+    """
+    found = []
+    for file in sorted(folder.glob(f"*{_FACTS}")):
+        try:
+            found.append((file.with_name(file.name.removesuffix(_FACTS) + ".json"), load_record(ResultsFacts, file)))
+        except (OSError, RecordError) as error:
+            _log.warning("%s: left out", error)
+    return found
 
 
 def read_kept_results(path: Path, wanted: ResultsFacts, dataset: Dataset) -> tuple[Results, ResultsFacts] | None:

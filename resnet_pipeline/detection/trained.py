@@ -81,18 +81,6 @@ def above(found: ImageFound, least_score: float) -> ImageFound:
     return ImageFound(box=found.box[rows], score=found.score[rows], label=found.label[rows], mask=masks)
 
 
-def is_detector(folder: Path) -> bool:
-    """Return whether a folder holds a detector of this program, finished or not.
-
-    Example: ``is_detector(run.path)``
-    """
-    file = folder / MODEL_FILES[1]
-    try:
-        return file.is_file() and read_run_config(file)[0].detection is not None
-    except UserError:  # whoever loads it says what is wrong
-        return False
-
-
 def load_detector(folder: Path) -> TrainedDetector:
     """Load the detector of a finished run's directory or of a registered model; UserError if it holds none.
 

@@ -40,6 +40,16 @@ class TransferTable:
     rows: tuple[TransferRow, ...]
 
 
+def options_of(test: str) -> str:
+    """Return the options of `evaluate` and `ensemble` that a test of detectors is made with.
+
+    >>> options_of("-refined-scales-400-600")
+    ' --refine --scales 400,600'
+    """
+    scales = test.partition("scales-")[2].replace("-", ",")
+    return (" --refine" if "refined" in test else "") + (f" --scales {scales}" if scales else "")
+
+
 _VGG = "VGG-16 is no network of this program"
 _NO_SERVER = "the paper's is its test server's figure"
 _DET = "ILSVRC's detection task (200 classes) has no recipe here"

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from resnet_pipeline.adapters.mlflow.registry import DETECTION, TASK, fetched_model, resolve
+from resnet_pipeline.adapters.mlflow.registry import fetched_model
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
 from resnet_pipeline.detection.improvements import ImprovedDetector, Improvements
 from resnet_pipeline.detection.metrics import CocoMetrics, Points, coco_metrics, voc_mean_precision
 from resnet_pipeline.detection.networks import Detector
 from resnet_pipeline.detection.results import Results, ResultsFacts, read_kept_results
-from resnet_pipeline.detection.trained import TrainedDetector, is_detector, load_detector
+from resnet_pipeline.detection.trained import TrainedDetector, load_detector
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.paper import ENSEMBLES
+from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import score_path
 from resnet_pipeline.evaluation.scoring import chosen_samples
 from resnet_pipeline.jobs.evaluate import score_copies
@@ -102,34 +102,27 @@ class DetectorEvaluation:
         }
 
 
-def names_detector(workspace: Workspace, text: str) -> bool:
-    """Return whether a text that names a model names a detector; False for what is not there, whoever loads it says so.
+def detection_test(
+    test: TestSpec | None, *, voc: Points | None = None, refine: bool = False, registered_as: str | None = None
+) -> DetectionTest:
+    """Return how detectors are tested where classifiers would be by ``test``; its ``scales`` are their regions'.
 
-    Example: ``names_detector(Workspace.of(), "scenes-maskrcnn-resnet8-c4")``
+    Raises UserError if there is no dataset, or for a name: only single detectors are registered.
+
+    Example: ``detection_test(TestSpec(dataset="coco", images=500, workers=8), refine=True)``
     """
-    if text in ENSEMBLES:
-        return False
-    try:
-        reference = parse(workspace, text)
-        if isinstance(reference, RunFolder):
-            return is_detector(reference.path)
-        if isinstance(reference, RegisteredModel):
-            return resolve(Tracking(workspace), reference.uri).tags.get(TASK) == DETECTION
-        if isinstance(reference, MlflowRun):
-            with fetched_model(Tracking(workspace), reference.uri) as folder:
-                return is_detector(folder)
-    except UserError:
-        pass
-    return False
-
-
-def all_detectors(workspace: Workspace, references: Sequence[str]) -> bool:
-    """Return whether these models are detectors; UserError if some are and others are not."""
-    kinds = {text: names_detector(workspace, text) for text in references}
-    if len(set(kinds.values())) > 1:
-        one, other = (next(text for text, kind in kinds.items() if kind is wanted) for wanted in (True, False))
-        raise UserError(f"{one} is a detector and {other} is none: test them in two commands")
-    return any(kinds.values())
+    if test is None:
+        raise UserError("detectors are tested on a dataset: name it with --dataset")
+    if registered_as is not None:
+        raise UserError("an ensemble of detectors can't be registered: leave --register out")
+    return DetectionTest(
+        dataset=test.dataset,
+        split=test.split,
+        images=test.images,
+        workers=test.workers,
+        voc=voc,
+        improvements=Improvements(refinement=refine, scales=tuple(test.scales or ())),
+    )
 
 
 def load_named_detector(workspace: Workspace, text: str) -> TrainedDetector:
@@ -254,8 +247,9 @@ def _evaluated(
         detector = ImprovedDetector([member.detector for member in members], test.improvements)
     path = results_path(workspace, dataset.fingerprint, split, protocol, weights)
     facts = ResultsFacts(
-        weights_sha256=weights, dataset_fingerprint=dataset.fingerprint, split=split, protocol=protocol, seconds=0.0
-    )
+        weights_sha256=weights, dataset_fingerprint=dataset.fingerprint, split=split, protocol=protocol, seconds=0.0,
+        members=tuple(digests) if len(digests) > 1 else (),
+    )  # fmt: skip
     copies = score_copies(workspace)
     copies.bring(path)
     copies.bring(facts.file(path))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import assignment
 from resnet_pipeline.data.dataset import Dataset, open_dataset
-from resnet_pipeline.detection.results import ResultsFacts, read_kept_results
+from resnet_pipeline.detection.results import facts_in, read_kept_results
 from resnet_pipeline.detection.trained import protocol_of
 from resnet_pipeline.errors import UserError
-from resnet_pipeline.evaluation.transfers import TRANSFERS
+from resnet_pipeline.evaluation.transfers import TRANSFERS, options_of
 from resnet_pipeline.jobs.detect import figures_of, results_path
 from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.localise import Localisation, kept_file
@@ -28,73 +29,102 @@ _TESTS = {row.test for table in TRANSFERS for row in table.rows}
 def keep_transfers(workspace: Workspace, folder: Path) -> list[Path]:
     """Keep what this workspace's finished detectors and localisers of the paper's tables came to; return the files.
 
-    That is each test that `evaluate` has kept a result file of, or `localise` its error. A run whose dataset is not
-    here, or is another one now, is left out.
+    That is each test that `evaluate` or `ensemble` has kept a result file of, or `localise` its error. A run whose
+    dataset is not here, or is another one now, is left out, and with it the ensembles that it is in.
 
     Example: ``keep_transfers(Workspace.of(), Path("docs/reproduction"))``
     """
-    found = []
+    localisers: list[tuple[RunDirectory, Dataset]] = []
+    detectors: dict[str, RunDirectory] = {}  # by their weights
+    places: dict[tuple[str, str], Dataset] = {}  # where they were tested: dataset, and protocol of a plain test
     for path in sorted(workspace.runs.glob("*")) if workspace.runs.is_dir() else ():
         run = RunDirectory(path)
         if not (run.config_file.is_file() and run.result_file.is_file()):
             continue
-        if run.config().recipe not in _RECIPES:
+        config, result = run.config(), run.result()
+        if config.recipe not in _RECIPES or result is None:
             continue
         try:
             dataset = open_dataset(workspace, run.dataset().name)
         except UserError:
             continue
-        if dataset.fingerprint == run.dataset().fingerprint:
-            found += [keep(folder, each) for each in _tested(workspace, run, dataset)]
-    return found
+        if dataset.fingerprint != run.dataset().fingerprint:
+            continue
+        if config.localisation is not None:
+            localisers.append((run, dataset))
+        else:
+            detectors[result.weights_sha256] = run
+            places[dataset.name, protocol_of(config)] = dataset
+    found = [each for run, dataset in localisers for each in _localised(run, dataset)]
+    for (_, protocol), dataset in places.items():
+        found += [each for test in sorted(_TESTS) for each in _detected(workspace, dataset, protocol, test, detectors)]
+    return [keep(folder, each) for each in found]
 
 
-def _tested(workspace: Workspace, run: RunDirectory, dataset: Dataset) -> Iterator[KeptTransfer]:
-    config, result, split = run.config(), run.result(), dataset.eval_split
-    assert result is not None  # the caller has looked
-    if config.localisation is not None:
-        for test in sorted(_TESTS):
-            protocol, _, predicted = test.partition("-")
-            file = kept_file(run.path, "center" if protocol == "center" else "dense", predicted=bool(predicted))
-            if protocol in ("center", "dense") and file.is_file():
-                kept = load_record(Localisation, file)
-                yield _kept(run, dataset, test, kept.images, {"error": (kept.error, *kept.interval)})
-        return
+def _localised(run: RunDirectory, dataset: Dataset) -> Iterator[KeptTransfer]:
+    """Yield what is kept of a localiser's tests."""
     for test in sorted(_TESTS):
-        protocol = protocol_of(config) + test
-        path = results_path(workspace, dataset.fingerprint, split, protocol, result.weights_sha256)
-        facts = ResultsFacts(
-            weights_sha256=result.weights_sha256, dataset_fingerprint=dataset.fingerprint, split=split,
-            protocol=protocol, seconds=0.0,
-        )  # fmt: skip
-        found = read_kept_results(path, facts, dataset)
-        if found is not None:
-            boxes, _, voc = figures_of(dataset, found[0], masks=False, voc="11")
-            whole, half = boxes.intervals or ((boxes.ap, boxes.ap), (boxes.ap50, boxes.ap50))  # none: nothing was found
-            figures = {"AP": (boxes.ap, *whole), "AP50": (boxes.ap50, *half)}
-            if voc is not None:
-                figures["mAP"] = (voc[0], *(voc[1] or (voc[0], voc[0])))
-            yield _kept(run, dataset, test, len(found[0].found), figures)
+        protocol, _, predicted = test.partition("-")
+        file = kept_file(run.path, "center" if protocol == "center" else "dense", predicted=bool(predicted))
+        if protocol in ("center", "dense") and file.is_file():
+            kept = load_record(Localisation, file)
+            yield _kept([run], dataset, test, kept.images, {"error": (kept.error, *kept.interval)}, run.name)
+
+
+def _detected(
+    workspace: Workspace, dataset: Dataset, protocol: str, test: str, detectors: Mapping[str, RunDirectory]
+) -> Iterator[KeptTransfer]:
+    """Yield what is kept of the detectors, and ensembles of them, that were tested on a dataset's images in a way."""
+    split = dataset.eval_split
+    for path, facts in facts_in(results_path(workspace, dataset.fingerprint, split, protocol + test, "").parent):
+        members = facts.members or (facts.weights_sha256,)
+        runs = [detectors[digest] for digest in members if digest in detectors]
+        kinds = {(config.recipe, _context(config)) for config in (run.config() for run in runs)}
+        found = read_kept_results(path, facts, dataset) if len(runs) == len(members) and len(kinds) == 1 else None
+        if found is None:
+            continue
+        boxes, _, voc = figures_of(dataset, found[0], masks=False, voc="11")
+        whole, half = boxes.intervals or ((boxes.ap, boxes.ap), (boxes.ap50, boxes.ap50))  # none: nothing was found
+        figures = {"AP": (boxes.ap, *whole), "AP50": (boxes.ap50, *half)}
+        if voc is not None:
+            figures["mAP"] = (voc[0], *(voc[1] or (voc[0], voc[0])))
+        name = runs[0].name if len(runs) == 1 else f"ensemble-{facts.weights_sha256[:12]}"
+        yield _kept(runs, dataset, test, len(found[0].found), figures, name)
 
 
 def _kept(
-    run: RunDirectory, dataset: Dataset, test: str, images: int, figures: dict[str, tuple[float, float, float]]
+    runs: Sequence[RunDirectory],
+    dataset: Dataset,
+    test: str,
+    images: int,
+    figures: dict[str, tuple[float, float, float]],
+    name: str,
 ) -> KeptTransfer:
-    config = run.config()
+    configs = [run.config() for run in runs]
+    config = configs[0]
     own = ("steps", "seed", "model.initial_weights", "model.initial_head", "detection.context")
-    changes = {key: value for key, value in changes_of(config).items() if key not in own}
+    changes = {
+        assignment(key, value): None for each in configs for key, value in changes_of(each).items() if key not in own
+    }
+    command = training(config, dataset.name, initial=InitialWeights.read(runs[0]))
+    if len(runs) > 1:
+        names = " ".join(run.name for run in runs)
+        command = f"resnet-pipeline ensemble {names} --dataset {dataset.name}{options_of(test)}"
     return KeptTransfer(
-        run=run.name,
+        run=name,
         test=test,
         recipe=config.recipe,
-        context=config.detection is not None and config.detection.context,
-        steps=config.steps,
+        context=_context(config),
+        steps=min(each.steps for each in configs),
         paper_steps=get_recipe(config.recipe).steps,
-        changes=tuple(assignment(*change) for change in changes.items()),
+        changes=tuple(changes),
         dataset=f"{dataset.name} ({dataset.fingerprint[:12]}, {dataset.manifest.layout})",
         images=images,
-        figures={
-            name: (round(value, 3), round(low, 3), round(high, 3)) for name, (value, low, high) in figures.items()
-        },
-        command=training(config, dataset.name, initial=InitialWeights.read(run)),
+        figures={key: (round(value, 3), round(low, 3), round(high, 3)) for key, (value, low, high) in figures.items()},
+        command=command,
+        members=tuple(run.name for run in runs) if len(runs) > 1 else (),
     )
+
+
+def _context(config: RunConfig) -> bool:
+    return config.detection is not None and config.detection.context

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from resnet_pipeline.adapters.mlflow.registry import (
     CHAMPION,
-    DETECTION,
-    TASK,
     ModelVersion,
     alias_of,
     fetch_scores,
@@ -27,14 +25,6 @@ from resnet_pipeline.workspace import Workspace
 
 SAMPLES = 1_000
 """Samples of the images that the difference's interval is from."""
-
-
-def is_registered_detector(workspace: Workspace, reference: str) -> bool:
-    """Return whether a text names a registered detector; UserError if it names no registered model.
-
-    Example: ``is_registered_detector(Workspace.of(), "scenes-maskrcnn-resnet8-c4")``
-    """
-    return resolve(Tracking(workspace), parse_registered(workspace, reference).uri).tags.get(TASK) == DETECTION
 
 
 def promote_detector(workspace: Workspace, reference: str) -> Promotion:

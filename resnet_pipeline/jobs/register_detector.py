@@ -53,7 +53,7 @@ def register_detector(
     }
     picture = pictures_of(dataset, evaluation, run.path / "pictures" / f"{protocol}.png")
     with left_to_do(f"{config.recipe} is trained ({run.path}), but not registered"):
-        version = register(tracking, run, name, tags=tags, example=example_image(config.views), detector=True)
+        version = register(tracking, run, name, tags=tags, example=example_image(config.views))
         describe(
             tracking,
             version,

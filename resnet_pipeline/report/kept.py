@@ -187,7 +187,8 @@ class KeptTransfer:
     """A test of a finished detector or localiser: each figure in percent with its 95 % interval, by name.
 
     ``test`` names what the test adds to a plain one (`evaluation.transfers.TransferRow`), ``context`` says whether the
-    network has the paper's global context. ``changes`` are the other fields that differ from the recipe.
+    network has the paper's global context. ``changes`` are the other fields that differ from the recipe. ``members``
+    are the runs of an ensemble, whose name ``run`` then is, and ``steps`` those of its shortest; none for one run.
     """
 
     format: int = FORMAT
@@ -202,6 +203,7 @@ class KeptTransfer:
     images: int
     figures: Mapping[str, tuple[float, float, float]]
     command: str
+    members: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

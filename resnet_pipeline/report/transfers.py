@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from resnet_pipeline.evaluation.transfers import TRANSFERS, TransferRow, TransferTable
+from resnet_pipeline.evaluation.transfers import TRANSFERS, TransferRow, TransferTable, options_of
 from resnet_pipeline.progress import cost, hours
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.kept import KeptTransfer
@@ -72,7 +72,8 @@ def _lines(
     own = [
         each
         for each in kept
-        if row.members == 1 and (each.recipe, each.context, each.test) == (row.recipe, row.context, row.test)
+        if (each.recipe, each.context, each.test, len(each.members) or 1)
+        == (row.recipe, row.context, row.test, row.members)
     ]
     if not own:
         remarks = ("not run", *notes, _estimate(row, seconds, hardware, price))
@@ -88,7 +89,8 @@ def _measured(
         f"{value:+.1f}" for value in (ours[0] - printed for ours, printed in zip(found, row.paper, strict=True))
     )
     alike = kept.steps == kept.paper_steps and not kept.changes and kept.images == row.images
-    remarks = [*notes, f"`{kept.run}` on {kept.images:,} images of {kept.dataset}"]
+    runs = " + ".join(f"`{run}`" for run in kept.members or (kept.run,))
+    remarks = [*notes, f"{runs} on {kept.images:,} images of {kept.dataset}"]
     if kept.steps != kept.paper_steps:
         remarks.append(f"{kept.steps:,} of {kept.paper_steps:,} iterations")
     if kept.changes:
@@ -114,12 +116,9 @@ def _command(table: TransferTable, row: TransferRow) -> str:
         classes = " --classes imagenet-resnet101" if row.test.endswith("predicted") else ""
         protocol = " --protocol center" if row.test == "center" else ""
         return f"{train} && resnet-pipeline localise RUN --dataset {table.dataset}{protocol}{classes}"
-    options = " --refine" if "refined" in row.test else ""
-    if "scales" in row.test:
-        options += f" --scales {row.test.partition('scales-')[2].replace('-', ',')}"
     verb = "evaluate RUN" if row.members == 1 else f"ensemble{' RUN' * row.members}"
-    voc = " --voc 11" if table.figures == ("mAP",) and row.members == 1 else ""
-    return f"{train} && resnet-pipeline {verb} --dataset {table.dataset}{options}{voc}"
+    voc = " --voc 11" if table.figures == ("mAP",) else ""
+    return f"{train} && resnet-pipeline {verb} --dataset {table.dataset}{options_of(row.test)}{voc}"
 
 
 def _estimate(row: TransferRow, seconds: Mapping[str, float], hardware: str, price: float | None) -> str:

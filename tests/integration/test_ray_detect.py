@@ -1,7 +1,8 @@
-"""Detectors tested on Ray: what they find is what one process finds, on any number of workers."""
+"""Detectors tested on Ray, alone and together: what they find is what one process finds, on any number of workers."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 
 import pytest
@@ -11,7 +12,7 @@ from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection import task_of
 from resnet_pipeline.jobs import search
-from resnet_pipeline.jobs.detect import DetectionTest, evaluate_detectors
+from resnet_pipeline.jobs.detect import DetectionTest, evaluate_detectors, evaluate_detectors_together
 from resnet_pipeline.models.weights import save_weights
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.sources.scenes import write_scenes
@@ -32,19 +33,26 @@ def test_two_workers_find_what_one_process_finds(tmp_path, monkeypatch):
     dataset = open_dataset(space, "s")
     changed = {"optim.frozen_stages": None, "detection.least_score": 0.0, "detection.norm": "batch"}
     config = with_overrides(get_recipe("scenes/fasterrcnn-resnet8-c4"), changed)
-    run = RunDirectory.create(space.runs, config, dataset.facts)
-    save_weights(task_of(config, dataset, LocalContext()).network(), run.weights_file, {})
+    names = []
+    for seed in (0, 1):
+        config = with_overrides(config, {"seed": seed})
+        run = RunDirectory.create(space.runs, config, dataset.facts)
+        save_weights(task_of(config, dataset, LocalContext()).network(), run.weights_file, {})
+        names.append(run.name)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(search, "PART_IMAGES", 4)
     test = DetectionTest(dataset="s", images=10, samples=10)
-    (here,) = evaluate_detectors(space, [run.name], test)
-    content = here.path.read_bytes()
-    here.path.unlink()
+    here = [*evaluate_detectors(space, names[:1], test), evaluate_detectors_together(space, names, test)]
+    contents = [each.path.read_bytes() for each in here]
+    for each in here:
+        each.path.unlink()
+    test = dataclasses.replace(test, workers=2)
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
-        (there,) = evaluate_detectors(space, [run.name], DetectionTest(dataset="s", images=10, samples=10, workers=2))
+        there = [*evaluate_detectors(space, names[:1], test), evaluate_detectors_together(space, names, test)]
     torch.set_num_threads(threads)
-    assert not there.reused and there.images == 10 and len(content) > 1000
-    assert there.path == here.path and there.path.read_bytes() == content
-    assert not here.path.with_suffix(".parts").exists()
+    for one, other, content in zip(here, there, contents, strict=True):
+        assert not other.reused and other.images == 10 and len(content) > 1000
+        assert other.path == one.path and other.path.read_bytes() == content
+        assert not one.path.with_suffix(".parts").exists()

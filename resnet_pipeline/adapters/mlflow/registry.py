@@ -25,6 +25,7 @@ from resnet_pipeline.adapters.mlflow.ensembles import (
     write_ensemble,
 )
 from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.config import TASKS, TaskName
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
@@ -34,8 +35,7 @@ from resnet_pipeline.training.run_directory import RunDirectory
 CANDIDATE, CHAMPION = "candidate", "champion"
 """The alias that each newly registered version takes, and that of the version that ``promote`` let through."""
 
-TASK, DETECTION = "task", "detection"
-"""The tag of a version that says that it is a detector, and its value; others have none."""
+_TASK = "task"  # the tag of a version that says what it was trained for; a classifier's has none
 
 CARD_FILE = "model_card.md"
 _DESCRIPTION_LIMIT = 5000  # MLflow's
@@ -80,13 +80,12 @@ def register(
     *,
     tags: Mapping[str, str],
     example: bytes,
-    detector: bool = False,
 ) -> ModelVersion:
     """Register a finished run's weights as a version, alias ``candidate``, of the model ``name``.
 
     ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
-    example. A ``detector`` is served as one, and its version has the tag `TASK`. The same weights are registered once
-    under a name: a second call finds the version. Raises UserError for an unfinished run and for weights that are not
+    example. It is served as what it was trained for, `task_of_version`. The same weights are registered once under a
+    name: a second call finds the version. Raises UserError for an unfinished run and for weights that are not
     those of its result, and TrackingError if MLflow is away.
 
     Example: ``register(Tracking(Workspace.of()), run, tags=tags, example=example_image(views)).uri``
@@ -105,7 +104,7 @@ def register(
         "seed": str(config.seed),
         "dataset": run.dataset().name,
         "dataset_fingerprint": run.dataset().fingerprint,
-        **({TASK: DETECTION} if detector else {}),
+        **({} if config.task == "classification" else {_TASK: config.task}),
     }
     before = _found(tracking, name, own_tags)
     if before:
@@ -235,6 +234,14 @@ def resolve(tracking: Tracking, reference: str) -> ModelVersion:
         have = ", ".join(sorted(versions, key=int)) or "none"
         raise UserError(f"{reference} points nowhere: {name} has no version {number}; its versions: {have}")
     return _as_version(version)
+
+
+def task_of_version(version: ModelVersion) -> TaskName:
+    """Return what a version was trained for.
+
+    Example: ``task_of_version(resolve(Tracking(Workspace.of()), "models:/scenes-maskrcnn-resnet8-c4@candidate"))``
+    """
+    return next((task for task in TASKS if version.tags.get(_TASK) == task), "classification")
 
 
 def alias_of(tracking: Tracking, name: str, alias: str) -> ModelVersion | None:
@@ -384,9 +391,12 @@ def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersi
     for found in versions:
         if found.tags.get("weights_sha256") == tags["weights_sha256"] and found.tags.get("run") == tags.get("run"):
             return _as_version(found)
-    if any(found.tags.get(TASK) != tags.get(TASK) for found in versions):
-        kinds = ("classifiers", "a detector") if TASK in tags else ("detectors", "a classifier")
-        raise UserError(f"{name!r} is the name of {kinds[0]}, and this is {kinds[1]}: give it another with --register")
+    others = {found.tags.get(_TASK, "classification") for found in versions} - {tags.get(_TASK, "classification")}
+    if others:
+        raise UserError(
+            f"{name!r} is the name of networks for {others.pop()}, and this is one for "
+            f"{tags.get(_TASK, 'classification')}: give it another with --register"
+        )
     if any(("members" in found.tags) != ("members" in tags) for found in versions):
         kinds = ("networks", "an ensemble") if "members" in tags else ("ensembles", "a network")
         raise UserError(f"{name!r} is the name of {kinds[0]}, and this is {kinds[1]}: give it another with --register")
@@ -408,7 +418,7 @@ def _log_model(
     import mlflow
     import pandas
 
-    detector = tags.get(TASK) == DETECTION
+    detector = tags.get(_TASK) == "detection"
     with mlflow.start_run(run_id=run_id):
         # MLflow loads the model once more here, to see that it serves the example
         logged = mlflow.pyfunc.log_model(

@@ -28,8 +28,6 @@ PLANNED = {"hardware"}
 """A flow is started where it runs; what it would take elsewhere is asked on the command line."""
 A_TEST_AT_THE_END = {"protocols", "evaluation_images"}
 """A training flow tests the network that it registers; on the command line that is `evaluate`."""
-OF_DETECTORS = {"voc", "refine"}
-"""A detector is tested by the flow that trains it."""
 WEIGHTS_AS_OPTIONS = {"weights", "network", "ema"}
 """``--weights FILE --network NAME --ema`` is another way to write the MODEL ``NAME=FILE#ema``."""
 
@@ -46,8 +44,8 @@ PAIRS = [
         {"network", "classes"},
     ),
     ("finetune", "finetune.finetune", set(), set()),
-    ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS | PLANNED | OF_DETECTORS, set()),
-    ("ensemble", "evaluate.ensemble_evaluate", {"refine"}, set()),
+    ("evaluate", "evaluate.evaluate", WEIGHTS_AS_OPTIONS | PLANNED, set()),
+    ("ensemble", "evaluate.ensemble_evaluate", set(), set()),
     ("demo", "demo.demo_flow", set(), set()),
     ("reproduce", "reproduce.reproduce", set(), set()),
 ]
@@ -128,11 +126,14 @@ def test_what_is_typed_arrives_as_the_flow_s_value(arguments, given):
     assert {name: found[name] for name in given} == given
 
 
-def test_scales_are_a_list_at_both_doors():
-    given = {"models": ["a", "b"], "dataset": "x", "scales": [224, 256]}
+def test_scales_are_a_list_and_points_a_choice_at_both_doors():
+    given = {"models": ["a", "b"], "dataset": "x", "scales": [224, 256], "voc": None}
     flow_of("evaluate.evaluate").validate_parameters(given)
     found = typed(evaluate, "a", "b", "--dataset", "x", "--scales", "224,256")
     assert {name: found[name] for name in given} == given
+    assert typed(evaluate, "a", "--dataset", "x", "--voc", "11")["voc"] == "11"
+    with pytest.raises(UserError, match="--voc"):
+        typed(evaluate, "a", "--dataset", "x", "--voc", "12")
 
 
 def test_networks_and_seeds_are_lists_at_both_doors():

@@ -25,22 +25,21 @@ from resnet_pipeline.detection.finding import find_objects
 from resnet_pipeline.detection.improvements import Improvements
 from resnet_pipeline.detection.metrics import coco_metrics, paired_difference
 from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts
-from resnet_pipeline.detection.trained import is_detector, load_detector
+from resnet_pipeline.detection.trained import load_detector
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.trained_model import load_folder
 from resnet_pipeline.jobs import keep_transfers, search
 from resnet_pipeline.jobs.detect import (
     DetectionTest,
-    all_detectors,
     evaluate_detectors,
     evaluate_detectors_together,
-    names_detector,
 )
 from resnet_pipeline.jobs.explore_detector import detection_explorer
 from resnet_pipeline.jobs.predict_objects import predict_objects
 from resnet_pipeline.jobs.promote import PromotionRefusedError
 from resnet_pipeline.jobs.promote_detector import promote_detector
 from resnet_pipeline.jobs.register_detector import register_detector
+from resnet_pipeline.jobs.tasks import all_detectors, named_task
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.kept import read_kept
@@ -141,8 +140,10 @@ def test_improvements_are_switches_of_a_test_alone(space, tmp_path, monkeypatch,
         assert said["scores"] == str(other.path if words[0] == "evaluate" else both.path)
 
 
-def test_a_test_that_is_stopped_goes_on_with_the_images_that_are_missing(space, monkeypatch):
-    run, searched = trained(space).run, []
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_test_that_is_stopped_goes_on_with_the_images_that_are_missing(space, monkeypatch, members):
+    """Of one detector, and of several together."""
+    names, searched = [trained(space, seed).run.name for seed in range(members)], []
 
     def stopped_after(parts):
         def find(model, dataset, split, *arguments, **options):
@@ -153,18 +154,18 @@ def test_a_test_that_is_stopped_goes_on_with_the_images_that_are_missing(space, 
 
         monkeypatch.setattr(search, "find_objects", find)
 
-    test = dataclasses.replace(TEST, split="train")
-    (whole,) = evaluate_detectors(space, [run.name], test)
+    test = dataclasses.replace(TEST, split="train", images=7)
+    whole = evaluate_detectors_together(space, names, test)
     content = whole.path.read_bytes()
     whole.path.unlink()
     monkeypatch.setattr(search, "PART_IMAGES", 5)  # one micro-batch of four
     stopped_after(1)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_detectors(space, [run.name], test)
+        evaluate_detectors_together(space, names, test)
     assert len(list(whole.path.with_suffix(".parts").iterdir())) == 2 and not whole.path.exists()
     stopped_after(2)
-    (again,) = evaluate_detectors(space, [run.name], test)
-    assert [len(keys) for keys in searched] == [4, 4] and searched[0] != searched[1]
+    again = evaluate_detectors_together(space, names, test)
+    assert [len(keys) for keys in searched] == [4, 3] and searched[0] != searched[1]
     assert not whole.path.with_suffix(".parts").exists()
     assert not again.reused and again.path == whole.path and again.seconds > 0
     for one, other in zip(again.results.found, whole.results.found, strict=True):
@@ -173,11 +174,12 @@ def test_a_test_that_is_stopped_goes_on_with_the_images_that_are_missing(space, 
     assert json.loads(content)[0]["score"] == json.loads(whole.path.read_text())[0]["score"]
 
 
-def test_some_images_of_a_split_are_a_test_of_their_own(space, monkeypatch, capsys):
-    name = trained(space).run.name
-    (whole,) = evaluate_detectors(space, [name], TEST)
+@pytest.mark.parametrize("verb", ["evaluate", "ensemble"])
+def test_some_images_of_a_split_are_a_test_of_their_own(space, monkeypatch, capsys, verb):
+    names = [trained(space, seed).run.name for seed in range(2 if verb == "ensemble" else 1)]
+    whole = evaluate_detectors_together(space, names, TEST)
     monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
-    words = ["resnet-pipeline", "evaluate", name, "--dataset", "scenes", "--images", "2", "--json", "-"]
+    words = ["resnet-pipeline", verb, *names, "--voc", "11", "--dataset", "scenes", "--images", "2", "--json", "-"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit):
         cli.main()
@@ -186,10 +188,12 @@ def test_some_images_of_a_split_are_a_test_of_their_own(space, monkeypatch, caps
     dataset = open_dataset(space, "scenes").part("val", np.array([0, 2]))
     some = Results(split="val", found=[whole.results.found[i] for i in (0, 2)])
     assert said["ap"] == pytest.approx(coco_metrics(dataset, some).ap, abs=1e-3)
-    monkeypatch.setattr("sys.argv", [*words, "--hardware", "8xa100"])
+    assert said["voc"]["map"] >= 0
+    wrong = ("--hardware", "8xa100") if verb == "evaluate" else ("--register", "mine")
+    monkeypatch.setattr("sys.argv", [*words, *wrong])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code and "leave --hardware out" in capsys.readouterr().err
+    assert ended.value.code and f"leave {wrong[0]} out" in capsys.readouterr().err
 
 
 def test_what_a_detector_comes_to_is_kept_for_the_page_of_the_paper(space, tmp_path, monkeypatch):
@@ -203,6 +207,18 @@ def test_what_a_detector_comes_to_is_kept_for_the_page_of_the_paper(space, tmp_p
     assert kept.figures["AP"][0] == pytest.approx(found.boxes.ap, abs=1e-3)
     assert kept.figures["AP50"][1:] == pytest.approx(found.boxes.intervals[1], abs=1e-3)
     assert kept.figures["mAP"][0] == pytest.approx(found.voc[0], abs=1e-3)
+    # an ensemble is kept with its members, and stands in a row for as many as they are
+    names = [trained(space, seed).run.name for seed in (0, 1)]
+    both = evaluate_detectors_together(space, names, TEST)
+    keep_transfers.keep_transfers(space, tmp_path)
+    (kept,) = [each for each in read_kept(tmp_path).transfers if each.members]
+    assert kept.members == tuple(names) and kept.figures["AP"][0] == pytest.approx(both.boxes.ap, abs=1e-3)
+    assert kept.command == f"resnet-pipeline ensemble {' '.join(names)} --dataset scenes" and "seed" not in kept.changes
+    trained(space, 1).run.result_file.rename(tmp_path / "result.json")  # a member that is not finished any more
+    (tmp_path / "transfers" / f"{kept.name}.json").unlink()
+    kept_now = keep_transfers.keep_transfers(space, tmp_path)
+    (tmp_path / "result.json").rename(space.runs / names[1] / "result.json")
+    assert kept_now and not any(each.members for each in read_kept(tmp_path).transfers)
 
 
 def test_the_explorer_shows_what_a_detector_gets_wrong(space, monkeypatch, capsys):
@@ -236,7 +252,7 @@ def test_the_explorer_shows_what_a_detector_gets_wrong(space, monkeypatch, capsy
 
 def test_detectors_are_told_from_classifiers(space, make_run):
     run = trained(space).run
-    assert is_detector(run.path) and names_detector(space, str(run.path)) and not names_detector(space, "nothing")
+    assert named_task(space, str(run.path)) == "detection" and named_task(space, "nothing") == "classification"
     with pytest.raises(UserError, match="holds a detector"):
         load_folder(run.path)
     other = make_run()
@@ -327,3 +343,32 @@ def keep(workspace, dataset, version, results):
         weights_sha256=tags["weights_sha256"], dataset_fingerprint=dataset.fingerprint, split="val",
         protocol=tags["protocol"], seconds=1.0,
     ).keep(path)  # fmt: skip
+
+
+def test_the_evaluation_s_flows_take_detectors(space, monkeypatch):
+    """Alone and together, with a table of their precision and pictures of what they find in the tested images."""
+    from flows import evaluate as flows
+    from flows import precision
+    from flows.shell import outcome
+
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
+    tables, pictures = [], []
+    monkeypatch.setattr(precision, "table", lambda key, rows, description: tables.append(rows))
+    monkeypatch.setattr(precision, "create_markdown_artifact", lambda **given: pictures.append(given))
+    for task in ("find", "draw"):  # without Prefect, which would start a server here
+        monkeypatch.setattr(precision, task, getattr(precision, task).fn)
+    names = [trained(space, seed).run.name for seed in (0, 1)]
+    alone = flows.evaluate.fn(models=names, dataset="scenes", images=3, voc="all")
+    both = flows.ensemble_evaluate.fn(members=names, dataset="scenes", images=3)
+    assert [row["images"] for row in (*alone, both["ensemble"])] == [3, 3, 3] and both["version"] is None
+    assert alone[0]["voc"]["map"] >= 0 and both["ensemble"]["model"] == " + ".join(names)
+    assert [(row["detector"], row["of"]) for row in tables[0]] == [(n, k) for n in names for k in ("boxes", "masks")]
+    assert len(pictures) == 3 and all("data:image/jpeg;base64," in given["markdown"] for given in pictures)
+    assert space.scores in next(space.scores.rglob("*.png")).parents
+    for given, said in (
+        ({}, "name it with --dataset"),
+        ({"dataset": "scenes", "registered_as": "mine"}, "leave --register out"),
+        ({"dataset": "scenes", "members": [names[0], "digits-resnet8"]}, "is none: test them in two commands"),
+    ):
+        with pytest.raises(UserError, match=said):
+            outcome(flows.ensemble_evaluate.fn(**({"members": names} | given)))

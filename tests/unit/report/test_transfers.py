@@ -73,6 +73,16 @@ def test_what_was_run_stands_beside_the_paper_s_figures():
     assert lines(sample(test="-refined"), table="table9")["+ box refinement"].difference == "-1.9 / -2.5"
 
 
+def test_an_ensemble_stands_in_the_row_of_as_many_members():
+    test = "-refined-scales-200-400-600-800-1000"
+    three = sample(run="ensemble-0123", test=test, context=True, members=("a", "b", "c"), images=20_288)
+    line = lines(three, table="table9")["ensemble of three"]
+    assert line.difference == "(-11.0 / -10.0)" and "`a` + `b` + `c` on 20,288 images" in line.remarks[1]
+    assert "not run" in lines(three, table="table9")["+ multi-scale testing"].remarks
+    two = sample(run="ensemble-0124", test=test, context=True, members=("a", "b"))
+    assert "not run" in lines(two, table="table9")["ensemble of three"].remarks
+
+
 @pytest.mark.parametrize("suffix", ["index.html", "README.md"])
 def test_the_page_has_them(tmp_path, suffix):
     keep(tmp_path, sample())
