@@ -20,6 +20,7 @@ from flows.parameters import (
     Parameter,
     Price,
     Profile,
+    Proposals,
     Seed,
     Steps,
     ValidateAside,
@@ -38,7 +39,11 @@ from resnet_pipeline.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 LocalisationNetwork = Annotated[
-    Literal["resnet50", "resnet101"], Parameter(help="A network whose boxes are trained (the paper, Table 13: 101).")
+    Literal["resnet50", "resnet101", "rcnn-resnet50", "rcnn-resnet101"],
+    Parameter(
+        help="A network whose boxes are trained (the paper, Table 13: 101); rcnn-…: the R-CNN on top of another run's, "
+        "its proposals."
+    ),
 ]
 Classes = Annotated[
     str | None,
@@ -52,12 +57,17 @@ def _named() -> str:
 
 
 @phase("localise", "localise · {dataset}")
-def localise(run: str, dataset: str, classes: str | None) -> list[Localisation]:
-    """Test the boxes on one crop of each image and on whole images, and with a classifier's classes if one is named."""
+def localise(run: str, dataset: str, classes: str | None, proposals: str | None) -> list[Localisation]:
+    """Test the boxes with the true classes, and with a classifier's if one is named.
+
+    A localiser's on one crop of each image and on whole images, an R-CNN's on its localiser's boxes of whole images.
+    """
     workspace = Workspace.of()
-    found = [localised(workspace, run, dataset, protocol=protocol) for protocol in ("center", "dense")]
+    first, rcnns = (run, []) if proposals is None else (proposals, [run])
+    protocols: list[Literal["center", "dense"]] = ["center", "dense"] if proposals is None else ["dense"]
+    found = [localised(workspace, first, dataset, rcnns=rcnns, protocol=protocol) for protocol in protocols]
     if classes is not None:
-        found.append(localised(workspace, run, dataset, classifier=classes))
+        found.append(localised(workspace, first, dataset, rcnns=rcnns, classifier=classes))
     for each in found:
         _log.info("localisation error %.2f %% (%s, classes: %s)", each.error, each.protocol, each.classes)
     return found
@@ -77,6 +87,7 @@ def localization_train(
     seed: Seed = None,
     initial_weights: InitialReference = None,
     deepen: Deepen = False,
+    proposals: Proposals = None,
     overrides: Overrides = None,
     profile: Profile = False,
     price: Price = None,
@@ -84,6 +95,8 @@ def localization_train(
     classes: Classes = None,
 ) -> JsonObject:
     """Train the boxes of ILSVRC's classes on a classifier, as the paper's appendix C, and test them as its Table 13.
+
+    An R-CNN is trained on the boxes that another run, its proposals, has found.
 
     Started again with the same parameters, it resumes.
     """
@@ -94,7 +107,12 @@ def localization_train(
     )  # fmt: skip
     initial = InitialWeights.of(initial_weights, deepened=deepen)
     done = trained_and_tested(
-        config, dataset, launch, initial, lambda trained: outcome(localise(str(trained.run.path), dataset, classes))
+        config,
+        dataset,
+        launch,
+        initial,
+        lambda trained: outcome(localise(str(trained.run.path), dataset, classes, proposals)),
+        proposals=proposals,
     )
     if done is None:
         return {}

@@ -156,6 +156,14 @@ Deepen = Annotated[
         flags=("--deepen",),
     ),
 ]
+Proposals = Annotated[
+    str | None,
+    Parameter(
+        help="For ilsvrc-loc/rcnn-…: train on the boxes that this finished run of ilsvrc-loc/… finds in the images. "
+        "They are kept in its directory.",
+        metavar="RUN",
+    ),
+]
 Reference = Annotated[str, Parameter(help=f"What is fine-tuned. {MODEL}.", argument=True, metavar="MODEL")]
 OptionalName = Annotated[
     str | None, Parameter(help="What the dataset is called from now on. Default: the name of the folder or archive.")

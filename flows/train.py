@@ -46,6 +46,7 @@ from resnet_pipeline.jobs.crew import found_by_all
 from resnet_pipeline.jobs.evaluate import Evaluation
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
 from resnet_pipeline.jobs.launch import Launch
+from resnet_pipeline.jobs.proposals import proposed
 from resnet_pipeline.jobs.register import Registration, check_network_name, register_run
 from resnet_pipeline.jobs.report import curves_of, report_on_training
 from resnet_pipeline.jobs.train import TrainedRun, run_config, run_of, train_run
@@ -209,12 +210,18 @@ def digits_train(
 
 @phase("train", "train · {config.recipe} · {dataset} · seed {config.seed}")
 def train(
-    config: RunConfig, dataset: str, launch: Launch, links: Links, initial: InitialWeights | None
+    config: RunConfig,
+    dataset: str,
+    launch: Launch,
+    links: Links,
+    initial: InitialWeights | None,
+    proposals: str | None = None,
 ) -> TrainedRun | None:
     """Train, from the newest checkpoint if there is one; show where to look as soon as there is something."""
     workspace = Workspace.of()
     with found_by_all(launch.launcher):
         config, network = begun_with(workspace, config, dataset, initial)
+        config, boxes = proposed(workspace, config, dataset, proposals)
     run = run_of(workspace, config, open_dataset(workspace, dataset))
     shown: list[dict[str, str | None]] = []
 
@@ -226,7 +233,7 @@ def train(
                 links.show(places)
 
     with repeated(show, every=_SECONDS_BETWEEN_LOOKS):
-        return train_run(workspace, config, dataset, launch, network)
+        return train_run(workspace, config, dataset, launch, network, boxes)
 
 
 @phase("register", "register · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
@@ -253,15 +260,18 @@ def trained_and_tested(
     launch: Launch,
     initial: InitialWeights | None,
     test: Callable[[TrainedRun], T],
+    *,
+    proposals: str | None = None,
 ) -> tuple[TrainedRun, T, Links] | None:
     """Return the finished run, what ``test`` says of it, and where to look; the GPUs are taken for both.
 
-    None in the processes that torchrun started to help rank 0.
+    ``proposals`` is the localiser's run on whose boxes an R-CNN is trained. None in the processes that torchrun started
+    to help rank 0.
     """
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
     links = Links(config.recipe)
     with reserved(config, launch):
-        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial))
+        trained = outcome(train(config, dataset, replace(launch, tags=flow_run_tags()), links, initial, proposals))
         return None if trained is None else (trained, test(trained), links)
 
 

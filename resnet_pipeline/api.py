@@ -33,6 +33,7 @@ from resnet_pipeline.evaluation.trained_model import Member
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
 from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.predict import named_members
+from resnet_pipeline.jobs.proposals import proposed
 from resnet_pipeline.jobs.train import TrainedRun, run_config, train_run
 from resnet_pipeline.models import Classifier
 from resnet_pipeline.workspace import Workspace
@@ -82,6 +83,7 @@ def train(
     workers: int | str | None = None,
     initial_weights: str | Path | None = None,
     deepen: bool = False,
+    proposals: str | Path | None = None,
     root: Path | str | None = None,
 ) -> TrainedRun:
     """Train a recipe on a staged dataset, as ``resnet-pipeline train --no-register`` does, and return the finished run.
@@ -89,7 +91,8 @@ def train(
     ``recipe`` is one that ``resnet-pipeline recipes`` lists, ``overrides`` are fields to change, by dotted name.
     ``workers`` None trains in this process; a number, or a range such as ``"1-4"``, on Ray. Training begins
     with ``initial_weights``, a reference as for ``load_model``; ``deepen`` adds the layers that their network has not,
-    as identity mappings. ``root`` as for ``load_model``. Called again with the same arguments, it resumes what was
+    as identity mappings. ``ilsvrc-loc/rcnn-…`` is trained on the boxes of ``proposals``, a localiser's run. ``root`` as
+    for ``load_model``. Called again with the same arguments, it resumes what was
     interrupted, and finds what is finished.
     `load_model` takes ``train(…).run.path``. Raises UserError for what is not known or not valid, and if training can't
     go on; StoppedError after Ctrl-C, when the state is saved.
@@ -101,7 +104,8 @@ def train(
     reference = None if initial_weights is None else str(initial_weights)
     initial = InitialWeights.of(reference, deepened=deepen)
     config, network = begun_with(workspace, config, dataset, initial)
-    trained = train_run(workspace, config, dataset, launch, network)
+    config, boxes = proposed(workspace, config, dataset, None if proposals is None else str(proposals))
+    trained = train_run(workspace, config, dataset, launch, network, boxes)
     assert trained is not None, "only torchrun starts processes that help another one"
     return trained
 

@@ -88,10 +88,10 @@ class ModelConfig:
 class AugmentConfig:
     """How a training crop is drawn from its image."""
 
-    kind: Literal["scale-crop", "random-resized-crop", "pad-crop", "whole-image"]
+    kind: Literal["scale-crop", "random-resized-crop", "pad-crop", "whole-image", "region"]
     """scale-crop: a random square of the resized image (the paper, section 3.4). random-resized-crop: a random part,
     resized (Szegedy et al., 2014). pad-crop: a random square of the padded image (the paper, section 4.2). whole-image:
-    the resized image, for detection (appendix A)."""
+    the resized image, for detection (appendix A). region: a part that a localiser proposes, warped (appendix C)."""
     crop: int
     """Side of the crop that the network is trained on, in pixels (the paper: 224; CIFAR-10: 32); not of whole-image."""
     shorter_side: tuple[int, int] = (256, 480)
@@ -367,6 +367,32 @@ class LocalisationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegionsConfig:
+    """An R-CNN on a localiser's boxes: each is warped, and gets a new score and box (the paper, appendix C)."""
+
+    norm: Literal["frozen", "batch"] = "frozen"
+    """frozen: batch norm is the linear map of the averages that the network brings (the paper, appendix A). batch: it
+    is trained, for a network that brings none."""
+    localiser: str | None = None
+    """SHA-256 of the weights of the localiser whose boxes are trained on, as `train --proposals` sets it."""
+    proposals: int = 200
+    """Best boxes of each class of an image that are regions, in training and in testing (the paper: 200)."""
+    validated: int = 10
+    """Best boxes of an image that are looked at in mid-training; 200 would take as long as many epochs."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.localiser is None or re.fullmatch(r"[0-9a-f]{64}", self.localiser) is not None,
+            f"regions.localiser must be a SHA-256, 64 digits, not {self.localiser!r}; --proposals takes a run",
+        )
+        _check(self.proposals >= 1, f"regions.proposals must be at least 1, not {self.proposals}")
+        _check(
+            1 <= self.validated <= self.proposals,
+            f"regions.validated must lie between 1 and regions.proposals ({self.proposals}), not {self.validated}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A complete recipe. Everything is counted in iterations (optimiser steps) and images."""
 
@@ -388,6 +414,8 @@ class RunConfig:
     """The detector that is trained on the network. Unset: the network is a classifier."""
     localisation: LocalisationConfig | None = field(default=None, metadata=OMIT_NONE)
     """The boxes of classes that are trained on the network. Unset: it has none."""
+    regions: RegionsConfig | None = field(default=None, metadata=OMIT_NONE)
+    """The R-CNN that is trained on a localiser's boxes. Unset: none is."""
     precision: Precision = "float32"
     """float32: what the paper used, on a GPU too. tf32: float32, but a GPU rounds what it multiplies to TF32's 10 bits;
     elsewhere float32. bf16: convolutions and products in bfloat16 by autocast; weights, batch norm, loss and updates
@@ -471,23 +499,33 @@ class RunConfig:
         )
 
     def _check_localisation(self) -> None:
-        """Raise ConfigError for a field that localisation would not follow."""
-        localisation, optim = self.localisation, self.optim
-        if localisation is None:
+        """Raise ConfigError for a field that localisation, or the R-CNN on top of it, would not follow."""
+        optim, head = self.optim, self.localisation or self.regions
+        _check(
+            (self.augment.kind == "region") == (self.regions is not None),
+            f"augment.kind is {self.augment.kind}: region goes with regions, and regions with nothing else",
+        )
+        if head is None:
             return
-        _check(self.detection is None, "localisation and detection are two tasks: set one of them")
-        _check(self.growth.first == 0, f"growth.first must be 0 with localisation, not {self.growth.first}")
+        name = "regions" if self.regions else "localisation"
+        tasks = [each for each in ("localisation", "regions", "detection") if getattr(self, each) is not None]
+        _check(len(tasks) == 1, f"{' and '.join(tasks)} are two tasks: set one of them")
+        _check(self.growth.first == 0, f"growth.first must be 0 with {name}, not {self.growth.first}")
         _check(
             optim.label_smoothing == 0,
-            f"optim.label_smoothing must be 0 with localisation, not {optim.label_smoothing}",
+            f"optim.label_smoothing must be 0 with {name}, not {optim.label_smoothing}",
         )
         _check(
             optim.layer_decay is None and not optim.norm_eval,
-            "optim.layer_decay and optim.norm_eval are for classification; localisation.norm says what batch norm does",
+            f"optim.layer_decay and optim.norm_eval are for classification; {name}.norm says what batch norm does",
         )
         _check(
-            localisation.norm == "frozen" or optim.frozen_stages is None,
-            "optim.frozen_stages keeps batch norm as it is: set localisation.norm to frozen",
+            head.norm == "frozen" or optim.frozen_stages is None,
+            f"optim.frozen_stages keeps batch norm as it is: set {name}.norm to frozen",
+        )
+        _check(
+            self.regions is None or self.train_share is None,
+            "train_share can't be set with regions: the boxes are of all training images",
         )
 
     def _check_end(self) -> None:
@@ -539,7 +577,12 @@ class RunConfig:
         """What the network is trained for."""
         if self.detection is not None:
             return "detection"
-        return "classification" if self.localisation is None else "localisation"
+        return "classification" if self.head is None else "localisation"
+
+    @property
+    def head(self) -> DetectionConfig | LocalisationConfig | RegionsConfig | None:
+        """What is trained on the network instead of its classifier: boxes of some kind; None for a classifier."""
+        return self.detection or self.localisation or self.regions
 
     @property
     def micro_batches(self) -> int:

@@ -296,8 +296,19 @@ def responses(
 
 
 def localise(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run of ilsvrc-loc/…: its name or directory.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="A run of ilsvrc-loc/…: its name or directory. Several go with --rcnn alone."
+        ),
+    ],
     dataset: DatasetName,
+    rcnn: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN", help="A run of ilsvrc-loc/rcnn-… that scores the boxes again; several are averaged."
+        ),
+    ] = None,
     root: Root = None,
     split: Split = None,
     protocol: Annotated[
@@ -314,14 +325,14 @@ def localise(
     from resnet_pipeline.jobs.localise import localise as localised
 
     found = localised(
-        Workspace.of(root), run, dataset, split=split, protocol=protocol, scales=tuple(scales) if scales else None,
-        classifier=classes,
+        Workspace.of(root), runs, dataset, rcnns=rcnn or (), split=split, protocol=protocol,
+        scales=tuple(scales) if scales else None, classifier=classes,
     )  # fmt: skip
     low, high = found.interval
     whose = "the true classes" if classes is None else f"the five likeliest classes of {classes}"
     say(
         f"localisation error {found.error:.2f} % (95 % interval {low:.2f} to {high:.2f}) with {whose} on "
-        f"{found.images:,} images of {found.split}, {protocol}"
+        f"{found.images:,} images of {found.split}, {protocol}{', by R-CNN' if found.rcnn else ''}"
     )
     write_result(json_file, plain_record(found))
 

@@ -32,6 +32,7 @@ from flows.parameters import (
     Overrides,
     Price,
     Profile,
+    Proposals,
     Registered,
     RegisteredAs,
     Replace,
@@ -244,6 +245,7 @@ def train(
     seed: Seed = None,
     initial_weights: InitialReference = None,
     deepen: Deepen = False,
+    proposals: Proposals = None,
     overrides: Overrides = None,
     registered: Registered = True,
     registered_as: RegisteredAs = None,
@@ -261,6 +263,7 @@ def train(
     from resnet_pipeline.jobs.hardware import plan_of
     from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
     from resnet_pipeline.jobs.launch import Launch
+    from resnet_pipeline.jobs.proposals import proposed
     from resnet_pipeline.jobs.register import check_network_name, register_run
     from resnet_pipeline.jobs.register_detector import register_detector
     from resnet_pipeline.jobs.train import run_config, train_run
@@ -281,14 +284,15 @@ def train(
     )  # fmt: skip
     with found_by_all(launcher):
         config, network = begun_with(workspace, config, dataset, initial)
-    trained = train_run(workspace, config, dataset, launch, network)
+        config, boxes = proposed(workspace, config, dataset, proposals)
+    trained = train_run(workspace, config, dataset, launch, network, boxes)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest
     version = None
     if registered and config.detection is not None:
         (evaluation,) = evaluate_detectors(workspace, [str(trained.run.path)], DetectionTest(dataset=dataset))
         version = register_detector(workspace, trained, evaluation, name=registered_as)
-    elif registered and config.localisation is None:
+    elif registered and config.head is None:
         version = register_run(workspace, trained, name=registered_as)
     if version:
         say(f"{recipe}: {version.describe()}")

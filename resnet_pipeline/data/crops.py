@@ -55,7 +55,7 @@ def plan_crops(
     else:
         window = _random_resized_crop(config, seed, positions, h, w)
     flip = flips(config, seed, positions)
-    return Plan(index, window, config.crop, flip, _color(config, seed, positions, color_basis))
+    return Plan(index, window, config.crop, flip, color_offsets(config, seed, positions, color_basis))
 
 
 def flips(config: AugmentConfig, seed: int, positions: Int64) -> npt.NDArray[np.bool_]:
@@ -139,10 +139,13 @@ def _inside(y: npt.NDArray, x: npt.NDArray, height: npt.NDArray, width: npt.NDAr
     return np.stack([np.clip(y, 0, h - height), np.clip(x, 0, w - width), height, width], axis=1).astype(np.int64)
 
 
-def _color(
+def color_offsets(
     config: AugmentConfig, seed: int, positions: Int64, basis: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """Return AlexNet's PCA offsets (Krizhevsky et al., 2012, section 4.1): basis · α, α normal with std ``color``."""
+    """Return AlexNet's PCA offsets (Krizhevsky et al., 2012, section 4.1): basis · α, α normal with std ``color``.
+
+    They are RGB in 0..255 units, float32 [N, 3], of the crops at ``positions`` int64 [N].
+    """
     if config.color == 0:
         return np.zeros((len(positions), 3), dtype=np.float32)
     alpha = np.empty((len(positions), 3))

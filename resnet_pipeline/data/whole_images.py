@@ -1,4 +1,4 @@
-"""Whole images at several sizes, decoded once each: the input of the fully convolutional protocol."""
+"""Whole images, decoded once each: at several sizes, for the fully convolutional protocol, or as they are stored."""
 
 from __future__ import annotations
 
@@ -83,6 +83,32 @@ def whole_batches(
                 yield place.take()
 
     return Loader(lambda: executor_of(samples, batch_size, device, threads, prefetch, backend, None), run)
+
+
+def stored_images(
+    dataset: Dataset, *, split: str, indices: Int64, threads: int | None = None, backend: Backend = "auto"
+) -> Loader[tuple[int, torch.Tensor]]:
+    """Return images of a split as they are stored, in the order of ``indices``: sample number and uint8 [h, w, 3].
+
+    They lie in the CPU's memory.
+
+    Example: ``stored_images(dataset, split="val", indices=np.arange(64))``
+    """
+    samples = dataset.splits[split]
+    sizes = np.stack([samples.height[indices], samples.width[indices]], axis=1).astype(np.int64)
+    ahead = stretches_along(samples.shard[indices], samples.files.room_for(2 * len(samples.shards)) // 2 or 1)
+
+    def plans(reached: Reached) -> Iterator[WholePlan]:
+        for row in range(len(indices)):
+            reached(row)
+            yield WholePlan(indices[row : row + 1], sizes[row : row + 1, None])
+
+    def run(executor: Executor) -> Iterator[tuple[int, torch.Tensor]]:
+        with samples.files.following(ahead) as reached:
+            for plan, ((image,),) in executor.whole_images(plans(reached)):
+                yield int(plan.index[0]), image
+
+    return Loader(lambda: executor_of(samples, 1, None, threads, None, backend, None), run)
 
 
 class _Waiting:

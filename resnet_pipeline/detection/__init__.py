@@ -13,13 +13,23 @@ from resnet_pipeline.data.loaders import Backend
 from resnet_pipeline.models import Normalize, build_model
 from resnet_pipeline.models.resnet import ResNet
 from resnet_pipeline.training.context import Context
+from resnet_pipeline.training.mirror import bring
+from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.training.tasks import ClassificationTask, Task
 
 
-def task_of(config: RunConfig, dataset: Dataset, context: Context, *, backend: Backend = "auto") -> Task[Any]:
-    """Return what a config trains for: detection if it has a detector, localisation, or else classification.
+def task_of(
+    config: RunConfig,
+    dataset: Dataset,
+    context: Context,
+    *,
+    backend: Backend = "auto",
+    run: RunDirectory | None = None,
+) -> Task[Any]:
+    """Return what a config trains for: detection, localisation, the R-CNN on top of it, or else classification.
 
-    It is on the part of the dataset that the config says. Raises UserError if the dataset is not one for it.
+    It is on the part of the dataset that the config says. An R-CNN trains on boxes that are in the ``run`` or its home.
+    Raises UserError if the dataset is not one for it.
 
     Example: ``task_of(config, dataset, LocalContext()).network()``
     """
@@ -28,6 +38,14 @@ def task_of(config: RunConfig, dataset: Dataset, context: Context, *, backend: B
         from resnet_pipeline.detection.localisation import LocalisationTask
 
         return LocalisationTask(config, dataset, context, backend=backend)
+    if config.regions is not None:
+        from resnet_pipeline.detection.proposals import facts_file
+        from resnet_pipeline.detection.regions import RegionTask, boxes_file
+
+        for split in ("train", dataset.eval_split) if run else ():
+            assert run is not None  # there were no splits
+            bring(run, facts_file(boxes_file(run.path, split)), boxes_file(run.path, split))
+        return RegionTask(config, dataset, context, backend=backend, folder=run.path if run else None)
     if config.detection is None:
         return ClassificationTask(config, dataset, context, backend=backend)
     # torchvision's detectors and COCO's metrics take some time to import, which classification is spared
@@ -48,13 +66,17 @@ def untrained(config: RunConfig, *, classes: int) -> nn.Module:
         stride=config.model.stride,
         pooling=config.model.pooling or "pytorch",
     )
-    if config.detection is None and config.localisation is None:
+    if config.head is None:
         return network
     assert isinstance(network, ResNet)  # the config's networks are
     if config.localisation is not None:
         from resnet_pipeline.detection.localiser import Localiser
 
         return Localiser(Normalize(torch.zeros(3)), network, config.localisation, classes=classes)
+    if config.regions is not None:
+        from resnet_pipeline.detection.rcnn import RegionNetwork
+
+        return RegionNetwork(Normalize(torch.zeros(3)), network, config.regions, classes=classes)
     from resnet_pipeline.detection.networks import build_detector
 
     assert config.detection is not None  # else it were one of the others

@@ -39,7 +39,8 @@ Protocol = Literal["center", "dense"]
 
 _ANCHORS = 100  # the number of a draw: those of data.crops are below
 _LEAST_SIDE = 8.0  # of the part of an object that a crop has, in its pixels
-_BATCH_PIXELS = 2**21  # of a batch of whole images
+BATCH_PIXELS = 2**21
+"""Most pixels of a batch of whole images."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class LocalisationTask(OnClassifier[Localiser]):
         else:
             chosen = sides or views.scales
             order = by_shape(samples.width, samples.height)[context.rank :: context.world_size]
-            opened = whole_batches(self._dataset, sides=chosen, indices=order, batch_pixels=_BATCH_PIXELS, **common)
+            opened = whole_batches(self._dataset, sides=chosen, indices=order, batch_pixels=BATCH_PIXELS, **common)
             parts = ((batch.images, batch.index, chosen[batch.side]) for batch in opened)
         own: list[tuple[Int64, Float64, Float64]] = []
         with torch.inference_mode(), opened:
@@ -189,7 +190,7 @@ class LocalisationTask(OnClassifier[Localiser]):
                 alive()
                 rows = index.numpy()
                 found, logits = model(images.to(context.device), torch.from_numpy(classes[rows]).to(context.device))
-                moved = _stored(
+                moved = stored_boxes(
                     found.double().cpu().numpy(), samples, rows, side, views if protocol == "center" else None
                 )
                 own.append((rows, moved, logits.double().cpu().numpy()))
@@ -252,8 +253,11 @@ def crop_boxes(samples: Split, plan: Plan) -> list[torch.Tensor]:
     return found
 
 
-def _stored(boxes: Float64, samples: Split, rows: Int64, side: int, cropped: ViewConfig | None) -> Float64:
-    """Return boxes [N, k, 4] of resized images, or of centre crops of them, in pixels of the stored ones."""
+def stored_boxes(boxes: Float64, samples: Split, rows: Int64, side: int, cropped: ViewConfig | None = None) -> Float64:
+    """Return boxes [N, k, 4] of images resized to a shorter side, or of centre crops of them, in pixels as stored.
+
+    Example: ``stored_boxes(found, dataset.splits["val"], rows, 256)``
+    """
     width, height = samples.width[rows], samples.height[rows]
     resized = resized_sizes(width, height, side)
     corner = np.zeros_like(resized) if cropped is None else np.rint((resized - cropped.crop) / 2).astype(np.int64)

@@ -69,20 +69,34 @@ class Localiser(nn.Module):
         the anchors that they come from, float [N, k]: the best of the whole map. With anchors int64 [N, S], places in
         `anchor_grid`, their logits float [N, S] and box deltas float [N, S, 4] for the first class.
         """
-        features = self.trunk.features(self.normalize(images, color))
+        if anchors is None:
+            boxes, logits = self.candidates(images, classes, 1)
+            return boxes[:, :, 0], logits[:, :, 0]
+        flat = self.trunk.features(self.normalize(images, color)).flatten(2).transpose(1, 2)  # [N, places, C]
+        return self._at(flat, classes[:, :1].expand(-1, anchors.shape[1]), anchors)
+
+    def candidates(self, images: torch.Tensor, classes: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the boxes of the likeliest anchors of each class, M of them, the best first.
+
+        ``images`` uint8 [N, H, W, 3], ``classes`` int64 [N, k]; boxes float [N, k, M, 4] in pixels of the images, not
+        beyond them, and logits float [N, k, M]. M is ``most``, or the number of the map's anchors if these are fewer.
+
+        Example: ``localiser.candidates(images, classes, 1000)``
+        """
+        features = self.trunk.features(self.normalize(images))
         height, width = features.shape[2:]
         flat = features.flatten(2).transpose(1, 2)  # [N, places, C]
-        if anchors is not None:
-            return self._at(flat, classes[:, :1].expand(-1, anchors.shape[1]), anchors)
-        weight, bias = self._of(self.scores, (1,))
-        chosen = weight[:, classes, 0]  # [A, N, k, C]
-        logits = torch.einsum("npc,ankc->nkpa", flat, chosen) + bias[:, classes, 0].permute(1, 2, 0)[:, :, None]
-        best, place = logits.flatten(2).max(dim=2)
-        _, deltas = self._at(flat, classes, place)
+        (score, score_bias), (side, side_bias) = self._of(self.scores, (1,)), self._of(self.boxes, (4,))
+        logits = torch.einsum("npc,ankc->nkpa", flat, score[:, classes, 0])  # [A, N, k, C]
+        logits = (logits + score_bias[:, classes, 0].permute(1, 2, 0)[:, :, None]).flatten(2)
+        best, place = logits.topk(min(most, logits.shape[2]), dim=2)
+        deltas = torch.einsum("npc,ankvc->nkpav", flat, side[:, classes])  # [A, N, k, 4, C]
+        deltas = (deltas + side_bias[:, classes].permute(1, 2, 0, 3)[:, :, None]).flatten(2, 3)
+        deltas = deltas.gather(2, place[..., None].expand(-1, -1, -1, 4))
         grid = anchor_grid(self._config, (height, width), self.stride).to(deltas)
-        boxes = _CODER.decode_single(deltas.flatten(0, 1), grid[place].flatten(0, 1)).view(*place.shape, 4)
-        most = boxes.new_tensor([images.shape[2], images.shape[1]] * 2)
-        return boxes.clamp(min=0).minimum(most), best
+        boxes = _CODER.decode_single(deltas.flatten(0, 2), grid[place].flatten(0, 2)).view(deltas.shape)
+        most_sides = boxes.new_tensor([images.shape[2], images.shape[1]] * 2)
+        return boxes.clamp(min=0).minimum(most_sides), best
 
     def _at(
         self, flat: torch.Tensor, classes: torch.Tensor, anchors: torch.Tensor

@@ -65,7 +65,7 @@ def load_folder(folder: Path, *, name: str | None = None) -> Member:
     config, dataset = read_run_config(folder / "config.json")
     if config.detection is not None:
         raise UserError(f"{folder} holds a detector ({config.recipe}), and a classifier is needed here")
-    if config.localisation is not None:
+    if config.localisation is not None or config.regions is not None:
         raise UserError(f"{folder} holds boxes of classes ({config.recipe}): `resnet-pipeline localise` tests them")
     network = build_model(
         config.model.name,

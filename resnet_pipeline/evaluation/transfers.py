@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 _VOC, _COCO, _LOC = "voc/fasterrcnn-resnet101-c4", "coco/fasterrcnn-resnet101-c4", "ilsvrc-loc/resnet101"
+_RCNN = "ilsvrc-loc/rcnn-resnet101"
 _SCALES = "-refined-scales-200-400-600-800-1000"
 
 
@@ -117,10 +118,10 @@ TRANSFERS: tuple[TransferTable, ...] = (
                         images=50_000),
             TransferRow(label="ResNet-101 RPN, dense, five predicted classes", paper=(14.4,), recipe=_LOC,
                         test="dense-predicted", images=50_000),
-            TransferRow(label="RPN and R-CNN, dense, five predicted classes", paper=(10.6,),
-                        note="the R-CNN on top of localisation is not built"),
-            TransferRow(label="ensemble, five predicted classes", paper=(8.9,),
-                        note="the R-CNN on top of localisation is not built"),
+            TransferRow(label="RPN and R-CNN, dense, five predicted classes", paper=(10.6,), recipe=_RCNN,
+                        test="dense-predicted", images=50_000),
+            TransferRow(label="ensemble, five predicted classes", paper=(8.9,), recipe=_RCNN, test="dense-predicted",
+                        images=50_000, members=2, note="the paper does not say of how many; two here"),
         ),
     ),
     TransferTable(

@@ -18,6 +18,7 @@ from resnet_pipeline.errors import StoppedError, UnavailableError, UserError
 from resnet_pipeline.jobs.follower import Follower
 from resnet_pipeline.jobs.initial_weights import InitialNetwork
 from resnet_pipeline.jobs.launch import Launch
+from resnet_pipeline.jobs.proposals import Proposals, keep_proposals
 from resnet_pipeline.jobs.provenance import result_tags, start_tags
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.progress import priced, progress
@@ -46,6 +47,7 @@ class Attempt:
     launch: Launch
     tracking: Tracking
     initial: InitialNetwork | None = None
+    proposals: Proposals | None = None
 
     def tags(self, run: RunDirectory, counts: Sequence[int] = ()) -> dict[str, str]:
         """Return what is known of the run before its first step, and what has started it."""
@@ -108,6 +110,8 @@ def prepared(attempt: Attempt, *, apart: bool = False) -> RunDirectory:
     if home:
         home.delete(ERROR)
         keep(run, run.config_file)
+    if config.regions is not None:
+        keep_proposals(attempt.proposals, run, ("train", attempt.dataset.eval_split))
     if apart:
         if config.model.initial_weights is not None:
             _keep_initial(attempt.initial, run)

@@ -104,7 +104,7 @@ class Crew:
     def _train(self, run: RunDirectory, dataset: Dataset, mirror: str | None) -> None:
         recipe = run.config().recipe
         try:
-            task = task_of(run.config(), dataset, self._context)
+            task = task_of(run.config(), dataset, self._context, run=run)
             train(run, dataset, self._context, mirror=mirror_of(run, mirror), task=task)
         except TakenOverError:
             raise  # a later attempt resumes the run; what it does is no concern of this one's

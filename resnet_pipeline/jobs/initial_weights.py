@@ -101,9 +101,8 @@ def begun_with(
     if origin is None:
         if config.model.initial_head is not None and config.model.initial_weights is None:
             raise UserError("model.initial_head says what is done with --initial-weights: name these too")
-        task = "detection" if config.detection is not None else "localisation"
-        boxes = config.detection or config.localisation
-        if boxes is not None and boxes.norm == "frozen" and config.model.initial_weights is None:
+        task = "detection" if config.detection else "localisation" if config.localisation else "regions"
+        if config.head is not None and config.head.norm == "frozen" and config.model.initial_weights is None:
             _log.warning(
                 "%s: random weights with batch norm frozen seldom learn: name a classifier with --initial-weights, or "
                 "--set %s.norm=batch",
@@ -117,9 +116,7 @@ def begun_with(
     member = load(workspace, parse(workspace, origin.reference))
     source = _network_of(member, origin.reference)
     fitting, change = _fitted(source, config, member, origin)
-    found, why = _head(
-        member, source, dataset, detector=config.detection is not None or config.localisation is not None
-    )
+    found, why = _head(member, source, dataset, detector=config.head is not None)
     head = config.model.initial_head or found
     if (head, found) == ("kept", "fresh"):
         raise UserError(f"model.initial_head=kept, but {origin.reference} can't keep its classifier: {why}")

@@ -15,6 +15,7 @@ from resnet_pipeline.evaluation.transfers import TRANSFERS, options_of
 from resnet_pipeline.jobs.detect import figures_of, results_path
 from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.localise import Localisation, kept_file
+from resnet_pipeline.jobs.proposals import proposer_of
 from resnet_pipeline.jobs.repeat import training
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.records import load_record
@@ -50,7 +51,7 @@ def keep_transfers(workspace: Workspace, folder: Path) -> list[Path]:
             continue
         if dataset.fingerprint != run.dataset().fingerprint:
             continue
-        if config.localisation is not None:
+        if config.task == "localisation":
             localisers.append((run, dataset))
         else:
             detectors[result.weights_sha256] = run
@@ -102,11 +103,11 @@ def _kept(
 ) -> KeptTransfer:
     configs = [run.config() for run in runs]
     config = configs[0]
-    own = ("steps", "seed", "model.initial_weights", "model.initial_head", "detection.context")
+    own = ("steps", "seed", "model.initial_weights", "model.initial_head", "detection.context", "regions.localiser")
     changes = {
         assignment(key, value): None for each in configs for key, value in changes_of(each).items() if key not in own
     }
-    command = training(config, dataset.name, initial=InitialWeights.read(runs[0]))
+    command = training(config, dataset.name, initial=InitialWeights.read(runs[0]), proposals=proposer_of(runs[0]))
     if len(runs) > 1:
         names = " ".join(run.name for run in runs)
         command = f"resnet-pipeline ensemble {names} --dataset {dataset.name}{options_of(test)}"

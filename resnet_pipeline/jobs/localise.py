@@ -1,28 +1,30 @@
-"""ImageNet localisation: the boxes that a localiser gives the true classes, or a classifier's five likeliest."""
+"""ImageNet localisation: boxes of true classes, or of a classifier's five likeliest, by localisers and R-CNNs."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from resnet_pipeline.data.dataset import open_dataset
-from resnet_pipeline.data.manifest import read_run_config
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.detection.localisation import LocalisationTask, Protocol, localisation_errors
+from resnet_pipeline.detection.metrics import Float64
+from resnet_pipeline.detection.proposals import BoxFacts, Float32, classes_sha256, kept_boxes
+from resnet_pipeline.detection.rcnn import rescored
+from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.statistics import error_interval
-from resnet_pipeline.evaluation.trained_model import MODEL_FILES, check_result
 from resnet_pipeline.files import write_json
 from resnet_pipeline.jobs.evaluate import evaluate_models
-from resnet_pipeline.jobs.references import RunFolder, parse
-from resnet_pipeline.models.weights import load_own_weights
+from resnet_pipeline.jobs.proposals import BoxNetwork, load_box_network, localiser_boxes
+from resnet_pipeline.progress import progress
 from resnet_pipeline.records import plain
-from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -35,7 +37,8 @@ GUESSES = 5
 class Localisation:
     """How many images of a split are localised wrongly, in percent, with its 95 % interval.
 
-    ``classes`` says whose they are: "truth", or a classifier, which names five.
+    ``classes`` says whose they are: "truth", or a classifier, which names five. ``run`` has the localiser, ``rcnn`` the
+    R-CNN that looked at its boxes again; several stand with " + " between.
     """
 
     run: str
@@ -46,13 +49,15 @@ class Localisation:
     images: int
     error: float
     interval: tuple[float, float]
+    rcnn: str | None = None
 
 
 def localise(
     workspace: Workspace,
-    reference: str,
+    references: str | Sequence[str],
     dataset_name: str,
     *,
+    rcnns: Sequence[str] = (),
     split: str | None = None,
     protocol: Protocol = "dense",
     scales: tuple[int, ...] | None = None,
@@ -60,26 +65,37 @@ def localise(
 ) -> Localisation:
     """Test a localiser, with the true classes or with the five likeliest of a ``classifier``, whose scores are kept.
 
-    ``dense`` tests whole images at ``scales``, by default the recipe's. What is asked for by default (`kept_file`) is
-    kept in the run's directory. Raises UserError if the reference is no localiser, or the dataset has no boxes or other
-    classes.
+    ``dense`` tests whole images at ``scales``, by default the recipe's. With ``rcnns`` the best boxes of each class are
+    scored and regressed by these once more, and there may be several localisers, whose boxes are taken together; those
+    of one localiser are kept in its directory. What is asked for by default (`kept_file`) of one localiser, or of one
+    R-CNN, is kept in that run's directory. Raises UserError if the references are no such runs, or the dataset has no
+    boxes or other classes.
 
     Example: ``localise(Workspace.of(), "run", "ilsvrc2012", classifier="imagenet-resnet101").error``
     """
-    folder = parse(workspace, reference)
-    if not isinstance(folder, RunFolder):
-        raise UserError(f"{reference} is no run; localisation is tested from a run's directory")
+    names = [references] if isinstance(references, str) else list(references)
     dataset, split = open_dataset(workspace, dataset_name), split or open_dataset(workspace, dataset_name).eval_split
-    task, network = _loaded(folder.path, dataset_name, workspace)
+    if rcnns and (protocol, scales) != ("dense", None):
+        raise UserError("an R-CNN looks at the boxes of whole images: leave out --protocol center and --scales")
+    if len(names) > 1 and not rcnns:
+        raise UserError(f"{len(names)} localisers are tested together by an R-CNN alone: name it with --rcnn")
+    first = [load_box_network(workspace, name, dataset) for name in names]
+    second = [load_box_network(workspace, name, dataset) for name in rcnns]
+    _check_stages(first, second)
     if split not in dataset.splits:
         raise UserError(f"dataset {dataset_name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
-    classes = dataset.splits[split].labels[:, None]
+    classes = dataset.splits[split].labels[:, None].astype(np.int64)
     if classifier is not None:
         classes = _likeliest(workspace, classifier, dataset_name, split)
-    boxes, _ = task.localise(network, split, classes, protocol=protocol, sides=scales)
+    if second:
+        boxes = _rescored(first, second, dataset, split, classes)
+    else:
+        (localiser,) = first
+        assert isinstance(localiser.task, LocalisationTask)  # _check_stages has looked
+        boxes, _ = localiser.task.localise(localiser.network, split, classes, protocol=protocol, sides=scales)
     wrong = localisation_errors(dataset, split, classes, boxes)
     found = Localisation(
-        run=str(folder.path),
+        run=" + ".join(str(each.folder) for each in first),
         dataset=dataset_name,
         split=split,
         protocol=protocol,
@@ -87,9 +103,11 @@ def localise(
         images=len(wrong),
         error=100 * float(wrong.mean()),
         interval=error_interval(wrong),
+        rcnn=" + ".join(str(each.folder) for each in second) or None,
     )
-    if scales is None and split == dataset.eval_split:
-        write_json(kept_file(folder.path, protocol, predicted=classifier is not None), plain(found))
+    if scales is None and split == dataset.eval_split and len(first) == 1 and len(second) <= 1:
+        (tested,) = second or first
+        write_json(kept_file(tested.folder, protocol, predicted=classifier is not None), plain(found))
     return found
 
 
@@ -102,24 +120,58 @@ def kept_file(run: Path, protocol: Protocol, *, predicted: bool) -> Path:
     return run / "localisation" / f"{protocol}{'-predicted' if predicted else ''}.json"
 
 
-def _loaded(folder: Path, dataset_name: str, workspace: Workspace) -> tuple[LocalisationTask, torch.nn.Module]:
-    for file in MODEL_FILES:
-        if not (folder / file).is_file():
-            raise UserError(f"{folder} has no {file}: it is no finished run")
-    config, facts = read_run_config(folder / "config.json")
-    if config.localisation is None:
-        raise UserError(f"{folder} is of {config.recipe}, which gives no boxes of classes; train ilsvrc-loc/…")
-    dataset = open_dataset(workspace, dataset_name)
-    if facts.classes != tuple(dataset.classes):
-        raise UserError(
-            f"{folder} was trained on {len(facts.classes)} classes that are not those of {dataset_name!r}, so it can't "
-            "be tested on it"
-        )
-    context = LocalContext()
-    task = LocalisationTask(config, dataset, context, trains=False)
-    network = task.network()
-    check_result(folder, load_own_weights(network, folder / MODEL_FILES[0]))
-    return task, network.to(context.device).eval()
+def _check_stages(first: Sequence[BoxNetwork], second: Sequence[BoxNetwork]) -> None:
+    """Raise UserError unless these are localisers, and those R-CNNs that were trained on boxes of some of them."""
+    for one in first:
+        if one.config.localisation is None:
+            raise UserError(f"{one.folder} is an R-CNN ({one.config.recipe}): name the localiser, and it with --rcnn")
+    known = {one.weights_sha256 for one in first}
+    for one in second:
+        regions = one.config.regions
+        if regions is None:
+            raise UserError(f"{one.folder} is no R-CNN ({one.config.recipe}); --rcnn takes runs of ilsvrc-loc/rcnn-…")
+        if regions.localiser not in known:
+            raise UserError(
+                f"{one.folder} was trained on the boxes of another localiser, whose weights have the SHA-256 "
+                f"{str(regions.localiser)[:12]}…"
+            )
+    if len({one.config.augment.crop for one in second}) > 1:
+        raise UserError("these R-CNNs see regions of different sizes (augment.crop), so they can't be averaged")
+
+
+def _rescored(
+    first: Sequence[BoxNetwork], second: Sequence[BoxNetwork], dataset: Dataset, split: str, classes: Int64
+) -> Float64:
+    """Return the box of each class int64 [N, k] that the R-CNNs find likeliest: float64 [N, k, 4].
+
+    They are kept in the first R-CNN's directory, part by part while they are found.
+    """
+    rows = np.arange(len(classes), dtype=np.int64)
+    config = second[0].config
+    count = max(each.config.regions.proposals for each in second if each.config.regions)
+    boxes = [localiser_boxes(each, dataset, split, rows, classes, count=count)[0] for each in first]
+    weights = [each.weights_sha256 for each in (*first, *second)]
+    facts = BoxFacts(
+        weights_sha256=hashlib.sha256(" ".join(weights).encode()).hexdigest(),
+        dataset_fingerprint=dataset.fingerprint,
+        split=split,
+        classes=classes_sha256(rows, classes),
+        sides=tuple(side for each in first for side in each.config.views.scales),
+        count=count,
+        run=second[0].folder.name,
+    )
+    with progress(f"regions of {split}: {config.recipe}", total=len(rows)) as bar:
+
+        def find(part: slice) -> Float32:
+            found, likely = rescored(
+                [each.network for each in second], dataset, split, rows[part], classes[part],
+                np.concatenate([each[part] for each in boxes], axis=2), crop=config.augment.crop,
+                batch_size=2 * config.micro_batch, device=local_device(), on_images=bar.advance,
+            )  # fmt: skip
+            return np.concatenate([found, likely[..., None]], axis=2)[:, :, None].astype(np.float32)
+
+        best, _ = kept_boxes(second[0].folder / "localisation" / facts.name, facts, len(rows), find)
+    return best[:, :, 0, :4].astype(np.float64)
 
 
 def _likeliest(workspace: Workspace, classifier: str, dataset_name: str, split: str) -> Int64:

@@ -14,6 +14,7 @@ from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.manifest import read_origin
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.initial_weights import InitialWeights
+from resnet_pipeline.jobs.proposals import proposer_of
 from resnet_pipeline.jobs.register import Registration
 from resnet_pipeline.jobs.stage import DIGITS, digits_folder
 from resnet_pipeline.recipes import changes_of
@@ -58,14 +59,22 @@ def resuming(workspace: Workspace, config: RunConfig, dataset: str) -> str | Non
         return None
 
 
-def training(config: RunConfig, dataset: str, *options: str, initial: InitialWeights | None = None) -> str:
-    """Return the command that trains a config, from ``initial`` if known; UserError if its recipe is not known.
+def training(
+    config: RunConfig,
+    dataset: str,
+    *options: str,
+    initial: InitialWeights | None = None,
+    proposals: str | None = None,
+) -> str:
+    """Return the command that trains a config, from ``initial`` and on ``proposals``, a localiser's run, if known.
+
+    Raises UserError if its recipe is not known.
 
     >>> from resnet_pipeline.jobs.train import run_config
     >>> training(run_config("digits/resnet8", {"optim.lr": 0.2}, seed=1), "digits")
     'resnet-pipeline train digits/resnet8 --dataset digits --seed 1 --set optim.lr=0.2'
     """
-    return typed("train", config.recipe, "--dataset", dataset, *_options(config, initial), *options)
+    return typed("train", config.recipe, "--dataset", dataset, *_options(config, initial, proposals), *options)
 
 
 def told_apart(configs: Sequence[RunConfig]) -> list[str]:
@@ -111,7 +120,7 @@ def _train(run: RunDirectory, name: str, dataset: str) -> Command:
     config, result = run.config(), run.result()
     words = [config.recipe, "--dataset", dataset]
     try:
-        words += _options(config, InitialWeights.read(run))
+        words += _options(config, InitialWeights.read(run), proposer_of(run))
     except UserError as error:
         return f"Train {name}: {error}", f"# {run.name}"
     title = f"Train {name}"
@@ -124,14 +133,15 @@ def _train(run: RunDirectory, name: str, dataset: str) -> Command:
     return title, typed("train", *words, *_registration(run, config.recipe))
 
 
-def _options(config: RunConfig, initial: InitialWeights | None = None) -> Iterator[str]:
+def _options(config: RunConfig, initial: InitialWeights | None = None, proposals: str | None = None) -> Iterator[str]:
     """Yield ``--steps``, ``--seed`` and a ``--set`` for every other field that is not the recipe's.
 
-    Weights that a run began with are their reference, if it is known.
+    Weights that a run began with are their reference, if it is known; so are the boxes that it is trained on.
     """
     yield from initial.options() if initial else ()
+    yield from ("--proposals", proposals) if proposals else ()
     for key, value in changes_of(config).items():
-        if initial and key == "model.initial_weights":
+        if (initial and key == "model.initial_weights") or (proposals and key == "regions.localiser"):
             continue
         yield from (f"--{key}", str(value)) if key in ("steps", "seed") else ("--set", assignment(key, value))
 

@@ -32,6 +32,7 @@ from resnet_pipeline.jobs.crew import Crew, found_by_all
 from resnet_pipeline.jobs.following import follow
 from resnet_pipeline.jobs.initial_weights import InitialNetwork
 from resnet_pipeline.jobs.launch import Launch, check_validated_aside, processes
+from resnet_pipeline.jobs.proposals import Proposals
 from resnet_pipeline.jobs.recipes import idle_gpus
 from resnet_pipeline.parallel import repeated
 from resnet_pipeline.recipes import get_recipe
@@ -67,11 +68,13 @@ def train_run(
     dataset_name: str,
     launch: Launch = Launch(),  # noqa: B008 - frozen
     initial: InitialNetwork | None = None,
+    proposals: Proposals | None = None,
 ) -> TrainedRun | None:
     """Train a config on a staged dataset; resume where an earlier start stopped.
 
     ``initial`` is what a config with ``model.initial_weights`` begins with (`begun_with`); a run that has a checkpoint
-    needs none.
+    needs none. ``proposals`` are the boxes that a config with ``regions`` is trained on (`proposed`); a run that was
+    started before has them.
 
     Returns None in a process that only helped: with torchrun, rank 0 alone shows, tracks and returns. Raises UserError
     for what the user can mend, StoppedError after Ctrl-C or SIGTERM.
@@ -92,7 +95,7 @@ def train_run(
             crew.follow(workspace)
             return None
         dataset = open_dataset(workspace, dataset_name)
-        check_splits(dataset, objects=config.detection is not None or config.localisation is not None)
+        check_splits(dataset, objects=config.head is not None)
         dataset.trained_on(config.train_share)  # now, and not when workers have started
         run = run_of(workspace, config, dataset)
         if run.home:
@@ -102,7 +105,7 @@ def train_run(
         if finished is not None:
             run.check_weights(finished.weights_sha256)
         reused = finished is not None
-        attempt = Attempt(workspace, config, dataset, launch, tracking, initial)
+        attempt = Attempt(workspace, config, dataset, launch, tracking, initial, proposals)
         if reused:
             run.remove_leftovers()
             if run.home and not run.home.stat(run.result_file.name):  # it was finished before it had a home

@@ -115,7 +115,11 @@ def _command(table: TransferTable, row: TransferRow) -> str:
     if row.recipe.startswith("ilsvrc-loc"):
         classes = " --classes imagenet-resnet101" if row.test.endswith("predicted") else ""
         protocol = " --protocol center" if row.test == "center" else ""
-        return f"{train} && resnet-pipeline localise RUN --dataset {table.dataset}{protocol}{classes}"
+        test = f"--dataset {table.dataset}{protocol}{classes}"
+        if "rcnn-" in row.recipe:
+            both = f"{' RUN' * row.members}{' --rcnn RCNN' * row.members}"
+            return f"{train} --proposals RUN && resnet-pipeline localise{both} {test}"
+        return f"{train} && resnet-pipeline localise RUN {test}"
     verb = "evaluate RUN" if row.members == 1 else f"ensemble{' RUN' * row.members}"
     voc = " --voc 11" if table.figures == ("mAP",) else ""
     return f"{train} && resnet-pipeline {verb} --dataset {table.dataset}{options_of(row.test)}{voc}"
@@ -124,7 +128,7 @@ def _command(table: TransferTable, row: TransferRow) -> str:
 def _estimate(row: TransferRow, seconds: Mapping[str, float], hardware: str, price: float | None) -> str:
     assert row.recipe is not None  # else nothing is to be run
     if row.recipe in seconds:
-        took = seconds[row.recipe]
+        took = row.members * seconds[row.recipe]
         return f"about {hours(took)} on {hardware}{cost(took, price)}"
     config = get_recipe(row.recipe)
     took = row.members * config.steps * config.batch * _V100_SECONDS

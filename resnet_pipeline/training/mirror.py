@@ -127,6 +127,17 @@ def keep(run: RunDirectory, *files: Path) -> None:
             run.home.write(file.relative_to(run.path).as_posix(), file)
 
 
+def bring(run: RunDirectory, *files: Path) -> None:
+    """Bring files of the run from its home, if it has one: those that are there and not here.
+
+    Example: ``bring(run, run.path / "proposals/train.npy")``
+    """
+    for file in files if run.home else ():
+        name = file.relative_to(run.path).as_posix()
+        if run.home and not file.exists() and run.home.stat(name):
+            _bring(run.home, name, file)
+
+
 def adopt(run: RunDirectory, *, weights: bool = True) -> None:
     """Bring what the run's home has and its copy here lacks, but for checkpoints; nothing if it has no home.
 

@@ -135,7 +135,7 @@ class _Tester:
         precision = chosen_precision(config.precision, device)
         prepare_device(device, precision)
         dataset = open_dataset_at(Workspace(self._root), self._address)
-        task = task_of(config, dataset, LocalContext(device=device))
+        task = task_of(config, dataset, LocalContext(device=device), run=self._run)
         network = task.network()
         network = network.double() if precision == "float64" else network
         return task, network.to(device).to(memory_format=torch.channels_last)

@@ -383,7 +383,7 @@ def _train_orders(standing: Standing) -> None:
             if not run.signals.shared:
                 _begin_copy(run)
             dataset = open_dataset_at(workspace, order.dataset)
-            task = task_of(run.config(), dataset, context)
+            task = task_of(run.config(), dataset, context, run=run)
             finished = train(run, dataset, context, mirror=mirror_of(run, order.mirror), aside=order.aside, task=task)
         except (TakenOverError, UnavailableError):
             raise  # a later attempt resumes the run

@@ -56,7 +56,7 @@ from resnet_pipeline.training.tasks import build_classifier
 from resnet_pipeline.workspace import Workspace
 from tests.conftest import archive
 from tests.packing import InThisProcess
-from tests.unit.detection.conftest import COLORS
+from tests.unit.detection.conftest import COLORS, kaggle
 from tests.unit.detection.test_task import Stopped
 
 SMALL = LocalisationConfig(norm="batch", anchor_sizes=(12, 20), anchor_ratios=(0.7, 1.4))
@@ -80,51 +80,6 @@ def config(steps: int = 4, localisation: LocalisationConfig = SMALL, **fields) -
         bn_images=0,
     )
     return dataclasses.replace(made, **fields)
-
-
-def kaggle(folder: Path, images: list[tuple[str, str, str, bytes, str]]) -> Path:
-    """Write Kaggle's layout: split, class, name, file and the solution's text of each image."""
-    for split in ("train", "val"):
-        rows = [(name, text) for which, _, name, _, text in images if which == split]
-        with (folder / f"LOC_{split}_solution.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("ImageId", "PredictionString"), *rows])
-    for split, wnid, name, content, _ in images:
-        place = folder / "ILSVRC/Data/CLS-LOC" / split / (wnid if split == "train" else "") / f"{name}.JPEG"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-    return folder
-
-
-def picture(number: int) -> tuple[str, bytes, str]:
-    """Return the class, the file and the solution's text of an image of 48×40 pixels with a bright rectangle."""
-    from PIL import Image
-
-    rng = np.random.default_rng(number)
-    pixels = rng.integers(90, 110, (40, 48, 3)).astype(np.uint8)
-    width, height = rng.integers(14, 22, 2)
-    left, top = rng.integers(2, 46 - width), rng.integers(2, 38 - height)
-    kind = number % 2
-    pixels[top : top + height, left : left + width] = COLORS[kind]
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
-    wnid = f"n0000000{kind}"
-    return wnid, buffer.getvalue(), f"{wnid} {left} {top} {left + width} {top + height} "
-
-
-@pytest.fixture(scope="session")
-def located(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Return 16 training and 8 validation images of two classes with a box each; one training image has none."""
-    folder = tmp_path_factory.mktemp("located")
-    images = []
-    for split, numbers in (("train", range(16)), ("val", range(100, 108))):
-        for number in numbers:
-            wnid, content, text = picture(number)
-            name = f"{wnid}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
-            images.append((split, wnid, name, content, text))
-    images.append(("train", "n00000000", "n00000000_99", picture(98)[1], ""))
-    (folder / "source").mkdir()
-    pack(Source.at(kaggle(folder / "source", images)), LocalStorage(folder / "d"), name="d", workers=InThisProcess)
-    return Dataset.open(folder / "d")
 
 
 def localiser(classes: int = 5, **options) -> Localiser:

@@ -28,15 +28,17 @@ PLANNED = {"hardware"}
 """A flow is started where it runs; what it would take elsewhere is asked on the command line."""
 A_TEST_AT_THE_END = {"protocols", "evaluation_images"}
 """A training flow tests the network that it registers; on the command line that is `evaluate`."""
+OF_REGIONS = {"proposals"}
+"""An R-CNN is trained by the flow of its localiser."""
 WEIGHTS_AS_OPTIONS = {"weights", "network", "ema"}
 """``--weights FILE --network NAME --ema`` is another way to write the MODEL ``NAME=FILE#ema``."""
 
 PAIRS = [
     ("stage", "stage.stage_dataset", set(), set()),
-    ("train", "train.imagenet_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
-    ("train", "train.cifar10_train", RECIPE | PLANNED, ITS_PARTS | A_TEST_AT_THE_END),
-    ("train", "train.digits_train", RECIPE | PLANNED, {"network"} | A_TEST_AT_THE_END),
-    ("train", "detection.detection_train", RECIPE | PLANNED, ITS_PARTS),
+    ("train", "train.imagenet_train", RECIPE | PLANNED | OF_REGIONS, ITS_PARTS | A_TEST_AT_THE_END),
+    ("train", "train.cifar10_train", RECIPE | PLANNED | OF_REGIONS, ITS_PARTS | A_TEST_AT_THE_END),
+    ("train", "train.digits_train", RECIPE | PLANNED | OF_REGIONS, {"network"} | A_TEST_AT_THE_END),
+    ("train", "detection.detection_train", RECIPE | PLANNED | OF_REGIONS, ITS_PARTS),
     (
         "train",
         "localisation.localization_train",
