@@ -151,7 +151,7 @@ def test_a_run_of_other_length_stretches_its_schedule():
 
 def test_the_recipes_that_are_not_the_paper_s_are_apart():
     apart = [name for name in recipe_names() if name.split("/")[0] not in ("imagenet", "cifar10", "digits")]
-    assert len(apart) == 56 and not set(apart) & set(PUBLISHED)
+    assert len(apart) == 58 and not set(apart) & set(PUBLISHED)
     fast = get_recipe("imagenet-fast/resnet50")
     assert fast.optim.lr == pytest.approx(0.1 * fast.batch / 256), "linear scaling"
     assert fast.steps * fast.batch == pytest.approx(90 * 1_281_167, rel=1e-4)

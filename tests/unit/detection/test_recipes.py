@@ -29,6 +29,16 @@ def test_the_paper_s_are_appendix_a_s(name):
     assert (schedule.kind, schedule.factor, config.model.stride) == ("step", 0.1, "v1")
 
 
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_r_cnn_s_are_appendix_c_s(depth):
+    config = get_recipe(f"ilsvrc-loc/rcnn-resnet{depth}")
+    assert (config.regions.proposals, config.regions.norm, config.localisation) == (200, "frozen", None)
+    assert (config.augment.kind, config.augment.crop, config.batch) == ("region", 224, 256)
+    layers = 2048 * 5 * 1000 + 5 * 1000  # a score and four sides for each class
+    backbone = sum(p.numel() for p in build_model(f"resnet{depth}").parameters() if p.ndim == 4)
+    assert weight_bytes(config, classes=1000) == 4 * (layers + backbone)
+
+
 def test_the_disk_of_a_detector_is_counted_from_its_own_weights():
     config = get_recipe("coco/fasterrcnn-resnet50-fpn")
     with torch.device("meta"):

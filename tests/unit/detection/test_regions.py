@@ -27,10 +27,11 @@ from resnet_pipeline.detection.regions import RegionTask, boxes_file, drawn_regi
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.keep_transfers import keep_transfers
 from resnet_pipeline.jobs.localise import localise
-from resnet_pipeline.jobs.proposals import proposed, proposer_of
+from resnet_pipeline.jobs.proposals import Proposals, keep_proposals, proposed, proposer_of
 from resnet_pipeline.models import Normalize, build_model
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.report.kept import read_kept
+from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
@@ -299,6 +300,23 @@ def test_it_is_trained_by_the_loop_and_resumes_to_the_bit(located, tmp_path):
     assert train(stopped, located, LocalContext(), task=task_of(changed, located, LocalContext(), run=stopped))
     assert stopped.result().weights_sha256 == whole.result().weights_sha256
     assert set(whole.result().validation) == {"localisation_error", "images"}
+
+
+def test_workers_on_other_machines_get_the_boxes_from_the_run_s_home(located, tmp_path):
+    regions = stocked(tmp_path / "localiser", located, first_stage())
+    changed, home = dataclasses.replace(region_config(), regions=regions), LocalStorage(tmp_path / "home")
+    files = {split: boxes_file(tmp_path / "localiser", split) for split in ("train", "val")}
+    run = RunDirectory.create(tmp_path / "here", changed, located.facts, home=home)
+    Proposals("localiser", files).keep(run)
+    there = run.elsewhere(tmp_path / "there" / run.name)
+    task = task_of(changed, located, LocalContext(), run=there)
+    here = RegionTask(changed, located, LocalContext(), folder=tmp_path / "localiser")
+    with task.batches(0, 1) as found, here.batches(0, 1) as expected:
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.wanted, other.wanted)
+    keep_proposals(None, there, ("train", "val"))
+    with pytest.raises(UserError, match="the boxes that it is to be trained on are not in"):
+        keep_proposals(None, RunDirectory.create(tmp_path / "alone", changed, located.facts), ("train", "val"))
 
 
 @pytest.fixture

@@ -57,6 +57,11 @@ def test_what_was_not_run_has_its_command_and_cost():
     located = lines(table="table13")["ResNet-101 RPN, dense, five predicted classes"]
     assert located.command.endswith("localise RUN --dataset ilsvrc2012 --classes imagenet-resnet101")
     assert located.remarks == ("not run", "about 2.0 hours on 1xa100, 4.00 at 2.00 an hour")
+    both = lines(table="table13")["RPN and R-CNN, dense, five predicted classes"]
+    assert "train ilsvrc-loc/rcnn-resnet101 " in both.command and "--proposals RUN && " in both.command
+    assert both.command.endswith("localise RUN --rcnn RCNN --dataset ilsvrc2012 --classes imagenet-resnet101")
+    ensemble = lines(table="table13")["ensemble, five predicted classes"]
+    assert "localise RUN RUN --rcnn RCNN --rcnn RCNN --dataset" in ensemble.command
     assert lines(table="table7")["ResNet-101, VOC 2007"].command.endswith("evaluate RUN --dataset voc --voc 11")
 
 
