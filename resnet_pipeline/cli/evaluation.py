@@ -332,7 +332,7 @@ def localise(
     whose = "the true classes" if classes is None else f"the five likeliest classes of {classes}"
     say(
         f"localisation error {found.error:.2f} % (95 % interval {low:.2f} to {high:.2f}) with {whose} on "
-        f"{found.images:,} images of {found.split}, {protocol}{', by R-CNN' if found.rcnn else ''}"
+        f"{found.images:,} images of {found.split}, {protocol}{', by R-CNN' if found.rcnns else ''}"
     )
     write_result(json_file, plain_record(found))
 

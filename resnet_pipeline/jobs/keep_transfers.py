@@ -16,7 +16,7 @@ from resnet_pipeline.jobs.detect import figures_of, results_path
 from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.localise import Localisation, kept_file
 from resnet_pipeline.jobs.proposals import proposer_of
-from resnet_pipeline.jobs.repeat import training
+from resnet_pipeline.jobs.repeat import training, typed
 from resnet_pipeline.recipes import changes_of, get_recipe
 from resnet_pipeline.records import load_record
 from resnet_pipeline.report.kept import KeptTransfer, keep
@@ -63,13 +63,28 @@ def keep_transfers(workspace: Workspace, folder: Path) -> list[Path]:
 
 
 def _localised(run: RunDirectory, dataset: Dataset) -> Iterator[KeptTransfer]:
-    """Yield what is kept of a localiser's tests."""
+    """Yield what is kept of the tests of a localiser, or of an R-CNN, and of ensembles that it is the first of."""
     for test in sorted(_TESTS):
         protocol, _, predicted = test.partition("-")
         file = kept_file(run.path, "center" if protocol == "center" else "dense", predicted=bool(predicted))
-        if protocol in ("center", "dense") and file.is_file():
-            kept = load_record(Localisation, file)
-            yield _kept([run], dataset, test, kept.images, {"error": (kept.error, *kept.interval)}, run.name)
+        for each in [file, *sorted(file.parent.glob(f"{file.stem}-with-*.json"))]:
+            if protocol not in ("center", "dense") or not each.is_file():
+                continue
+            kept = load_record(Localisation, each)
+            runs = [run, *(RunDirectory(Path(path)) for path in kept.rcnns[1:])]
+            if all(one.config_file.is_file() for one in runs):
+                name = run.name if each == file else f"{run.name}-{each.stem}"
+                command = None if each == file else _localising(kept)
+                figures = {"error": (kept.error, *kept.interval)}
+                yield _kept(runs, dataset, test, kept.images, figures, name, command)
+
+
+def _localising(kept: Localisation) -> str:
+    """Return the command that tests an ensemble of localisers and R-CNNs."""
+    first = [Path(path).name for path in kept.run.split(" + ")]
+    second = [word for path in kept.rcnns for word in ("--rcnn", Path(path).name)]
+    classes = [] if kept.classes == "truth" else ["--classes", kept.classes]
+    return typed("localise", *first, *second, "--dataset", kept.dataset, *classes)
 
 
 def _detected(
@@ -100,6 +115,7 @@ def _kept(
     images: int,
     figures: dict[str, tuple[float, float, float]],
     name: str,
+    command: str | None = None,
 ) -> KeptTransfer:
     configs = [run.config() for run in runs]
     config = configs[0]
@@ -107,8 +123,10 @@ def _kept(
     changes = {
         assignment(key, value): None for each in configs for key, value in changes_of(each).items() if key not in own
     }
-    command = training(config, dataset.name, initial=InitialWeights.read(runs[0]), proposals=proposer_of(runs[0]))
-    if len(runs) > 1:
+    command = command or training(
+        config, dataset.name, initial=InitialWeights.read(runs[0]), proposals=proposer_of(runs[0])
+    )
+    if len(runs) > 1 and config.detection is not None:
         names = " ".join(run.name for run in runs)
         command = f"resnet-pipeline ensemble {names} --dataset {dataset.name}{options_of(test)}"
     return KeptTransfer(

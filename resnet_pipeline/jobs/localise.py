@@ -37,8 +37,8 @@ GUESSES = 5
 class Localisation:
     """How many images of a split are localised wrongly, in percent, with its 95 % interval.
 
-    ``classes`` says whose they are: "truth", or a classifier, which names five. ``run`` has the localiser, ``rcnn`` the
-    R-CNN that looked at its boxes again; several stand with " + " between.
+    ``classes`` says whose they are: "truth", or a classifier, which names five. ``run`` is the localiser's directory,
+    of several with " + " between, ``rcnns`` are those of the R-CNNs that looked at the boxes again.
     """
 
     run: str
@@ -49,7 +49,7 @@ class Localisation:
     images: int
     error: float
     interval: tuple[float, float]
-    rcnn: str | None = None
+    rcnns: tuple[str, ...] = ()
 
 
 def localise(
@@ -67,8 +67,8 @@ def localise(
 
     ``dense`` tests whole images at ``scales``, by default the recipe's. With ``rcnns`` the best boxes of each class are
     scored and regressed by these once more, and there may be several localisers, whose boxes are taken together; those
-    of one localiser are kept in its directory. What is asked for by default (`kept_file`) of one localiser, or of one
-    R-CNN, is kept in that run's directory. Raises UserError if the references are no such runs, or the dataset has no
+    of one localiser are kept in its directory. What is asked for by default (`kept_file`) is kept in the directory of
+    the localiser, or of the first R-CNN. Raises UserError if the references are no such runs, or the dataset has no
     boxes or other classes.
 
     Example: ``localise(Workspace.of(), "run", "ilsvrc2012", classifier="imagenet-resnet101").error``
@@ -103,21 +103,25 @@ def localise(
         images=len(wrong),
         error=100 * float(wrong.mean()),
         interval=error_interval(wrong),
-        rcnn=" + ".join(str(each.folder) for each in second) or None,
+        rcnns=tuple(str(each.folder) for each in second),
     )
-    if scales is None and split == dataset.eval_split and len(first) == 1 and len(second) <= 1:
-        (tested,) = second or first
-        write_json(kept_file(tested.folder, protocol, predicted=classifier is not None), plain(found))
+    if scales is None and split == dataset.eval_split:
+        tested, *others = second or first
+        weights = [each.weights_sha256 for each in (*first, *others)] if len(first) > 1 or others else []
+        write_json(kept_file(tested.folder, protocol, predicted=classifier is not None, members=weights), plain(found))
     return found
 
 
-def kept_file(run: Path, protocol: Protocol, *, predicted: bool) -> Path:
+def kept_file(run: Path, protocol: Protocol, *, predicted: bool, members: Sequence[str] = ()) -> Path:
     """Return where a run's directory keeps its test on the evaluation split, with true or with predicted classes.
+
+    ``members`` are the weights' SHA-256 of the other networks of an ensemble.
 
     >>> str(kept_file(Path("run"), "dense", predicted=True))
     'run/localisation/dense-predicted.json'
     """
-    return run / "localisation" / f"{protocol}{'-predicted' if predicted else ''}.json"
+    others = f"-with-{hashlib.sha256(' '.join(members).encode()).hexdigest()[:16]}" if members else ""
+    return run / "localisation" / f"{protocol}{'-predicted' if predicted else ''}{others}.json"
 
 
 def _check_stages(first: Sequence[BoxNetwork], second: Sequence[BoxNetwork]) -> None:

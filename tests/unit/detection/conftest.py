@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from resnet_pipeline.config import (
     AugmentConfig,
     DetectionConfig,
+    LocalisationConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -22,9 +24,26 @@ from resnet_pipeline.config import (
     ViewConfig,
 )
 from resnet_pipeline.data.dataset import Dataset
+from resnet_pipeline.detection import task_of
 from resnet_pipeline.staging.stage import Source, pack
 from resnet_pipeline.storage.local import LocalStorage
+from resnet_pipeline.training.context import LocalContext
+from resnet_pipeline.training.loop import train
+from resnet_pipeline.training.run_directory import RunDirectory
+from resnet_pipeline.workspace import Workspace
+from tests.conftest import archive
 from tests.packing import InThisProcess
+
+REAL = {
+    "model": ModelConfig(name="resnet18", mean="channel"),
+    "views": ViewConfig(crop=64, resize=64, scales=(64,)),
+    "optim": OptimConfig(lr=0.02, momentum=0.9, decay_norm=False),
+    "schedule": ScheduleConfig(kind="cosine", warmup=20),
+    "micro_batch": 16,
+    "bn_images": 400,
+}
+"""What networks that learn 400 real images by heart have in common."""
+
 
 COLORS = ((230, 60, 60), (60, 60, 230))
 
@@ -140,10 +159,43 @@ def located(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(folder / "d")
 
 
+@pytest.fixture(scope="session")
+def by_heart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, RunDirectory]:
+    """Return a localiser trained on the central squares of ILSVRC's first 400 validation images, as docs/RESULTS.md."""
+    space = Workspace(tmp_path_factory.mktemp("real"))
+    with tarfile.open(archive("RESNET_PIPELINE_ILSVRC_VAL")) as tar:
+        members = {Path(member.name).name: member for member in tar if member.isfile()}
+        text = tar.extractfile(members["LOC_val_solution.csv"]).read().decode()
+        named = [(name, boxes) for name, boxes in csv.reader(io.StringIO(text)) if f"{name}.JPEG" in members]
+        images = [
+            (split, boxes.split()[0], name, tar.extractfile(members[f"{name}.JPEG"]).read(), boxes)
+            for split in ("train", "val")
+            for name, boxes in named
+        ]
+    source, place = space.root / "source", Path(space.data) / "d"
+    source.mkdir(parents=True)
+    pack(Source.at(kaggle(source, images)), LocalStorage(place), name="d", workers=InThisProcess)
+    dataset = Dataset.open(place)
+    changed = RunConfig(
+        steps=900,
+        recipe="ilsvrc-loc/resnet101",
+        localisation=LocalisationConfig(norm="batch", anchor_sizes=(44,), anchor_ratios=(1.0,)),
+        augment=AugmentConfig(kind="random-resized-crop", crop=64, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=False),
+        precision="auto",
+        batch=16,
+        eval_every=900,
+        checkpoint_every=450,
+        log_every=225,
+        **REAL,
+    )
+    run = RunDirectory.create(space.runs, changed, dataset.facts)
+    assert train(run, dataset, LocalContext(), task=task_of(changed, dataset, LocalContext()))
+    return space, run
+
+
 @pytest.fixture
 def make_detection_run(tmp_path: Path, scenes: Dataset) -> Callable:
     """Return a function that makes a run directory of a small detector; ``folder`` tells equal runs apart."""
-    from resnet_pipeline.training.run_directory import RunDirectory
 
     def make(folder: str = "runs", **options: object) -> RunDirectory:
         return RunDirectory.create(tmp_path / folder, small_config(**options), scenes.facts)

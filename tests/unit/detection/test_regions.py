@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from resnet_pipeline.cli.main import app
 from resnet_pipeline.config import AugmentConfig, ConfigError, LocalisationConfig, RegionsConfig
+from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.data.whole_images import stored_images, whole_batches
 from resnet_pipeline.detection import proposals as proposals_module
 from resnet_pipeline.detection import task_of
@@ -36,7 +37,7 @@ from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
-from tests.unit.detection.conftest import COLORS
+from tests.unit.detection.conftest import COLORS, REAL
 from tests.unit.detection.test_localisation import SMALL, config, localiser, maps
 from tests.unit.detection.test_task import Stopped
 
@@ -349,7 +350,7 @@ def test_it_mends_the_boxes_of_a_poor_localiser(located, space, poor, tmp_path, 
     command = ["localise", poor.name, "--rcnn", run.name, "--dataset", "d", "--root", str(space.root)]
     app([*command, "--json", str(tmp_path / "out.json")], standalone_mode=False)
     assert f"localisation error {found.error:.2f} %" in (said := capsys.readouterr().out) and "by R-CNN" in said
-    assert json.loads((tmp_path / "out.json").read_text())["rcnn"] == str(run.path)
+    assert json.loads((tmp_path / "out.json").read_text())["rcnns"] == [str(run.path)]
     assert keep_transfers(space, tmp_path / "kept")
     kept = {each.recipe: each for each in read_kept(tmp_path / "kept").transfers}
     assert kept["ilsvrc-loc/rcnn-resnet101"].figures["error"][0] == pytest.approx(found.error, abs=1e-3)
@@ -358,7 +359,14 @@ def test_it_mends_the_boxes_of_a_poor_localiser(located, space, poor, tmp_path, 
     assert proposer_of(run) == poor.name
     again = [run.name, run.name]  # an ensemble of itself, with the boxes of one localiser twice
     twice = localise(space, [poor.name, poor.name], "d", rcnns=again)
-    assert twice.error == found.error and twice.rcnn == f"{run.path} + {run.path}"
+    assert twice.error == found.error and twice.rcnns == (str(run.path), str(run.path))
+    assert len(keep_transfers(space, tmp_path / "kept")) == 3  # the localiser's, the R-CNN's and the ensemble's
+    (ensemble,) = [each for each in read_kept(tmp_path / "kept").transfers if each.members]
+    assert ensemble.members == (run.name, run.name) and ensemble.figures["error"][0] == pytest.approx(found.error)
+    assert (
+        ensemble.command
+        == f"resnet-pipeline localise {poor.name} {poor.name} --rcnn {run.name} --rcnn {run.name} --dataset d"
+    )
     for references, options, words in [
         (run.name, {}, "is an R-CNN .*: name the localiser, and it with --rcnn"),
         (poor.name, {"rcnns": [poor.name]}, "is no R-CNN"),
@@ -444,3 +452,24 @@ def test_regions_are_a_task_of_their_own():
         dataclasses.replace(region_config(), localisation=LocalisationConfig())
     with pytest.raises(ConfigError, match=r"augment\.kind is scale-crop: region goes with regions"):
         config(regions=RegionsConfig(), localisation=None)
+
+
+@pytest.mark.soak
+def test_it_mends_boxes_of_whole_real_images(by_heart):
+    """The localiser has learned the central squares of 400 images by heart; on the whole images it is often wrong."""
+    space, run = by_heart
+    dataset = open_dataset(space, "d")
+    changed = config(
+        steps=900,
+        localisation=None,
+        recipe="ilsvrc-loc/rcnn-resnet101",
+        regions=RegionsConfig(norm="batch", proposals=50, validated=10),
+        augment=AugmentConfig(kind="region", crop=32, flip=False),
+        batch=32,
+        **REAL,
+    )
+    changed, boxes = proposed(space, changed, "d", run.name)
+    rcnn = RunDirectory.create(space.runs, changed, dataset.facts)
+    boxes.keep(rcnn)
+    assert train(rcnn, dataset, LocalContext(), task=task_of(changed, dataset, LocalContext(), run=rcnn))
+    assert localise(space, run.name, "d", rcnns=[rcnn.name]).error <= localise(space, run.name, "d").error - 10
