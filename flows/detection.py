@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.boxes import draw, find, show_precision, through_the_gate
 from flows.evaluate import SECONDS_TO_REGISTER
 from flows.parameters import (
     DatasetName,
@@ -27,7 +28,6 @@ from flows.parameters import (
     ValidateAside,
     Workers,
 )
-from flows.precision import draw, find, show_precision
 from flows.shell import form, logged, outcome, phase
 from flows.train import show_places, trained_and_tested
 from resnet_pipeline.jobs.detect import DetectionTest, DetectorEvaluation
@@ -91,6 +91,8 @@ def detection_train(
 ) -> JsonObject:
     """Train a detector on a dataset with boxes, by default as the paper did, test it, register it, draw what it finds.
 
+    It becomes the champion of its name if it is better than the one before by more than chance.
+
     Started again with the same parameters, it resumes.
     """
     config = run_config(f"{family}/{network}", overrides, steps=steps, seed=seed)
@@ -112,10 +114,12 @@ def detection_train(
     file = outcome(draw(evaluation, test, config.recipe, drawn))
     found = {"boxes": evaluation.boxes, **({} if evaluation.masks is None else {"masks": evaluation.masks})}
     show_precision([evaluation], config.recipe, dataset)
+    promotion = through_the_gate(trained, registered=registered)
     show_places(links, trained, registered=registered, pictures=file)
     return {
         "run": str(trained.run.path),
         "version": version,
+        **promotion,
         "pictures": str(file),
         "average_precision": {kind: {"ap": metrics.ap, "ap50": metrics.ap50} for kind, metrics in found.items()},
         "reused": trained.reused,

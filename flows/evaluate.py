@@ -107,7 +107,7 @@ def evaluate(
     )  # fmt: skip
     open_dataset(Workspace.of(), dataset)  # a wrong name is the flow's own error, before there is a task
     if all_detectors(Workspace.of(), models):
-        from flows.precision import tested_detectors
+        from flows.boxes import tested_detectors
         from resnet_pipeline.jobs.detect import detection_test
 
         return tested_detectors(models, detection_test(test, voc=voc, refine=refine))
@@ -152,7 +152,7 @@ def ensemble_evaluate(
     if dataset:
         open_dataset(Workspace.of(), dataset)
     if all_detectors(Workspace.of(), members):
-        from flows.precision import tested_detectors
+        from flows.boxes import tested_detectors
         from resnet_pipeline.jobs.detect import detection_test
 
         on = detection_test(test, voc=voc, refine=refine, registered_as=registered_as)

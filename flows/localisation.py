@@ -1,14 +1,17 @@
-"""localization-train: the boxes of ILSVRC's classes, trained, and tested with the true classes or a classifier's."""
+"""localization-train: the boxes of ILSVRC's classes, trained, tested with the truth or a classifier's, registered."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.artifacts import even, key_of, table
+from flows.boxes import show_picture, through_the_gate
+from flows.evaluate import SECONDS_TO_REGISTER
 from flows.parameters import (
     DatasetName,
     Deepen,
@@ -21,6 +24,8 @@ from flows.parameters import (
     Price,
     Profile,
     Proposals,
+    Registered,
+    RegisteredAs,
     Seed,
     Steps,
     ValidateAside,
@@ -28,11 +33,16 @@ from flows.parameters import (
 )
 from flows.shell import form, logged, outcome, phase
 from flows.train import show_places, trained_and_tested
+from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.detection.results import read_results
 from resnet_pipeline.jobs.initial_weights import InitialWeights
 from resnet_pipeline.jobs.launch import Launch
 from resnet_pipeline.jobs.localise import Localisation
 from resnet_pipeline.jobs.localise import localise as localised
-from resnet_pipeline.jobs.train import run_config
+from resnet_pipeline.jobs.pictures import pictures_of
+from resnet_pipeline.jobs.register import check_network_name
+from resnet_pipeline.jobs.register_localiser import register_localiser
+from resnet_pipeline.jobs.train import TrainedRun, run_config
 from resnet_pipeline.records import JsonObject, plain
 from resnet_pipeline.workspace import Workspace
 
@@ -73,6 +83,24 @@ def localise(run: str, dataset: str, classes: str | None, proposals: str | None)
     return found
 
 
+@phase("register", "register · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
+def register(trained: TrainedRun, tests: list[Localisation], name: str | None, classes: str | None) -> str:
+    """Register the localiser with its errors, and with the classifier that names classes to it."""
+    version = register_localiser(Workspace.of(), trained, tests, name=name, classifier=classes)
+    _log.info("%s: %s", trained.run.config().recipe, version.describe())
+    return str(version)
+
+
+@phase("pictures", "pictures · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
+def draw(trained: TrainedRun, test: Localisation) -> Path:
+    """Draw the boxes of a test, and keep them on Prefect's page."""
+    dataset, file = open_dataset(Workspace.of(), test.dataset), trained.run.path / "pictures" / f"{test.test}.png"
+    results = read_results(Path(test.results), dataset, test.split)
+    pictures_of(dataset, results, file, of=trained.run.name, least_score=0.0)
+    show_picture(file, trained.run.config().recipe, f"its boxes in {test.dataset}; white: what is there")
+    return file
+
+
 @flow(name="localization-train", flow_run_name=_named)
 @logged
 @form
@@ -89,6 +117,8 @@ def localization_train(
     deepen: Deepen = False,
     proposals: Proposals = None,
     overrides: Overrides = None,
+    registered: Registered = True,
+    registered_as: RegisteredAs = None,
     profile: Profile = False,
     price: Price = None,
     validate_aside: ValidateAside = False,
@@ -96,7 +126,8 @@ def localization_train(
 ) -> JsonObject:
     """Train the boxes of ILSVRC's classes on a classifier, as the paper's appendix C, and test them as its Table 13.
 
-    An R-CNN is trained on the boxes that another run, its proposals, has found.
+    An R-CNN is trained on the boxes that another run, its proposals, has found. A localiser is registered, and becomes
+    the champion of its name if it is better than the one before by more than chance.
 
     Started again with the same parameters, it resumes.
     """
@@ -106,6 +137,7 @@ def localization_train(
         validate_aside=validate_aside,
     )  # fmt: skip
     initial = InitialWeights.of(initial_weights, deepened=deepen)
+    check_network_name(registered_as, registered=registered)
     done = trained_and_tested(
         config,
         dataset,
@@ -129,10 +161,19 @@ def localization_train(
     ]
     title = f"Localisation error of {config.recipe} on {dataset}, percent (the paper, Table 13)"
     table(key_of("localisation", config.recipe), even(rows), title)
-    show_places(links, trained)
+    version, promotion, pictures = None, {}, {}
+    if config.localisation is not None:  # an R-CNN gives no boxes without its localiser
+        version = outcome(register(trained, found, registered_as, classes)) if registered else None
+        test = next(each for each in found if (each.protocol, each.classes) == ("dense", "truth"))
+        pictures = {"pictures": outcome(draw(trained, test))}
+        promotion = through_the_gate(trained, registered=registered)
+    show_places(links, trained, registered=version is not None, **pictures)
     return {
         **plain(trained.result),
         "run": str(trained.run.path),
+        "version": version,
+        **promotion,
+        **{name: str(file) for name, file in pictures.items()},
         "localisation": [plain(each) for each in found],
         "reused": trained.reused,
     }

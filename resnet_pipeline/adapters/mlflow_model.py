@@ -58,13 +58,14 @@ class ServedModel:
 def _load_pyfunc(path: str) -> ServedModel:
     """MLflow's entry point: ``path`` is the folder that was logged."""
     try:
-        return ServedModel(Predictor(load_members(Path(path), _download), local_device()))
+        return ServedModel(Predictor(load_members(Path(path), download), local_device()))
     except UserError as error:
         raise refusal(error) from None
 
 
 @contextmanager
-def _download(reference: str) -> Iterator[Path]:
+def download(reference: str) -> Iterator[Path]:
+    """Yield the folder of a registered model that another one refers to."""
     import mlflow
 
     with tempfile.TemporaryDirectory() as folder:

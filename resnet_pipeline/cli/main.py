@@ -259,13 +259,12 @@ def train(
     if launcher == "torchrun":  # before PyTorch is imported: its warnings would come from every process
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from resnet_pipeline.jobs.crew import found_by_all
-    from resnet_pipeline.jobs.detect import DetectionTest, evaluate_detectors
     from resnet_pipeline.jobs.hardware import plan_of
     from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
     from resnet_pipeline.jobs.launch import Launch
     from resnet_pipeline.jobs.proposals import proposed
-    from resnet_pipeline.jobs.register import check_network_name, register_run
-    from resnet_pipeline.jobs.register_detector import register_detector
+    from resnet_pipeline.jobs.register import check_network_name
+    from resnet_pipeline.jobs.register_trained import register_trained
     from resnet_pipeline.jobs.train import run_config, train_run
 
     with found_by_all(launcher):
@@ -288,12 +287,7 @@ def train(
     trained = train_run(workspace, config, dataset, launch, network, boxes)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest
-    version = None
-    if registered and config.detection is not None:
-        (evaluation,) = evaluate_detectors(workspace, [str(trained.run.path)], DetectionTest(dataset=dataset))
-        version = register_detector(workspace, trained, evaluation, name=registered_as)
-    elif registered and config.head is None:
-        version = register_run(workspace, trained, name=registered_as)
+    version = register_trained(workspace, trained, name=registered_as) if registered else None
     if version:
         say(f"{recipe}: {version.describe()}")
     say(f"{recipe}: {told(trained.result.validation)}; run {trained.run.path}")

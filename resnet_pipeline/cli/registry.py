@@ -35,18 +35,18 @@ def promote(
 
     Both need scores of the whole split on the same dataset; the errors are compared image by image. A refusal gives
     the reasons, with exit status 2. A first champion needs only the scores. Detectors are compared by their boxes'
-    average precision, over samples of the images.
+    average precision, over samples of the images, localisers by their localisation error.
     """
     from resnet_pipeline.jobs.promote import promote as promote_job
-    from resnet_pipeline.jobs.promote_detector import promote_detector
+    from resnet_pipeline.jobs.promote_results import promote_by_results
     from resnet_pipeline.jobs.tasks import named_task
 
     if top not in (1, 5):
         raise UserError(f"--top must be 1 or 5, not {top}")
-    if named_task(Workspace.of(root), model) == "detection":
-        promotion = promote_detector(Workspace.of(root), model)
-    else:
+    if named_task(Workspace.of(root), model) == "classification":
         promotion = promote_job(Workspace.of(root), model, protocol, top=top)  # type: ignore[arg-type]
+    else:
+        promotion = promote_by_results(Workspace.of(root), model)
     version = f"{promotion.version.name} version {promotion.version.version}"
     if promotion.before and promotion.before.uri == promotion.version.uri:
         say(f"{version} is the champion already")
@@ -77,13 +77,21 @@ def predict(
     ] = None,
     root: Root = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Of a detector: a folder for a picture of each image with what was found.")
+        Path | None, typer.Option(help="Of boxes: a folder for a picture of each image with what was found.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Of a localiser: the classifier whose five likeliest classes get boxes."),
+    ] = None,
+    named: Annotated[
+        list[str] | None, typer.Option("--class", metavar="NAME", help="Of a localiser: a class that gets a box.")
     ] = None,
     json_file: Json = None,
 ) -> None:
     """Name the best classes of every image in a folder, with their probabilities; a detector: its objects.
 
-    A detector's output has a row for each object: class, score, and box in pixels, with masks as COCO's run lengths.
+    A detector's output has a row for each object: class, score, and box in pixels, with masks as COCO's run lengths. A
+    localiser's has a box for each class that is named with --class, or is one of a classifier's five likeliest.
 
     The images are decoded, resized and cropped as in `evaluate`. Files that can't be decoded are listed, in the output
     with the reason, and don't stop it.
@@ -92,10 +100,12 @@ def predict(
     from resnet_pipeline.jobs.predict_objects import predict_objects
     from resnet_pipeline.jobs.tasks import named_task
 
-    if named_task(Workspace.of(root), model) == "detection":
-        found = predict_objects(Workspace.of(root), model, folder, output, pictures=pictures)
-    elif pictures is not None:
-        raise UserError(f"--pictures is for detectors, and {model} is none")
+    if named_task(Workspace.of(root), model) != "classification":
+        found = predict_objects(
+            Workspace.of(root), model, folder, output, pictures=pictures, classes=named or (), classifier=classes
+        )
+    elif pictures is not None or classes is not None or named:
+        raise UserError(f"--pictures, --classes and --class are for detectors and localisers, and {model} is neither")
     else:
         found = predict_folder(
             Workspace.of(root), model, folder, output, protocol=protocol, top=top, dataset_name=dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +187,18 @@ def resized_sizes(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32], s
     h, w = height.astype(np.int64), width.astype(np.int64)
     least = np.minimum(h, w)
     return np.stack([h * shorter // least, w * shorter // least], axis=1)
+
+
+def largest_resized(height: int, width: int, sides: Sequence[int]) -> int:
+    """Return the most pixels that an image of this size has while it is tested whole, decoded or made larger.
+
+    A thin image becomes very long.
+
+    >>> largest_resized(480, 640, (224, 960))
+    1228800
+    """
+    (size,) = resized_sizes(np.array([width]), np.array([height]), max(sides))
+    return max(height * width, int(size[0]) * int(size[1]))
 
 
 def plan_views(kind: str, *, index: Int64, resized: Int64, crop: int) -> ViewPlan:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from resnet_pipeline.data.crops import resized_sizes
+from resnet_pipeline.data.crops import largest_resized
 from resnet_pipeline.data.image_audit import audit
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits
 from resnet_pipeline.data.memory_dataset import IMAGES, EncodedDataset
@@ -91,9 +91,8 @@ class Predictor:
         most = height * width
         for member in self.members:
             views = protocol_of(protocol, member.views)
-            if views.kind == "whole":  # a thin image becomes very long at a shorter side of 640
-                (size,) = resized_sizes(np.array([width]), np.array([height]), max(views.sides))
-                most = max(most, int(size[0]) * int(size[1]))
+            if views.kind == "whole":
+                most = max(most, largest_resized(height, width, views.sides))
         return most
 
     def _prepared_for(self, protocol: str) -> Mapping[Protocol, Prepared]:

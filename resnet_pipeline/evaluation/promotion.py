@@ -41,9 +41,7 @@ class Comparison:
 def compare(candidate: Scores, champion: Scores, *, top: Literal[1, 5] = 1, resamples: int = 10_000) -> Comparison:
     """Compare two networks on the images of both by McNemar's exact test.
 
-    The 95 % interval of the difference is a paired percentile bootstrap: drawing N of N images again and counting those
-    that only one of the two got wrong is a multinomial draw, so no image is drawn. Raises UserError if the scores are
-    not of the same images of the same data, saying in what they differ.
+    Raises UserError if the scores are not of the same images of the same data, saying in what they differ.
 
     Example: ``compare(read_scores(candidate_file), read_scores(champion_file)).better``
     """
@@ -51,6 +49,20 @@ def compare(candidate: Scores, champion: Scores, *, top: Literal[1, 5] = 1, resa
         if getattr(candidate, field) != getattr(champion, field):
             raise UserError(f"the two were tested on different things: their {field.replace('_', ' ')} differs")
     wrong, before = (label_places(s.probabilities, s.labels) >= top for s in (candidate, champion))
+    return compare_wrong(wrong, before, resamples=resamples)
+
+
+def compare_wrong(
+    wrong: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_], *, resamples: int = 10_000
+) -> Comparison:
+    """Compare two models by which images they get wrong, both bool [N], with McNemar's exact test.
+
+    The 95 % interval of the difference is a paired percentile bootstrap: drawing N of N images again and counting those
+    that only one of the two got wrong is a multinomial draw, so no image is drawn.
+
+    >>> compare_wrong(np.zeros(8, bool), np.ones(8, bool)).better
+    True
+    """
     test, count = mcnemar(wrong, before), len(wrong)
     gained, lost = test.only_second, test.only_first
     shares = np.array([gained, lost, count - gained - lost]) / count

@@ -11,8 +11,8 @@ from resnet_pipeline.detection.trained import protocol_of
 from resnet_pipeline.jobs.detect import DetectionTest, DetectorEvaluation, evaluate_detectors
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
 from resnet_pipeline.jobs.launch import Launch
-from resnet_pipeline.jobs.promote import PromotionRefusedError
-from resnet_pipeline.jobs.promote_detector import promote_detector
+from resnet_pipeline.jobs.promote import gated
+from resnet_pipeline.jobs.promote_results import promote_by_results
 from resnet_pipeline.jobs.register_detector import register_detector
 from resnet_pipeline.jobs.stage import DIGITS, SCENES, stage_dataset
 from resnet_pipeline.jobs.train import TrainedRun, run_config, train_run
@@ -52,10 +52,7 @@ def demo_detection(workspace: Workspace, *, steps: int | None = None) -> Detecti
     trained = _trained(train_run(workspace, config, "scenes", launch, network))
     (evaluation,) = evaluate_detectors(workspace, [str(trained.run.path)], DetectionTest(dataset="scenes"))
     version = register_detector(workspace, trained, evaluation)
-    try:
-        promotion = promote_detector(workspace, version.uri).reason
-    except PromotionRefusedError as error:
-        promotion = str(error)
+    _, promotion, _ = gated(lambda: promote_by_results(workspace, version.uri))
     return DetectionDemo(
         evaluation=evaluation,
         version=version,

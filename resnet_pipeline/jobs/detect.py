@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from resnet_pipeline.adapters.mlflow.registry import fetched_model
-from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
 from resnet_pipeline.detection.improvements import ImprovedDetector, Improvements
 from resnet_pipeline.detection.metrics import CocoMetrics, Points, coco_metrics, voc_mean_precision
 from resnet_pipeline.detection.networks import Detector
-from resnet_pipeline.detection.results import Results, ResultsFacts, read_kept_results
+from resnet_pipeline.detection.results import Results, ResultsFacts
 from resnet_pipeline.detection.trained import TrainedDetector, load_detector
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.scores import score_path
 from resnet_pipeline.evaluation.scoring import chosen_samples
 from resnet_pipeline.jobs.evaluate import score_copies
-from resnet_pipeline.jobs.references import MlflowRun, RegisteredModel, RunFolder, parse
-from resnet_pipeline.jobs.search import searched
+from resnet_pipeline.jobs.references import folder_of, parse
+from resnet_pipeline.jobs.search import bring_results, searched
 from resnet_pipeline.records import JsonObject
 from resnet_pipeline.report.model_card import MeasuredPrecision
 from resnet_pipeline.workspace import Workspace
@@ -130,15 +128,8 @@ def load_named_detector(workspace: Workspace, text: str) -> TrainedDetector:
 
     Example: ``load_named_detector(Workspace.of(), "scenes-maskrcnn-resnet8-c4").classes``
     """
-    reference = parse(workspace, text)
-    match reference:
-        case RunFolder():
-            return load_detector(reference.path)
-        case RegisteredModel() | MlflowRun():
-            with fetched_model(Tracking(workspace), reference.uri) as folder:
-                return load_detector(folder)
-        case _:
-            raise UserError(f"{text} is a classifier, and a detector is needed here")
+    with folder_of(workspace, parse(workspace, text)) as folder:
+        return load_detector(folder)
 
 
 def evaluate_detectors(
@@ -251,9 +242,7 @@ def _evaluated(
         members=tuple(digests) if len(digests) > 1 else (),
     )  # fmt: skip
     copies = score_copies(workspace)
-    copies.bring(path)
-    copies.bring(facts.file(path))
-    kept = read_kept_results(path, facts, dataset)
+    kept = bring_results(path, facts, dataset, copies)
     if kept is None:
         results, facts = searched(
             text, detector, trained.config, dataset, facts, path, copies, workspace=workspace, images=test.images,

@@ -18,7 +18,7 @@ from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.initial_weights import InitialWeights, begun_with
 from resnet_pipeline.jobs.launch import Launch
-from resnet_pipeline.jobs.promote import PromotionRefusedError, promote
+from resnet_pipeline.jobs.promote import gated, promote
 from resnet_pipeline.jobs.references import load, parse
 from resnet_pipeline.jobs.register import check_network_name, register_run
 from resnet_pipeline.jobs.report import report_on_training
@@ -207,8 +207,4 @@ def gate(workspace: Workspace, version: str) -> tuple[bool, str, str | None]:
 
     Example: ``gate(Workspace.of(), "models:/cells-resnet18/1")``
     """
-    try:
-        promotion = promote(workspace, version, PROTOCOL)
-    except PromotionRefusedError as refused:
-        return False, str(refused), None
-    return True, promotion.reason, promotion.serve
+    return gated(lambda: promote(workspace, version, PROTOCOL))

@@ -12,17 +12,20 @@ import numpy as np
 
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
-from resnet_pipeline.detection.localisation import LocalisationTask, Protocol, localisation_errors
+from resnet_pipeline.detection.localisation import Protocol, localisation_errors
 from resnet_pipeline.detection.metrics import Float64
 from resnet_pipeline.detection.proposals import BoxFacts, Float32, classes_sha256, kept_boxes
 from resnet_pipeline.detection.rcnn import rescored
+from resnet_pipeline.detection.trained import load_localiser
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.statistics import error_interval
 from resnet_pipeline.files import write_json
 from resnet_pipeline.jobs.evaluate import evaluate_models
+from resnet_pipeline.jobs.localiser_boxes import boxes_of_classes, localised_wrongly
 from resnet_pipeline.jobs.proposals import BoxNetwork, load_box_network, localiser_boxes
+from resnet_pipeline.jobs.references import RunFolder, folder_of, parse
 from resnet_pipeline.progress import progress
 from resnet_pipeline.records import plain
 from resnet_pipeline.workspace import Workspace
@@ -38,7 +41,9 @@ class Localisation:
     """How many images of a split are localised wrongly, in percent, with its 95 % interval.
 
     ``classes`` says whose they are: "truth", or a classifier, which names five. ``run`` is the localiser's directory,
-    of several with " + " between, ``rcnns`` are those of the R-CNNs that looked at the boxes again.
+    of several with " + " between, or its registered name; ``rcnns`` are those of the R-CNNs that looked at the boxes
+    again. ``test`` is the protocol of the result file, ``results``, which has a localiser's boxes; of R-CNNs there is
+    none.
     """
 
     run: str
@@ -50,6 +55,8 @@ class Localisation:
     error: float
     interval: tuple[float, float]
     rcnns: tuple[str, ...] = ()
+    test: str = ""
+    results: str = ""
 
 
 def localise(
@@ -67,9 +74,10 @@ def localise(
 
     ``dense`` tests whole images at ``scales``, by default the recipe's. With ``rcnns`` the best boxes of each class are
     scored and regressed by these once more, and there may be several localisers, whose boxes are taken together; those
-    of one localiser are kept in its directory. What is asked for by default (`kept_file`) is kept in the directory of
-    the localiser, or of the first R-CNN. Raises UserError if the references are no such runs, or the dataset has no
-    boxes or other classes.
+    of one localiser are kept in its directory. Without, there is one, a run or a registered model, and its boxes are
+    kept in a result file. What is asked for by default (`kept_file`) is kept in the directory of the localiser's run,
+    or of the first R-CNN's. Raises UserError if the references are none of these, or the dataset has no boxes or other
+    classes.
 
     Example: ``localise(Workspace.of(), "run", "ilsvrc2012", classifier="imagenet-resnet101").error``
     """
@@ -79,23 +87,33 @@ def localise(
         raise UserError("an R-CNN looks at the boxes of whole images: leave out --protocol center and --scales")
     if len(names) > 1 and not rcnns:
         raise UserError(f"{len(names)} localisers are tested together by an R-CNN alone: name it with --rcnn")
-    first = [load_box_network(workspace, name, dataset) for name in names]
-    second = [load_box_network(workspace, name, dataset) for name in rcnns]
-    _check_stages(first, second)
     if split not in dataset.splits:
         raise UserError(f"dataset {dataset_name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
-    classes = dataset.splits[split].labels[:, None].astype(np.int64)
+    classes, digest = dataset.splits[split].labels[:, None].astype(np.int64), ""
     if classifier is not None:
-        classes = _likeliest(workspace, classifier, dataset_name, split)
-    if second:
-        boxes = _rescored(first, second, dataset, split, classes)
+        classes, digest = _likeliest(workspace, classifier, dataset_name, split)
+    tested: Path | None = None  # the run whose directory keeps it
+    weights: list[str] = []  # of the others
+    test = results = ""
+    if rcnns:
+        first, second = ([load_box_network(workspace, name, dataset) for name in each] for each in (names, rcnns))
+        _check_stages(first, second)
+        wrong = localisation_errors(dataset, split, classes, _rescored(first, second, dataset, split, classes))
+        names, rcnns = ([str(each.folder) for each in stage] for stage in (first, second))
+        tested, others = second[0].folder, second[1:]
+        weights = [each.weights_sha256 for each in (*first, *others)] if len(first) > 1 or others else []
     else:
-        (localiser,) = first
-        assert isinstance(localiser.task, LocalisationTask)  # _check_stages has looked
-        boxes, _ = localiser.task.localise(localiser.network, split, classes, protocol=protocol, sides=scales)
-    wrong = localisation_errors(dataset, split, classes, boxes)
+        named = parse(workspace, names[0])
+        with folder_of(workspace, named) as folder:
+            trained = load_localiser(folder)
+        boxes, path, test = boxes_of_classes(
+            workspace, trained, dataset, split, classes, classifier=digest, protocol=protocol, sides=scales
+        )
+        wrong, results = localised_wrongly(dataset, boxes), str(path)
+        if isinstance(named, RunFolder):
+            names, tested = [str(named.path)], named.path
     found = Localisation(
-        run=" + ".join(str(each.folder) for each in first),
+        run=" + ".join(names),
         dataset=dataset_name,
         split=split,
         protocol=protocol,
@@ -103,12 +121,12 @@ def localise(
         images=len(wrong),
         error=100 * float(wrong.mean()),
         interval=error_interval(wrong),
-        rcnns=tuple(str(each.folder) for each in second),
+        rcnns=tuple(rcnns),
+        test=test,
+        results=results,
     )
-    if scales is None and split == dataset.eval_split:
-        tested, *others = second or first
-        weights = [each.weights_sha256 for each in (*first, *others)] if len(first) > 1 or others else []
-        write_json(kept_file(tested.folder, protocol, predicted=classifier is not None, members=weights), plain(found))
+    if tested is not None and scales is None and split == dataset.eval_split:
+        write_json(kept_file(tested, protocol, predicted=classifier is not None, members=weights), plain(found))
     return found
 
 
@@ -178,8 +196,8 @@ def _rescored(
     return best[:, :, 0, :4].astype(np.float64)
 
 
-def _likeliest(workspace: Workspace, classifier: str, dataset_name: str, split: str) -> Int64:
-    """Return the five likeliest classes of each image of a split, int64 [N, 5], in the dataset's order."""
+def _likeliest(workspace: Workspace, classifier: str, dataset_name: str, split: str) -> tuple[Int64, str]:
+    """Return the five likeliest classes of each image of a split, int64 [N, 5], and the classifier's SHA-256."""
     (evaluation,) = evaluate_models(
         workspace, [classifier], TestSpec(dataset=dataset_name, protocol="center", split=split)
     )
@@ -187,4 +205,4 @@ def _likeliest(workspace: Workspace, classifier: str, dataset_name: str, split: 
     rows = {key: row for row, key in enumerate(scores.keys)}
     probabilities = scores.probabilities[[rows[key] for key in samples.keys]]
     likeliest: Int64 = np.argsort(-probabilities, axis=1, kind="stable")[:, :GUESSES].astype(np.int64)
-    return likeliest
+    return likeliest, evaluation.member.weights_sha256

@@ -1,4 +1,4 @@
-"""Pictures of what a detector finds in a split's images, with what is really there."""
+"""Pictures of what a detector or localiser finds in a split's images, with what is really there."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import numpy as np
 from resnet_pipeline.data.dataset import Dataset, split_of_objects
 from resnet_pipeline.data.image_files import open_image
 from resnet_pipeline.detection.finding import mask_pixels
-from resnet_pipeline.detection.results import ImageFound
+from resnet_pipeline.detection.results import ImageFound, Results
 from resnet_pipeline.detection.trained import above
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
-from resnet_pipeline.jobs.detect import DetectorEvaluation
 from resnet_pipeline.report.detections import Picture, Shown, detection_sheet
 
 PICTURES, LEAST_SCORE = 12, 0.5
 """How many images are shown, and the score from which on something is."""
 
 
-def pictures_of(dataset: Dataset, evaluation: DetectorEvaluation, path: Path, *, count: int = PICTURES) -> Path:
-    """Write a PNG of evenly spaced images with what was found, and return its path; UserError if it can't be written.
+def pictures_of(
+    dataset: Dataset, results: Results, path: Path, *, of: str, least_score: float = LEAST_SCORE, count: int = PICTURES
+) -> Path:
+    """Write a PNG of evenly spaced images with what ``of`` has found, and return its path.
 
-    Example: ``pictures_of(dataset, evaluation, Path("found.png"))``
+    What has less than ``least_score`` is not shown. Raises UserError if it can't be written.
+
+    Example: ``pictures_of(dataset, evaluation.results, Path("found.png"), of=evaluation.reference)``
     """
-    pictures = list(_pictures(dataset, evaluation, count))
-    title = (
-        f"{evaluation.reference} on {evaluation.split} of {dataset.name}: colours: what was found with a score of at "
-        f"least {LEAST_SCORE}; white: what is there"
-    )
+    pictures = list(_pictures(dataset, results, least_score, count))
+    scored = f" with a score of at least {least_score}" if least_score else ""
+    title = f"{of} on {results.split} of {dataset.name}: colours: what was found{scored}; white: what is there"
     try:
         with replacing(path) as temporary:
             detection_sheet(pictures, title=title).save(temporary, "PNG")
@@ -51,8 +52,8 @@ def shown_objects(found: ImageFound, classes: Sequence[str]) -> list[Shown]:
     ]
 
 
-def _pictures(dataset: Dataset, evaluation: DetectorEvaluation, count: int) -> Iterator[Picture]:
-    samples = split_of_objects(dataset, evaluation.split)
+def _pictures(dataset: Dataset, results: Results, least_score: float, count: int) -> Iterator[Picture]:
+    samples = split_of_objects(dataset, results.split)
     assert samples.objects is not None  # split_of_objects has looked
     for sample in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)).tolist():
         with open_image(samples.encoded(sample).tobytes()) as image:
@@ -60,7 +61,7 @@ def _pictures(dataset: Dataset, evaluation: DetectorEvaluation, count: int) -> I
         there = samples.objects.of(sample)
         yield Picture(
             image=pixels,
-            found=shown_objects(above(evaluation.results.found[sample], LEAST_SCORE), dataset.classes),
+            found=shown_objects(above(results.found[sample], least_score), dataset.classes),
             truth=there.box[~there.crowd].tolist(),
             caption=Path(samples.keys[sample]).name,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -159,6 +160,18 @@ def _scores(
             f"{int(tags['split_images']):,} images; evaluate all of them"
         )
     return path, scores
+
+
+def gated(promoted: Callable[[], Promotion]) -> tuple[bool, str, str | None]:
+    """Return whether a version is the champion now, why, or why not, and the command that serves it.
+
+    Example: ``gated(lambda: promote(workspace, "models:/cells-resnet18/1", "center"))``
+    """
+    try:
+        promotion = promoted()
+    except PromotionRefusedError as refusal:
+        return False, str(refusal), None
+    return True, promotion.reason, promotion.serve
 
 
 def promotion_of(

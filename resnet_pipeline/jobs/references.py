@@ -188,13 +188,27 @@ def load(workspace: Workspace, reference: Reference) -> Member:
     match reference:
         case PublishedWeights():
             return load_reference(reference.text)
-        case RunFolder():
-            return load_folder(reference.path)
         case WeightsFile():
             return load_file(reference.network, reference.path, ema=reference.ema)
+        case RunFolder() | RegisteredModel() | MlflowRun():
+            with folder_of(workspace, reference) as folder:
+                return load_folder(folder)
+
+
+@contextmanager
+def folder_of(workspace: Workspace, reference: Reference) -> Iterator[Path]:
+    """Yield the folder of a run, or of a registered model's files; UserError for weights, or if it points nowhere.
+
+    Example: ``with folder_of(Workspace.of(), parse(Workspace.of(), "digits-resnet8")) as folder: load_folder(folder)``
+    """
+    match reference:
+        case RunFolder():
+            yield reference.path
         case RegisteredModel() | MlflowRun():
             with _naming(reference), fetched_model(Tracking(workspace), reference.uri) as folder:
-                return load_folder(folder)
+                yield folder
+        case _:
+            raise UserError(f"{reference.text} is a classifier's weights; a run or a registered model is needed here")
 
 
 def load_all(workspace: Workspace, reference: Reference) -> list[Member]:

@@ -61,7 +61,7 @@ def searched(
 
     def keep(number: int, found: list[ImageFound], seconds: float) -> None:
         own = replace(facts, seconds=seconds)
-        there[number] = _keep(Results(split=split, found=found), own, cut[number], files[number], copies)
+        there[number] = keep_results(Results(split=split, found=found), own, cut[number], files[number], copies)
 
     with progress(f"objects: {text}", total=sum(len(cuts[number]) for number in lacking)) as bar:
         if lacking and on_ray(workers, len(cuts)):
@@ -87,16 +87,31 @@ def searched(
     parts_there = [there[number] for number in range(len(cuts))]
     results = Results(split=split, found=[found for part, _ in parts_there for found in part.found])
     facts = replace(facts, seconds=sum(own.seconds for _, own in parts_there))
-    whole = _keep(results, facts, dataset, path, copies)
+    whole = keep_results(results, facts, dataset, path, copies)
     shutil.rmtree(folder, ignore_errors=True)
     copies.remove_all(folder)
     return whole
 
 
-def _keep(
+def bring_results(
+    path: Path, wanted: ResultsFacts, dataset: Dataset, copies: Copies
+) -> tuple[Results, ResultsFacts] | None:
+    """Return what is kept at a path, here or where score files are kept, as `read_kept_results` does.
+
+    Example: ``bring_results(path, facts, dataset, score_copies(workspace))``
+    """
+    copies.bring(path)
+    copies.bring(wanted.file(path))
+    return read_kept_results(path, wanted, dataset)
+
+
+def keep_results(
     results: Results, facts: ResultsFacts, dataset: Dataset, path: Path, copies: Copies
 ) -> tuple[Results, ResultsFacts]:
-    """Write results and what they are of, here and where score files are kept; return them as they are read back."""
+    """Write results and what they are of, here and where score files are kept; return them as they are read back.
+
+    Example: ``keep_results(Results(split="val", found=found), facts, dataset, path, score_copies(workspace))``
+    """
     results.write(dataset, path)
     facts = facts.keep(path)
     copies.send(path)

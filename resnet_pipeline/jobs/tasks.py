@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_pipeline.adapters.mlflow.registry import fetched_model, resolve, task_of_version
+from resnet_pipeline.adapters.mlflow.registry import resolve, task_of_version
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config import TaskName
 from resnet_pipeline.data.manifest import read_run_config
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.paper import ENSEMBLES
 from resnet_pipeline.evaluation.trained_model import MODEL_FILES
-from resnet_pipeline.jobs.references import MlflowRun, RegisteredModel, RunFolder, parse
+from resnet_pipeline.jobs.references import RegisteredModel, folder_of, parse
 from resnet_pipeline.workspace import Workspace
-
-NAMES: dict[TaskName, str] = {
-    "classification": "a classifier",
-    "detection": "a detector",
-    "localisation": "a localiser",
-}
-"""What a model of each task is called in messages."""
 
 
 def named_task(workspace: Workspace, text: str) -> TaskName:
@@ -32,13 +25,10 @@ def named_task(workspace: Workspace, text: str) -> TaskName:
         return "classification"
     try:
         reference = parse(workspace, text)
-        if isinstance(reference, RunFolder):
-            return _of_folder(reference.path)
         if isinstance(reference, RegisteredModel):
             return task_of_version(resolve(Tracking(workspace), reference.uri))
-        if isinstance(reference, MlflowRun):
-            with fetched_model(Tracking(workspace), reference.uri) as folder:
-                return _of_folder(folder)
+        with folder_of(workspace, reference) as folder:
+            return _of_folder(folder)
     except UserError:
         pass
     return "classification"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from resnet_pipeline.config import TaskName
+
 _ERRORS = "## Errors"
 
 
@@ -47,19 +49,37 @@ class MeasuredPrecision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredLocalisation:
+    """A localisation error in percent on a split's images under a protocol (its name), with a 95 % interval.
+
+    ``classes`` says whose classes got boxes: "truth", or a classifier's name.
+    """
+
+    protocol: str
+    classes: str
+    split: str
+    images: int
+    error: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What a card says. ``facts``, ``data`` and ``training`` are names with values; ``deviations`` are sentences.
 
-    A detector has no errors, but ``precision``.
+    ``task`` decides which of the tests it has: a classifier's ``errors``, a detector's ``precision``, a localiser's
+    ``localisation``.
     """
 
     title: str
     facts: Mapping[str, str]
     data: Mapping[str, str]
     training: Mapping[str, str]
-    errors: Sequence[MeasuredErrors]
     deviations: Sequence[str]
-    precision: Sequence[MeasuredPrecision] | None = None
+    task: TaskName = "classification"
+    errors: Sequence[MeasuredErrors] = ()
+    precision: Sequence[MeasuredPrecision] = ()
+    localisation: Sequence[MeasuredLocalisation] = ()
 
     def markdown(self) -> str:
         """Return the card."""
@@ -73,16 +93,17 @@ class ModelCard:
         yield from _listed(self.data)
         yield from ("", "## Training", "")
         yield from _listed(self.training)
-        if self.precision is None:
-            yield from ("", _ERRORS, "")
-            yield from _error_lines(self.errors)
-        else:
-            yield from ("", "## Average precision", "")
-            yield from _precision_lines(self.precision)
+        heading, lines, use = {
+            "classification": (_ERRORS, _error_lines(self.errors), _USE),
+            "detection": ("## Average precision", _precision_lines(self.precision), _DETECTORS_USE),
+            "localisation": ("## Localisation error", _localisation_lines(self.localisation), _LOCALISERS_USE),
+        }[self.task]
+        yield from ("", heading, "")
+        yield from lines
         yield from ("", "## Differences from the paper", "")
         yield from (f"- {_plain(text)}" for text in self.deviations)
         yield from ("", "## Intended use", "")
-        yield from _USE if self.precision is None else _DETECTORS_USE
+        yield from use
 
 
 def with_errors(card: str, errors: Sequence[MeasuredErrors]) -> str:
@@ -126,6 +147,33 @@ def _precision_lines(precision: Sequence[MeasuredPrecision]) -> Iterator[str]:
     yield ""
     yield "COCO's average precision. Intervals: bootstrap over the images; they say nothing of other training seeds."
 
+
+def _localisation_lines(localisation: Sequence[MeasuredLocalisation]) -> Iterator[str]:
+    if not localisation:
+        yield "Not tested yet."
+        return
+    yield "| protocol | classes | images | localisation error % | 95 % interval |"
+    yield "|---|---|---:|---:|---:|"
+    for found in localisation:
+        low, high = found.interval
+        yield (
+            f"| {_plain(found.protocol)} | {_plain(found.classes)} | {found.images:,} {_plain(found.split)} "
+            f"| {found.error:.2f} | {low:.2f} to {high:.2f} |"
+        )
+    yield ""
+    yield (
+        "ILSVRC's: an image is right if one of at most five boxes, each of another class, has its class and an IoU of "
+        "at least 0.5 with an object of it. Intervals: Wilson's, over the images; they say nothing of other training "
+        "seeds."
+    )
+
+
+_LOCALISERS_USE = (
+    "Research on localisation with this training method: it says where in an image a class is that is named to it,",
+    "on images like those it was trained on. It always gives a box, also for a class that the image does not show,",
+    "and its scores are not calibrated. It was not tested for fairness between groups of people, nor against images",
+    "that were made to mislead it; don't let it decide about people or their safety.",
+)
 
 _DETECTORS_USE = (
     "Research on object detection with this training method: it finds objects of its dataset's classes, on images like",

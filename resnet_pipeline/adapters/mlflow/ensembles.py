@@ -20,6 +20,9 @@ from resnet_pipeline.records import OMIT_NONE, load_record, plain_record
 
 ENSEMBLE_FILE = "ensemble.json"
 
+CLASSIFIER = "classifier"
+"""The folder of a registered localiser that refers to its classifier, as an ensemble of one; and the version's tag."""
+
 COLUMN, DEFAULTS = "image", {"top": 5, "protocol": "center"}
 """What a registered model takes, network or ensemble: a column of images, and the parameters' defaults."""
 

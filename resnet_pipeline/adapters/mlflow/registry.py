@@ -15,8 +15,8 @@ from resnet_pipeline import __version__
 from resnet_pipeline.adapters.mlflow.client import guarded
 from resnet_pipeline.adapters.mlflow.descriptions import PARENT, dataset_input, origin_tags
 from resnet_pipeline.adapters.mlflow.ensembles import (
+    CLASSIFIER,
     COLUMN,
-    DEFAULTS,
     MemberVersion,
     ensemble_digest,
     load_members,
@@ -25,6 +25,7 @@ from resnet_pipeline.adapters.mlflow.ensembles import (
     write_ensemble,
 )
 from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.adapters.mlflow.serving import CLASSES, SERVED
 from resnet_pipeline.config import TASKS, TaskName
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError, did_you_mean
@@ -80,12 +81,14 @@ def register(
     *,
     tags: Mapping[str, str],
     example: bytes,
+    classifier: MemberVersion | None = None,
 ) -> ModelVersion:
     """Register a finished run's weights as a version, alias ``candidate``, of the model ``name``.
 
     ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
-    example. It is served as what it was trained for, `task_of_version`. The same weights are registered once under a
-    name: a second call finds the version. Raises UserError for an unfinished run and for weights that are not
+    example. It is served as what it was trained for, `task_of_version`; a localiser with the ``classifier`` that names
+    classes to it, to which it refers. The same weights are registered once under a name: a second call finds the
+    version. Raises UserError for an unfinished run and for weights that are not
     those of its result, and TrackingError if MLflow is away.
 
     Example: ``register(Tracking(Workspace.of()), run, tags=tags, example=example_image(views)).uri``
@@ -105,6 +108,7 @@ def register(
         "dataset": run.dataset().name,
         "dataset_fingerprint": run.dataset().fingerprint,
         **({} if config.task == "classification" else {_TASK: config.task}),
+        **({} if classifier is None else {CLASSIFIER: classifier.uri}),
     }
     before = _found(tracking, name, own_tags)
     if before:
@@ -114,7 +118,13 @@ def register(
         folder.mkdir()
         for file in MODEL_FILES:
             shutil.copy(run.path / file, folder / file)
-        return _version(tracking, name, folder, tracking.run_id(run), {**own_tags, **tags}, example)
+        if classifier is not None:
+            (folder / CLASSIFIER).mkdir()
+            write_ensemble(folder / CLASSIFIER, [classifier], run.dataset())
+        columns: dict[str, list[Any]] = {COLUMN: [example]}
+        if config.task == "localisation":
+            columns[CLASSES] = [[run.dataset().classes[0]]]  # a localiser may have no classifier that names some
+        return _version(tracking, name, folder, tracking.run_id(run), {**own_tags, **tags}, columns)
 
 
 def register_ensemble(
@@ -150,7 +160,7 @@ def register_ensemble(
         folder = Path(temporary) / "ensemble"
         folder.mkdir()
         write_ensemble(folder, members, dataset.facts)
-        version = _version(tracking, name, folder, run_id, {**own_tags, **tags}, example)
+        version = _version(tracking, name, folder, run_id, {**own_tags, **tags}, {COLUMN: [example]})
     guarded(lambda: client.set_terminated(run_id))
     return version
 
@@ -241,7 +251,7 @@ def task_of_version(version: ModelVersion) -> TaskName:
 
     Example: ``task_of_version(resolve(Tracking(Workspace.of()), "models:/scenes-maskrcnn-resnet8-c4@candidate"))``
     """
-    return next((task for task in TASKS if version.tags.get(_TASK) == task), "classification")
+    return _task(version.tags)
 
 
 def alias_of(tracking: Tracking, name: str, alias: str) -> ModelVersion | None:
@@ -340,6 +350,15 @@ def fetch_members(tracking: Tracking, reference: str) -> list[Member]:
         return load_members(folder, lambda member: _downloaded(tracking, member))
 
 
+def fetch_classifier(tracking: Tracking, folder: Path) -> list[Member]:
+    """Load the classifier that a registered localiser's folder refers to; empty if it refers to none.
+
+    Raises UserError if it can't be had, or has other weights than when the localiser was registered.
+    """
+    place = folder / CLASSIFIER
+    return load_members(place, lambda member: _downloaded(tracking, member)) if place.is_dir() else []
+
+
 def members_of(tracking: Tracking, reference: str) -> list[str]:
     """Return the members' references of a registered ensemble, none for a network; UserError as for ``resolve``."""
     members = resolve(tracking, reference).tags.get("members")
@@ -371,6 +390,10 @@ def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
         yield folder
 
 
+def _task(tags: Mapping[str, str]) -> TaskName:
+    return next((task for task in TASKS if tags.get(_TASK) == task), "classification")
+
+
 def _registered(tracking: Tracking, name: str, reference: str) -> Any:
     models = guarded(lambda: tracking.client.search_registered_models(f"name = '{name}'"))
     if models:
@@ -382,20 +405,20 @@ def _registered(tracking: Tracking, name: str, reference: str) -> Any:
 
 
 def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
-    """Return the version of the same weights from the same run.
+    """Return the version of the same weights from the same run, with the same classifier if there is one.
 
     UserError if the name is that of networks and this is an ensemble, or the reverse: the newest version stands for the
     name, so one kind would hide the other.
     """
     versions = guarded(lambda: tracking.client.search_model_versions(f"name = '{name}'"))
     for found in versions:
-        if found.tags.get("weights_sha256") == tags["weights_sha256"] and found.tags.get("run") == tags.get("run"):
+        if all(found.tags.get(key) == tags.get(key) for key in ("weights_sha256", "run", CLASSIFIER)):
             return _as_version(found)
-    others = {found.tags.get(_TASK, "classification") for found in versions} - {tags.get(_TASK, "classification")}
+    others = {_task(found.tags) for found in versions} - {_task(tags)}
     if others:
         raise UserError(
-            f"{name!r} is the name of networks for {others.pop()}, and this is one for "
-            f"{tags.get(_TASK, 'classification')}: give it another with --register"
+            f"{name!r} is the name of networks for {others.pop()}, and this is one for {_task(tags)}: give it another "
+            "with --register"
         )
     if any(("members" in found.tags) != ("members" in tags) for found in versions):
         kinds = ("networks", "an ensemble") if "members" in tags else ("ensembles", "a network")
@@ -404,7 +427,7 @@ def _found(tracking: Tracking, name: str, tags: Mapping[str, str]) -> ModelVersi
 
 
 def _version(
-    tracking: Tracking, name: str, folder: Path, run_id: str, tags: Mapping[str, str], example: bytes
+    tracking: Tracking, name: str, folder: Path, run_id: str, tags: Mapping[str, str], example: Mapping[str, list[Any]]
 ) -> ModelVersion:
     """Log the folder as a new version, alias ``candidate``."""
     number = guarded(lambda: _log_model(tracking, name, folder, run_id, tags, example))
@@ -413,20 +436,20 @@ def _version(
 
 
 def _log_model(
-    tracking: Tracking, name: str, folder: Path, run_id: str, tags: Mapping[str, str], example: bytes
+    tracking: Tracking, name: str, folder: Path, run_id: str, tags: Mapping[str, str], example: Mapping[str, list[Any]]
 ) -> str:
     import mlflow
     import pandas
 
-    detector = tags.get(_TASK) == "detection"
+    served = SERVED[_task(tags)]
     with mlflow.start_run(run_id=run_id):
         # MLflow loads the model once more here, to see that it serves the example
         logged = mlflow.pyfunc.log_model(
             name="model",
-            loader_module=f"resnet_pipeline.adapters.{'mlflow_detector' if detector else 'mlflow_model'}",
+            loader_module=served.loader_module,
             data_path=str(folder),
-            signature=detector_signature() if detector else signature(),
-            input_example=pandas.DataFrame({COLUMN: [example]}),
+            signature=served.signature(),
+            input_example=pandas.DataFrame(dict(example)),
             pip_requirements=[f"resnet-pipeline=={__version__}"],
         )
     client = tracking.client
@@ -450,42 +473,3 @@ def _tag(tracking: Tracking, version: ModelVersion, tags: Mapping[str, str]) -> 
 
 def _as_version(found: Any) -> ModelVersion:
     return ModelVersion(found.name, str(found.version), run_id=found.run_id or "", tags=dict(found.tags))
-
-
-def detector_signature() -> Any:
-    """Return the detectors' MLflow signature."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    of = {"boxes": Array(DataType.double), "labels": DataType.string, "words": DataType.string}
-    of |= {"scores": DataType.double, "masks": DataType.string}
-    return ModelSignature(
-        Schema([ColSpec(DataType.binary, COLUMN)]),
-        Schema([ColSpec(Array(kind), name) for name, kind in of.items()]),
-        ParamSchema([ParamSpec("least_score", DataType.double, 0.5)]),
-    )
-
-
-def signature() -> Any:
-    """Return the models' MLflow signature."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    return ModelSignature(
-        Schema([ColSpec(DataType.binary, COLUMN)]),
-        Schema(
-            [
-                ColSpec(Array(DataType.string), "labels"),
-                ColSpec(Array(DataType.string), "words"),
-                ColSpec(Array(DataType.double), "probabilities"),
-            ]
-        ),
-        ParamSchema(
-            [
-                ParamSpec("top", DataType.long, DEFAULTS["top"]),
-                ParamSpec("protocol", DataType.string, DEFAULTS["protocol"]),
-            ]
-        ),
-    )

@@ -306,7 +306,10 @@ def test_a_run_is_tested_by_command_with_the_truth_or_with_a_classifier(located,
     (kept,) = read_kept(tmp_path / "kept").transfers  # what was asked for with other scales is not the table's
     assert (kept.test, kept.images, kept.recipe) == ("center", 8, "ilsvrc-loc/resnet101")
     assert kept.figures["error"] == pytest.approx((centre.error, *centre.interval), abs=1e-3)
-    for reference, words in [(other.name, "gives no boxes of classes"), ("cifar-resnet8=x.pth", "is no run")]:
+    for reference, words in [
+        (other.name, "and a localiser is needed"),
+        ("cifar-resnet8=x.pth", "a classifier's weights"),
+    ]:
         with pytest.raises(UserError, match=words):
             localise(space, reference, "d")
     with pytest.raises(UserError, match="`resnet-pipeline localise` tests them"):

@@ -42,7 +42,7 @@ PAIRS = [
     (
         "train",
         "localisation.localization_train",
-        RECIPE | PLANNED | {"registered", "registered_as"},
+        RECIPE | PLANNED,
         {"network", "classes"},
     ),
     ("finetune", "finetune.finetune", set(), set()),

@@ -37,7 +37,7 @@ from resnet_pipeline.jobs.detect import (
 from resnet_pipeline.jobs.explore_detector import detection_explorer
 from resnet_pipeline.jobs.predict_objects import predict_objects
 from resnet_pipeline.jobs.promote import PromotionRefusedError
-from resnet_pipeline.jobs.promote_detector import promote_detector
+from resnet_pipeline.jobs.promote_results import promote_by_results
 from resnet_pipeline.jobs.register_detector import register_detector
 from resnet_pipeline.jobs.tasks import all_detectors, named_task
 from resnet_pipeline.jobs.train import TrainedRun
@@ -259,7 +259,7 @@ def test_detectors_are_told_from_classifiers(space, make_run):
     with pytest.raises(UserError, match=r"is a detector and .* is none"):
         all_detectors(space, [str(run.path), str(other.path)])
     shutil.copy(run.weights_file, other.weights_file)
-    with pytest.raises(UserError, match="holds a classifier"):
+    with pytest.raises(UserError, match="is for classification, and a detector is needed here"):
         load_detector(other.path)
 
 
@@ -294,13 +294,13 @@ def test_a_detector_is_registered_gated_and_served(space, tmp_path, monkeypatch,
         "## Average precision" in card and "0, 1, 2, 3" in card and "| masks |" in card and "object detection" in card
     )
     # the gate: the first passes, one that is not better does not, one that is does
-    assert "first champion" in promote_detector(space, first.uri).reason
+    assert "first champion" in promote_by_results(space, first.uri).reason
     keep(space, dataset, second, perfect(dataset, jitter=0.4))
     keep(space, dataset, first, perfect(dataset, jitter=0.1))
     with pytest.raises(PromotionRefusedError, match="on the same 4 images: worse by"):
-        promote_detector(space, second.uri)
+        promote_by_results(space, second.uri)
     keep(space, dataset, second, perfect(dataset))
-    assert "on the same 4 images: better by" in promote_detector(space, f"{NAME}@candidate").reason
+    assert "on the same 4 images: better by" in promote_by_results(space, f"{NAME}@candidate").reason
     # serving: a JPEG in, boxes out, the same as those of the result files' own code
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.address)
     data = dataset.splits["val"].encoded(0).tobytes()
@@ -347,16 +347,16 @@ def keep(workspace, dataset, version, results):
 
 def test_the_evaluation_s_flows_take_detectors(space, monkeypatch):
     """Alone and together, with a table of their precision and pictures of what they find in the tested images."""
+    from flows import boxes
     from flows import evaluate as flows
-    from flows import precision
     from flows.shell import outcome
 
     monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
     tables, pictures = [], []
-    monkeypatch.setattr(precision, "table", lambda key, rows, description: tables.append(rows))
-    monkeypatch.setattr(precision, "create_markdown_artifact", lambda **given: pictures.append(given))
+    monkeypatch.setattr(boxes, "table", lambda key, rows, description: tables.append(rows))
+    monkeypatch.setattr(boxes, "create_markdown_artifact", lambda **given: pictures.append(given))
     for task in ("find", "draw"):  # without Prefect, which would start a server here
-        monkeypatch.setattr(precision, task, getattr(precision, task).fn)
+        monkeypatch.setattr(boxes, task, getattr(boxes, task).fn)
     names = [trained(space, seed).run.name for seed in (0, 1)]
     alone = flows.evaluate.fn(models=names, dataset="scenes", images=3, voc="all")
     both = flows.ensemble_evaluate.fn(members=names, dataset="scenes", images=3)

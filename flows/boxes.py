@@ -1,9 +1,10 @@
-"""Tests of detectors in flows: what they find, as a table of average precision and as pictures on Prefect's page."""
+"""What flows of detectors and localisers share: tests and tables, pictures on Prefect's page, the gate."""
 
 from __future__ import annotations
 
 import base64
 import io
+import logging
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
@@ -20,8 +21,14 @@ from resnet_pipeline.jobs.detect import (
     tested_part,
 )
 from resnet_pipeline.jobs.pictures import pictures_of
+from resnet_pipeline.jobs.promote import gated
+from resnet_pipeline.jobs.promote_results import promote_by_results
+from resnet_pipeline.jobs.register import Registration
+from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.records import JsonObject
 from resnet_pipeline.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 _WIDEST = 900  # pixels of the pictures on Prefect's page, which keeps them as text
 _SECONDS_TO_DRAW = 3600.0
@@ -39,10 +46,26 @@ def find(models: list[str], test: DetectionTest, *, together: bool = False) -> l
 def draw(evaluation: DetectorEvaluation, test: DetectionTest, title: str, file: Path) -> Path:
     """Draw what a detector finds, and keep it on Prefect's page."""
     dataset = tested_part(open_dataset(Workspace.of(), test.dataset), evaluation.split, test.images)
-    show_picture(
-        pictures_of(dataset, evaluation, file), title, f"what it finds in {test.dataset}; white: what is there"
-    )
+    pictures_of(dataset, evaluation.results, file, of=evaluation.reference)
+    show_picture(file, title, f"what it finds in {test.dataset}; white: what is there")
     return file
+
+
+@phase("promote", "promote · {version}", timeout=_SECONDS_TO_DRAW)
+def gate(version: str) -> tuple[bool, str, str | None]:
+    """Let a registered detector or localiser through the gate, or say why not."""
+    found = gated(lambda: promote_by_results(Workspace.of(), version))
+    _log.info("%s is %s: %s", version, "the champion" if found[0] else "no champion", found[1])
+    return found
+
+
+def through_the_gate(trained: TrainedRun, *, registered: bool) -> JsonObject:
+    """Return what came of the gate for a run's version, as the flow's result has it; nothing if there is none."""
+    registration = Registration.of(trained.run) if registered else None
+    if registration is None:
+        return {}
+    promoted, reason, serve = outcome(gate(registration.uri))
+    return {"promoted": promoted, "promotion": reason, "serve": serve}
 
 
 def show_picture(file: Path, title: str, what: str) -> None:
