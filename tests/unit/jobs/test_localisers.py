@@ -11,8 +11,9 @@ import pandas as pd
 import pyarrow.csv
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import load_model
+from mlflow.pyfunc import load_model, scoring_server
 
 from resnet_pipeline import cli
 from resnet_pipeline.adapters.mlflow.registry import CHAMPION, alias_of, fetch_card, resolve
@@ -157,6 +158,15 @@ def test_a_localiser_is_registered_gated_and_served(space, tmp_path, monkeypatch
     np.testing.assert_allclose(likeliest["boxes"], own["boxes"], atol=1e-3)
     np.testing.assert_allclose(named["boxes"][0], kept.box[place], atol=1e-3)
     assert len(served.predict(pd.DataFrame({"image": [data]}), params={"top": 1})["boxes"][0]) == 1
+    client = TestClient(scoring_server.init(served))
+    text = asked["image"][0]
+    rows = [{"image": text, "classes": [dataset.classes[1]]}, {"image": text, "classes": None}]
+    for sent, labels in ((rows, [named["labels"], own["labels"]]), ([{"image": text}], [own["labels"]])):
+        answer = client.post("/invocations", json={"dataframe_records": sent})
+        assert answer.status_code == 200, answer.text
+        assert [row["labels"] for row in answer.json()["predictions"]] == labels
+    wrong = client.post("/invocations", json={"dataframe_records": [{"image": text, "classes": ["dog"]}]})
+    assert wrong.status_code == 400 and "'dog' is no class of the localiser" in wrong.text
     with pytest.raises(MlflowException, match=r"'n00000003' is no class of the localiser; did you mean 'n0000000"):
         served.predict(pd.DataFrame({"image": [data], "classes": [["n00000003"]]}))
     alone = load_model(f"models:/{NAME}/2")
