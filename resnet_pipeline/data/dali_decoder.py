@@ -26,7 +26,6 @@ from resnet_pipeline.data.dataset import Split
 from resnet_pipeline.data.image_audit import audit
 from resnet_pipeline.data.image_files import ANY_SIZE
 from resnet_pipeline.data.resize import Resizer
-from resnet_pipeline.data.torch_decoder import broken_sample
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.parallel import Ahead
 
@@ -221,7 +220,7 @@ class DaliExecutor:
         for index in plan.index:
             result, _ = audit(self._samples.encoded(int(index)).tobytes(), limits=ANY_SIZE)
             if result.refused:
-                return broken_sample(self._samples, int(index), result.note)
+                return self._samples.broken(int(index), result.note)
         first, last = (self._samples.key_of(int(i)) for i in (plan.index[0], plan.index[-1]))
         lines = [line for line in str(error).splitlines() if line.strip()]
         return UserError(f"DALI could not decode a batch from {first} to {last}: {' '.join(lines[:2])}")

@@ -89,6 +89,13 @@ class Split:
         """Return the name of the shard that holds a sample."""
         return self.shards[int(self.shard[sample])]
 
+    def broken(self, sample: int, reason: str) -> UserError:
+        """Return the error that names a sample that can't be decoded and its shard."""
+        return UserError(
+            f"sample {self.key_of(sample)} in shard {self.shard_of(sample)} can't be decoded "
+            f"({reason.splitlines()[0]}); the shard changed after staging: stage the dataset again"
+        )
+
     def encoded(self, sample: int) -> npt.NDArray[np.uint8]:
         """Return a read-only view of a sample's encoded bytes in its memory-mapped shard; waits for the shard.
 

@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import functional as transforms
 from resnet_pipeline.data.crops import Plan, ViewPlan, WholePlan
 from resnet_pipeline.data.dataset import Split
 from resnet_pipeline.data.image_files import ImageError, open_image
-from resnet_pipeline.errors import UserError
 
 
 class TorchExecutor:
@@ -73,16 +72,8 @@ class TorchExecutor:
             with open_image(self._samples.encoded(index).tobytes()) as image:
                 pixels = np.array(image.convert("RGB"))
         except ImageError as error:
-            raise broken_sample(self._samples, index, str(error)) from None
+            raise self._samples.broken(index, str(error)) from None
         return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def broken_sample(samples: Split, index: int, reason: str) -> UserError:
-    """Return the error that names a sample that can't be decoded and its shard."""
-    return UserError(
-        f"sample {samples.key_of(index)} in shard {samples.shard_of(index)} can't be decoded "
-        f"({reason.splitlines()[0]}); the shard changed after staging: stage the dataset again"
-    )
 
 
 def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

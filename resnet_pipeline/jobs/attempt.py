@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.adapters.mlflow.sender import MetricsSender
 from resnet_pipeline.adapters.ray.train import WorkerGroup, failure, is_lost
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.config_io import flattened, to_dict

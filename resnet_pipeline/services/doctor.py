@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from resnet_pipeline.data.dataset import dataset_names
@@ -24,9 +26,12 @@ def examine(workspace: Workspace) -> list[Finding]:
 
     Example: ``[finding.what for finding in examine(Workspace.of())]``
     """
-    here: list[Callable[[Workspace], Finding]] = [_cpu, _gpu, _decoder, _disk, _datasets]
-    servers: list[Callable[[Workspace], Finding]] = [connections.ray, connections.mlflow, connections.prefect]
-    found = [check(workspace) for check in (*here, *servers)] + connections.places(workspace)
+    # a process of its own decodes, and imports what it needs for that, while this one imports PyTorch
+    with ThreadPoolExecutor(1) as aside:
+        by_cpu = aside.submit(tried, "cpu", WAYS[0])
+        here: list[Callable[[Workspace], Finding]] = [_cpu, _gpu, partial(_decoder, by_cpu), _disk, _datasets]
+        servers: list[Callable[[Workspace], Finding]] = [connections.ray, connections.mlflow, connections.prefect]
+        found = [check(workspace) for check in (*here, *servers)] + connections.places(workspace)
     return found + [_setting(shown, workspace) for shown in effective()]
 
 
@@ -59,7 +64,7 @@ def _gpu(workspace: Workspace) -> Finding:
     return _finding("GPUs", "none", "training on the CPU; --workers 2 or more for several processes")
 
 
-def _decoder(workspace: Workspace) -> Finding:
+def _decoder(by_cpu: Future[Trial], workspace: Workspace) -> Finding:
     import torch
 
     try:
@@ -68,12 +73,12 @@ def _decoder(workspace: Workspace) -> Finding:
         return _finding("decoder", "DALI is not installed", "torchvision decodes, slower")
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if not gpus:
-        trial = tried("cpu", WAYS[0])
+        trial = by_cpu.result()
         if trial.problem:
             return Finding(
                 what="decoder", state=f"{found} decodes no image: {trial.problem}", use="no training", ok=False
             )
-        return _finding("decoder", found, "it decoded images on the CPU")
+        return _finding("decoder", f"{found}, {trial.images_per_second:,.0f} images/s", "it decoded images on the CPU")
     return decoder_of_gpus(found, {gpu: {way: tried(gpu, way) for way in WAYS} for gpu in gpus})
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import pytest
 
-from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
+from resnet_pipeline.adapters.ray.worker import WORKER_VARIABLES
 from resnet_pipeline.config_io import parse_assignments, with_overrides
 from resnet_pipeline.recipes import get_recipe
 from resnet_pipeline.training.checkpoint import checkpoint_steps

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_pipeline.adapters.ray.train import WORKER_VARIABLES
+from resnet_pipeline.adapters.ray.worker import WORKER_VARIABLES
 from resnet_pipeline.device import chosen_precision, prepare_device
 
 MAPS, TIMES = [98, 24, 49, 24, 98, 49, 24, 24, 12, 98, 12], 10  # MiB, as ResNet-50's maps of 32 images

@@ -7,7 +7,6 @@ away, and remembers how far it came. The next start delivers what is left at the
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from resnet_pipeline.adapters.mlflow.descriptions import (
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import write_json
-from resnet_pipeline.parallel import start_thread
 from resnet_pipeline.records import RecordError, json_key, load_record, plain_record
 from resnet_pipeline.settings import without_secrets
 from resnet_pipeline.training.metrics_log import (
@@ -216,60 +214,6 @@ class Tracking:
         if before and not before.startswith(_NOTE_BEGINS):
             return {}
         return {_NOTE: f"{_NOTE_BEGINS}[{tags[FLOW_RUN_NAME]}]({tags[FLOW_RUN_PAGE]})"}
-
-
-class MetricsSender:
-    """A thread that delivers what a run is, and its metrics as they appear, for as long as it is open."""
-
-    def __init__(
-        self,
-        tracking: Tracking,
-        run: RunDirectory,
-        dataset: Dataset,
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        tags: Mapping[str, str] | None = None,
-        interval: float = 2.0,
-    ) -> None:
-        self._tracking, self._run, self._dataset, self._interval = tracking, run, dataset, interval
-        self._parameters, self._tags = parameters or {}, tags or {}
-        self._closing = threading.Event()
-        self._away = self._described = False
-        self._thread = start_thread(self._deliver_until_closed, name="mlflow-sender")
-
-    def close(self, timeout: float = 60.0) -> None:
-        """Deliver what is left, for at most ``timeout`` seconds."""
-        self._closing.set()
-        self._thread.join(timeout)
-        if self._thread.is_alive() or self._away:
-            _log.warning(
-                "MLflow at %s did not take all metrics; they are in %s and are sent when this run is started again",
-                self._tracking.address,
-                self._run.metrics_file,
-            )
-
-    def _deliver_until_closed(self) -> None:
-        closing = False
-        while True:
-            try:
-                self._send()
-                if self._away:
-                    _log.warning("MLflow answers again; metrics delivered")  # for whoever saw the first one
-                self._away = False
-            except UserError as error:
-                if not self._away:
-                    _log.warning("%s; training goes on, metrics are kept and sent later", error)
-                self._away = True
-            if closing:
-                return
-            closing = self._closing.wait(self._interval)
-
-    def _send(self) -> None:
-        if not self._described:
-            self._tracking.resume(self._run)
-            self._tracking.describe(self._run, self._parameters, self._tags, self._dataset)
-            self._described = True
-        self._tracking.deliver(self._run)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ _ON_THIS_MACHINE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process, and nobody takes this machine away
     "RAY_enable_metrics_collection": "0",  # for Prometheus: 1 % of a core, and without a dashboard nobody asks
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # idle workers, which no actor with an environment of its own takes
 }
 """Ray's settings of a cluster that is this machine alone."""
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -127,7 +128,7 @@ def _join(address: str | None) -> None:
         _check_socket_paths()
         options |= {"num_cpus": max(2, cores()), "include_dashboard": False}
     try:
-        with _apart(), _handlers_kept(), contextlib.nullcontext() if address else _without_log_monitor():
+        with _apart(), _handlers_kept(), contextlib.nullcontext() if address else _with_little():
             _dashboards.append(ray.init(**options).dashboard_url or "")
     except (OSError, ValueError, RuntimeError) as error:
         reason = cleaned((str(error).splitlines() or [type(error).__name__])[0])
@@ -194,20 +195,28 @@ def _apart() -> Iterator[None]:
         _starting.apart = False
 
 
-@contextlib.contextmanager
-def _without_log_monitor() -> Iterator[None]:
-    """Inside, Ray starts no log monitor: a process that looks ten times a second for lines to send to the driver.
+_IDLE = ("start_log_monitor", "start_monitor", "start_api_server")
+"""Methods by which Ray's node starts a process that has nothing to do in a cluster that is this machine alone.
 
-    The driver wants none (``log_to_driver=False``), and Ray has no setting for that process.
-    """
+The log monitor looks ten times a second for lines that the driver does not want (``log_to_driver=False``), the monitor
+is the autoscaler's, and the API server is the dashboard's, which runs with ``include_dashboard=False`` too. Together
+they take three seconds of a core to start. Ray has no setting for any of them.
+"""
+
+
+@contextlib.contextmanager
+def _with_little() -> Iterator[None]:
+    """Inside, Ray starts none of the processes that are `_IDLE` here."""
     from ray._private.node import Node
 
-    before = Node.start_log_monitor
-    Node.start_log_monitor = lambda node: None
+    before = {name: getattr(Node, name) for name in _IDLE}
+    for name in _IDLE:
+        setattr(Node, name, lambda node, **arguments: None)
     try:
         yield
     finally:
-        Node.start_log_monitor = before
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 @contextlib.contextmanager

@@ -4,74 +4,33 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import itertools
-import json
 import os
 import shutil
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from resnet_pipeline.adapters.ray.cluster import Resources, check_workers, ray_cluster
-from resnet_pipeline.adapters.ray.gauges import Gauges
+from resnet_pipeline.adapters.ray.orders import OPEN, Order, Standing
 from resnet_pipeline.adapters.ray.run_control import RunControl
 from resnet_pipeline.adapters.ray.trainer import trainer_class
 from resnet_pipeline.adapters.ray.versions import check_sees
-from resnet_pipeline.data.dataset import open_dataset_at
-from resnet_pipeline.detection import task_of, weight_bytes
-from resnet_pipeline.device import local_device
-from resnet_pipeline.errors import UnavailableError, UserError, lines_of
+from resnet_pipeline.adapters.ray.worker import work, worker_variables
+from resnet_pipeline.errors import UserError, lines_of
 from resnet_pipeline.files import json_text
-from resnet_pipeline.logs import configured
-from resnet_pipeline.records import plain_record, read_record
-from resnet_pipeline.settings import TIMEOUT_VARIABLE, surroundings
-from resnet_pipeline.storage import storage_at
-from resnet_pipeline.training.attempt import TakenOverError
-from resnet_pipeline.training.distributed import collective_timeout, from_rank_zero
-from resnet_pipeline.training.footprint import check_disk, disk_bytes
-from resnet_pipeline.training.loop import train
-from resnet_pipeline.training.metrics_log import Pace
-from resnet_pipeline.training.mirror import adopt, mirror_of
+from resnet_pipeline.records import plain_record
+from resnet_pipeline.settings import surroundings
+from resnet_pipeline.training.distributed import collective_timeout
 from resnet_pipeline.training.run_directory import RunDirectory
-from resnet_pipeline.training.signals import ERROR, SAVE, STOP, FileSignals, Signals
+from resnet_pipeline.training.signals import FileSignals, Signals
 from resnet_pipeline.workspace import Workspace
 
-WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
-"""Ray Train computes in a thread of its worker. glibc's malloc would give that thread heaps of at most 64 MiB, which it
-returns to the kernel; only its main arena keeps what is freed (`device.keep_freed_memory`)."""
-
 _SECONDS_FOR_LEAVING = 60.0
-_SECONDS_BETWEEN_CHECKS = 0.2  # whether to stop: a file, which may lie on a network drive, or a question to an actor
-_OPEN = "open"  # as long as there may be more orders
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """A run's directory and home, the address of its dataset, its mirror, and if it is tested aside."""
-
-    run: str
-    home: str | None
-    dataset: str
-    mirror: str | None
-    aside: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What a worker knows from its start: where its orders are, the root, its CPU threads, the timeout in seconds."""
-
-    orders: Signals
-    root: Path
-    threads: int
-    timeout: float
 
 
 class WorkerGroup:
@@ -113,7 +72,7 @@ class WorkerGroup:
             check_sees(self._folder)
         self._control = control
         self._order: Signals = control or FileSignals(self._folder)
-        self._order.put(_OPEN)
+        self._order.put(OPEN)
         self.cpus = resources.cpus_per_worker(min(counts[-1] + beside, resources.most_workers()))
         """CPUs of each worker."""
         seconds = collective_timeout().total_seconds()
@@ -151,7 +110,7 @@ class WorkerGroup:
         """Send the workers home; if all went well on a cluster that stays, wait until it has its CPUs back."""
         if self._folder.exists():
             with contextlib.suppress(UserError):
-                self._order.remove(_OPEN)
+                self._order.remove(OPEN)
         if self.sound and surroundings().ray_address:
             concurrent.futures.wait([self._fitting], timeout=_SECONDS_FOR_LEAVING)
         self.sound = False
@@ -280,13 +239,14 @@ def _trainer(
     places: str | None,
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
+
+    from resnet_pipeline.adapters.ray.process_group import ProcessGroup
 
     use_gpu = resources.gpus > 0
     return trainer_class(counts, elastic, alone=not surroundings().ray_address, places=places)(
-        _work,
+        work,
         train_loop_config={"standing": standing},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=round(standing.timeout)),
+        backend_config=ProcessGroup(backend="nccl" if use_gpu else "gloo", seconds=standing.timeout),
         scaling_config=ScalingConfig(
             num_workers=counts[0] if len(counts) == 1 else (counts[0], counts[-1]),
             use_gpu=use_gpu,
@@ -295,133 +255,7 @@ def _trainer(
         run_config=RunConfig(
             name="train",
             storage_path=str(folder),
-            worker_runtime_env={"env_vars": _worker_variables()},
+            worker_runtime_env={"env_vars": worker_variables()},
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-
-
-def _worker_variables() -> dict[str, str]:
-    """Return what PyTorch's libraries read when they are loaded, which in a worker may be before this package is."""
-    found = surroundings()
-    waits = {"OMP_WAIT_POLICY": found.omp_wait_policy, "GOMP_SPINCOUNT": found.gomp_spincount}
-    return WORKER_VARIABLES | {name: value for name, value in waits.items() if value}
-
-
-class RayContext:
-    """Ray Train's worker as the loop's context."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        from ray.train import get_context
-        from ray.train.torch import get_device
-
-        context = get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        self.device: torch.device = get_device() if torch.cuda.is_available() else local_device()
-        self._run = run
-        self._checked = 0.0
-        self._preempted: set[str] = set()
-        self._gauges = Gauges(run.name) if self.rank == 0 else None
-
-    def show(self, step: int, pace: Pace) -> None:
-        """Set the gauges that Prometheus reads; rank 0's pace is everyone's."""
-        if self._gauges:
-            self._gauges.show(step, pace)
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Report to Ray's controller; a barrier over the ranks."""
-        from ray.train import report
-
-        report(dict(metrics))
-
-    def should_stop(self) -> bool:
-        """Return whether the driver asked for a stop; rank 0 looks, a few times a second."""
-        now = time.monotonic()
-        if self.rank or now - self._checked < _SECONDS_BETWEEN_CHECKS:
-            return False
-        self._checked = now
-        return self._run.signals.get(STOP) is not None
-
-    def should_save(self) -> bool:
-        """Return whether since the last call a node of ours was announced to go, or the workers to be replaced."""
-        from ray.train import get_preemption_info
-        from ray.train.collective import broadcast_from_rank_zero
-
-        info = get_preemption_info()
-        nodes = set(info.preempted_node_ids) if info else set()
-        new = nodes - self._preempted
-        self._preempted |= nodes
-        signals = self._run.signals
-        asked: bool = broadcast_from_rank_zero(signals.get(SAVE) is not None if self.rank == 0 else None)
-        if asked and self.rank == 0:
-            signals.remove(SAVE)
-        return bool(new) or asked
-
-
-def _work(config: Mapping[str, Standing]) -> None:
-    """Be a worker: its log goes to its stderr, which Ray keeps in a file."""
-    with configured():
-        _train_orders(config["standing"])
-
-
-def _train_orders(standing: Standing) -> None:
-    """Train what is ordered until the end; a group that starts anew begins with its first order, which is finished."""
-    torch.set_num_threads(standing.threads)
-    os.environ[TIMEOUT_VARIABLE] = str(standing.timeout)
-    # with the settings of its own node: each has its own cache
-    workspace = Workspace(standing.root)
-    if standing.orders.get(_OPEN) is None:
-        raise UserError(f"Ray's node {socket.gethostname()} does not see {standing.orders}, where its orders are")
-    for number in itertools.count(1):
-        order = _next_order(standing.orders, number)
-        if order is None:
-            return
-        run = _copy_of(order, standing.orders, workspace)
-        context = RayContext(run)
-        try:
-            if not run.signals.shared:
-                _begin_copy(run)
-            dataset = open_dataset_at(workspace, order.dataset)
-            task = task_of(run.config(), dataset, context, run=run)
-            finished = train(run, dataset, context, mirror=mirror_of(run, order.mirror), aside=order.aside, task=task)
-        except (TakenOverError, UnavailableError):
-            raise  # a later attempt resumes the run
-        except UserError as error:
-            # The driver looks for this: what the user has to mend is not retried.
-            run.signals.put(ERROR, str(error))
-            raise
-        if context.rank == 0:
-            standing.orders.put(f"order-{number}.done")
-        if finished and not run.signals.shared:
-            from_rank_zero(None, context.world_size)  # which may be a process of this machine, and send what is here
-            shutil.rmtree(run.path, ignore_errors=True)
-
-
-def _copy_of(order: Order, orders: Signals, workspace: Workspace) -> RunDirectory:
-    """Return the run as this process has it: the directory that all see, or a folder of this machine's own."""
-    path, home = Path(order.run), storage_at(order.home) if order.home else None
-    if isinstance(orders, RunControl):
-        return RunDirectory(workspace.scratch / path.name, home=home, signals=orders.of(path.name))
-    if not path.is_dir():
-        raise UserError(f"Ray's node {socket.gethostname()} does not see {path}")
-    return RunDirectory(path, home=home)
-
-
-def _begin_copy(run: RunDirectory) -> None:
-    """Bring the run's config, and its result if it has one, to this machine; UserError if it has no room for a run."""
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    if not run.config_file.exists() or (run.home and run.home.stat(run.result_file.name)):
-        adopt(run, weights=False)
-    check_disk(
-        run.path, disk_bytes(run.config(), weights=weight_bytes(run.config(), classes=len(run.dataset().classes)))
-    )
-
-
-def _next_order(orders: Signals, number: int) -> Order | None:
-    """Wait for an order; None when there will be no more, also when the folder is gone."""
-    while orders.get(_OPEN) is not None:
-        if (text := orders.get(f"order-{number}.json")) is not None:
-            return read_record(Order, json.loads(text))
-        time.sleep(_SECONDS_BETWEEN_CHECKS / 4)
-    return None

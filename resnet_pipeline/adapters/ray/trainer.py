@@ -14,7 +14,7 @@ _SECONDS_FOR_SAVING = 300.0
 
 
 def trainer_class(counts: tuple[int, ...], run: RunDirectory | None, *, alone: bool, places: str | None = None) -> Any:
-    """Return TorchTrainer; with a run, which may have any of ``counts``, one that starts and resizes to these only.
+    """Return a DataParallelTrainer; with a run, which may have any of ``counts``, one that starts with these only.
 
     The names of its placement groups begin with ``places``, for `free_places`.
 
@@ -24,9 +24,9 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory | None, *, alone: b
 
     Example: ``trainer_class((2,), None, alone=True)(loop, scaling_config=ScalingConfig(num_workers=2)).fit()``
     """
-    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     # the places that have names are freed without it, which without Ray's dashboard would look for the controller's end
     # for ever
@@ -39,7 +39,7 @@ def trainer_class(counts: tuple[int, ...], run: RunDirectory | None, *, alone: b
     elif alone:
         policy = _fixed_policy()
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
+    class Trainer(DataParallelTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
             return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 

@@ -13,7 +13,8 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, InvalidProxiesConfigError
 
 from resnet_pipeline.adapters.mlflow.registry import resolve
-from resnet_pipeline.adapters.mlflow.runs import MetricsSender, Tracking
+from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.adapters.mlflow.sender import MetricsSender
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.logs import configured
 from resnet_pipeline.services.doctor import examine
