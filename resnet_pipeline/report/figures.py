@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from typing import TYPE_CHECKING
 
 from resnet_pipeline.report.content import Curve, Member
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by the colour-blind; each is legible on white and on near-black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9")
@@ -73,6 +73,11 @@ def _figure(
     members: Sequence[Member], what: str, shown: Sequence[float], draw: Callable[[Axes, Member, str], None]
 ) -> str:
     """Return the figure on a logarithmic axis: on a linear one the first steps would leave the last no room."""
+    # here, and not above: flows import this module before they train, matplotlib's import takes a second
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()

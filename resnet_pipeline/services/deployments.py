@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 import yaml
 
@@ -17,9 +19,11 @@ from resnet_pipeline.settings import surroundings
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
 
 POOL = "local"
 """The work pool of this machine's own worker."""
+_PAGE = 200  # the most that Prefect's API returns at once
 _DEFAULT_QUEUE = "default"  # the one that every pool has
 
 
@@ -44,8 +48,11 @@ def deploy(pool: str, *, trainings_at_once: int | None = None) -> int:
         queues = {entry["work_pool"].get("work_queue_name", _DEFAULT_QUEUE) for entry in entries} - {_DEFAULT_QUEUE}
         for queue in queues:
             _make_queue(client, pool, queue, trainings_at_once)
+        # every request costs the server tens of milliseconds, and there are dozens of deployments of a few flows
+        known = {(deployment.flow_id, deployment.name): deployment for deployment in _registered(client)}
+        flows: dict[str, UUID] = {}
         for entry in entries:
-            _register(client, pool, entry)
+            _register(client, pool, entry, known, flows)
         mark_lost_runs(client)
     return len(entries)
 
@@ -67,9 +74,23 @@ def _make_queue(client: SyncPrefectClient, pool: str, queue: str, limit: int | N
         client.create_work_queue(queue, work_pool_name=pool, concurrency_limit=limit)
 
 
-def _register(client: SyncPrefectClient, pool: str, entry: dict[str, Any]) -> None:
+def _registered(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+    """Yield the deployments that the server has, of whatever flow."""
+    offset = 0
+    while page := client.read_deployments(limit=_PAGE, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _register(
+    client: SyncPrefectClient,
+    pool: str,
+    entry: dict[str, Any],
+    known: Mapping[tuple[UUID, str], DeploymentResponse],
+    flows: dict[str, UUID],
+) -> None:
+    """Register one deployment, or change what of it has changed; ``flows`` are the ids of flows, by name."""
     from prefect.client.schemas.actions import DeploymentUpdate
-    from prefect.exceptions import ObjectNotFound
 
     module, _, function = entry["entrypoint"].rpartition(".")
     flow = cast("Flow[..., Any]", getattr(import_module(module), function))
@@ -87,11 +108,12 @@ def _register(client: SyncPrefectClient, pool: str, entry: dict[str, Any]) -> No
         "work_queue_name": entry["work_pool"].get("work_queue_name", _DEFAULT_QUEUE),
         "enforce_parameter_schema": True,
     }
-    try:
-        known = client.read_deployment_by_name(f"{flow.name}/{entry['name']}")
-    except ObjectNotFound:
-        client.create_deployment(client.create_flow(flow), entry["name"], **wanted)
+    if flow.name not in flows:
+        flows[flow.name] = client.create_flow(flow)  # or, if it is there, its id
+    deployment = known.get((flows[flow.name], entry["name"]))
+    if deployment is None:
+        client.create_deployment(flows[flow.name], entry["name"], **wanted)
     else:
-        changed = {key: value for key, value in wanted.items() if getattr(known, key) != value}
+        changed = {key: value for key, value in wanted.items() if getattr(deployment, key) != value}
         if changed:
-            client.update_deployment(known.id, DeploymentUpdate(**changed))
+            client.update_deployment(deployment.id, DeploymentUpdate(**changed))
