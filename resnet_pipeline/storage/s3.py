@@ -13,8 +13,6 @@ import base64
 import hashlib
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.storage import s3_client
 from resnet_pipeline.storage.base import Stored
 from resnet_pipeline.storage.lease import held
 from resnet_pipeline.storage.ranged_file import read_ahead
@@ -32,12 +31,10 @@ from resnet_pipeline.storage.s3_errors import (
     NO_BUCKET,
     explained,
     is_changed,
-    is_cut,
     is_missing,
     is_past_end,
     is_unknown,
     is_wordless,
-    reason_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -47,12 +44,6 @@ PART = 16 * 2**20
 
 _MOST_PARTS = 10_000
 _UPLOADS = 8  # parts of one file that are under way at once
-_PIECE = 2**20  # a download is read in pieces of this size
-_TRIES = 6  # connections in a row that are cut before they have received a piece
-_EARLY = "the answer ended early"
-_WAIT, _LONGEST_WAIT = 0.1, 10.0  # seconds before the first of them; doubled each time, up to the longest
-_PATIENCE = 300.0  # seconds without a piece or an answer, of a server that has answered before
-_PATIENCE_AT_FIRST = 10.0  # of one that has not: more likely a wrong address
 
 
 T = TypeVar("T")
@@ -76,10 +67,10 @@ class S3Storage:
 
         def listed() -> list[Stored]:
             found = []
-            listing = _client().get_paginator("list_objects_v2")
+            listing = s3_client.client().get_paginator("list_objects_v2")
             for page in listing.paginate(Bucket=self.bucket, Prefix=self._key(prefix)):
                 if "Name" not in page:
-                    raise ConnectionResetError(_EARLY)
+                    raise ConnectionResetError(s3_client.EARLY)
                 found += [
                     Stored(entry["Key"][len(self._key("")) :], entry["Size"], entry["ETag"])
                     for entry in page.get("Contents", ())
@@ -88,13 +79,13 @@ class S3Storage:
             return found
 
         with explained(self._url(prefix)):
-            return sorted(_patiently(listed), key=lambda stored: stored.name)
+            return sorted(s3_client.patiently(listed), key=lambda stored: stored.name)
 
     def stat(self, name: str) -> Stored | None:
         """Return size and ETag of an object, None if there is none; UserError if the bucket is missing."""
         with explained(self._url(name)):
             try:
-                head = _answer("head_object", "ContentLength", Bucket=self.bucket, Key=self._key(name))
+                head = s3_client.answer("head_object", "ContentLength", Bucket=self.bucket, Key=self._key(name))
             except Exception as error:
                 if is_wordless(error):
                     self._get(name, "bytes=0-0", None)
@@ -128,13 +119,13 @@ class S3Storage:
                 nonlocal answer, got
                 taken, answer = answer, None  # the first answer, then one for the rest of each that was cut
                 taken = taken or self._get(name, f"bytes={offset + got}-{offset + size - 1}", etag)
-                while got < size and (piece := taken["Body"].read(min(_PIECE, size - got))):
+                while got < size and (piece := taken["Body"].read(min(s3_client.PIECE, size - got))):
                     found.append(piece)
                     got += len(piece)
                 if got < size:
-                    raise ConnectionResetError(_EARLY)
+                    raise ConnectionResetError(s3_client.EARLY)
 
-            _patiently(receive, lambda: got)
+            s3_client.patiently(receive, lambda: got)
             return found
 
     def open(self, name: str) -> BufferedReader:
@@ -163,7 +154,7 @@ class S3Storage:
     def delete(self, name: str) -> None:
         """Remove an object."""
         with explained(self._url(name)):
-            _answer("delete_object", Bucket=self.bucket, Key=self._key(name))
+            s3_client.answer("delete_object", Bucket=self.bucket, Key=self._key(name))
 
     def lease(self, name: str) -> AbstractContextManager[Callable[[], None]]:
         """Hold an object that is written if no other process's is there, and renewed every few seconds."""
@@ -196,7 +187,7 @@ class S3Storage:
     def _check_bucket(self) -> None:
         """Raise if the bucket is missing; a user who may only read objects may not ask, and it counts as there."""
         try:
-            _client().head_bucket(Bucket=self.bucket)
+            s3_client.client().head_bucket(Bucket=self.bucket)
         except Exception as error:
             if is_missing(error):
                 raise UserError(f"{self._url('')}: {NO_BUCKET}") from None
@@ -204,16 +195,18 @@ class S3Storage:
     def _get(self, name: str, wanted: str, version: str | None) -> Any:
         same = {"IfMatch": version} if version else {}
         range_ = {} if wanted == "bytes=0-" else {"Range": wanted}
-        return _answer("get_object", "ContentLength", Bucket=self.bucket, Key=self._key(name), **range_, **same)
+        return s3_client.answer(
+            "get_object", "ContentLength", Bucket=self.bucket, Key=self._key(name), **range_, **same
+        )
 
     def _write_file(self, name: str, file: BinaryIO) -> None:
         size = os.fstat(file.fileno()).st_size
         if size <= PART:
             self._put(name, file.read())
             return
-        client, where = _client(), {"Bucket": self.bucket, "Key": self._key(name)}
+        client, where = s3_client.client(), {"Bucket": self.bucket, "Key": self._key(name)}
         self._abort_leftovers(name)
-        upload = _answer("create_multipart_upload", "UploadId", **where)["UploadId"]
+        upload = s3_client.answer("create_multipart_upload", "UploadId", **where)["UploadId"]
         try:
             digests, parts = self._send_parts(file, size, {**where, "UploadId": upload})
             completed = self._complete({**where, "UploadId": upload}, parts)
@@ -236,11 +229,13 @@ class S3Storage:
         def complete() -> Mapping[str, Any]:
             nonlocal tries
             tries += 1
-            found: Mapping[str, Any] = _client().complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
+            found: Mapping[str, Any] = s3_client.client().complete_multipart_upload(
+                **where, MultipartUpload={"Parts": parts}
+            )
             return found
 
         try:
-            return _patiently(complete)
+            return s3_client.patiently(complete)
         except Exception as error:
             if tries > 1 and is_missing(error):
                 return {}
@@ -257,7 +252,7 @@ class S3Storage:
                 raise UserError(f"{file.name} became shorter while it was sent to {self._url('')}")
             md5 = hashlib.md5(data, usedforsecurity=False)
             content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
-            answer = _answer("upload_part", "ETag", **where, **content, PartNumber=number)
+            answer = s3_client.answer("upload_part", "ETag", **where, **content, PartNumber=number)
             return md5.hexdigest(), {"PartNumber": number, "ETag": answer["ETag"]}
 
         with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="s3-upload") as pool:
@@ -273,7 +268,7 @@ class S3Storage:
         md5 = hashlib.md5(data, usedforsecurity=False)
         content = {"Body": data, "ContentMD5": base64.b64encode(md5.digest()).decode()}
         where = {"Bucket": self.bucket, "Key": self._key(name)}
-        answer = _answer("put_object", "ETag", **where, **content, **condition)
+        answer = s3_client.answer("put_object", "ETag", **where, **content, **condition)
         if answer["ETag"] != f'"{md5.hexdigest()}"':
             self._compare(name, md5.hexdigest())
         return str(answer["ETag"])
@@ -288,7 +283,7 @@ class S3Storage:
 
     def _abort_leftovers(self, name: str) -> None:
         """End earlier uploads of this object that never ended: their parts cost money, and no listing shows them."""
-        client, key = _client(), self._key(name)
+        client, key = s3_client.client(), self._key(name)
         with suppress(Exception):  # not every user and server may list uploads
             found = client.list_multipart_uploads(Bucket=self.bucket, Prefix=key).get("Uploads", ())
             for upload in islice(found, 100):
@@ -296,94 +291,9 @@ class S3Storage:
                     client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload["UploadId"])
 
 
-_clients: dict[Any, Any] = {}
-_sessions: dict[Any, Any] = {}  # a second client of a session finds what boto3 knows of S3 already parsed
-_making = threading.Lock()
-_reached: set[Any] = set()
-"""The surroundings in which a server has answered this process, and is waited for if it does not now."""
-_missed: set[Any] = set()
-"""Those in which it is waited for."""
-
-
-def _surroundings() -> Any:
-    """Return what a client depends on: the environment's settings, and the process; none serves a forked child."""
-    return (os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-
-
-def _client() -> Any:
-    """Return this process's client for the environment's settings; clients serve many threads."""
-    here = _surroundings()
-    known = here in _reached
-    with _making:
-        if (here, known) not in _clients:
-            import boto3
-            from botocore.config import Config
-
-            config = Config(
-                connect_timeout=10 if known else 5,
-                read_timeout=60 if known else 8,
-                **({} if known else {"retries": {"total_max_attempts": 2}}),
-                max_pool_connections=64,
-                # Content-MD5 and ETag serve, on servers too that don't know the newer checksums
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            )
-            session = _sessions[here] = _sessions.get(here) or boto3.session.Session()
-            _clients[here, known] = session.client("s3", config=config)
-        return _clients[here, known]
-
-
-def _answer(operation: str, field: str = "ResponseMetadata", **arguments: Any) -> Any:
-    """Retry until the answer has a field: headers that are cut look like a success with nothing in it."""
-
-    def ask() -> Any:
-        answer = getattr(_client(), operation)(**arguments)
-        if field not in answer:
-            raise ConnectionResetError(_EARLY)
-        return answer
-
-    return _patiently(ask)
-
-
-def _patiently(call: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
-    """Call again, with twice the wait each time, while the connection is cut: the server may be starting again.
-
-    A server that has answered before is given up after _PATIENCE seconds in which no piece more was ``received``, any
-    other one after _TRIES calls or _PATIENCE_AT_FIRST seconds. One that was given up is not waited for again.
-    """
-    here = _surroundings()
-    tries, counted, since = 0, 0, time.monotonic()
-    while True:
-        try:
-            answer = call()
-        except Exception as error:
-            if not is_cut(error):
-                raise
-            if received() - counted >= _PIECE:
-                tries, counted, since = 0, received(), time.monotonic()
-            tries, silent, known = tries + 1, time.monotonic() - since, here in _reached
-            if (tries >= _TRIES and not known) or silent >= (_PATIENCE if known else _PATIENCE_AT_FIRST):
-                _reached.discard(here)
-                raise
-            if known and tries == _TRIES and here not in _missed:
-                _missed.add(here)
-                _log.warning("S3: %s; waiting for it for up to %.0f minutes", reason_of(error), _PATIENCE / 60)
-        else:
-            _reached.add(here)
-            if here in _missed:
-                _missed.discard(here)
-                _log.warning("S3 answers again")
-            return answer
-        try:
-            time.sleep(min(_WAIT * 2**tries, _LONGEST_WAIT))
-        except BaseException:  # Ctrl-C: what ends now has no time to wait once more
-            _reached.discard(here)
-            raise
-
-
 def _md5(file: BinaryIO) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    while data := file.read(_PIECE):
+    while data := file.read(s3_client.PIECE):
         digest.update(data)
     return digest.hexdigest()
 

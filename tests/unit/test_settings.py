@@ -40,7 +40,7 @@ TOUCH_THE_ENVIRONMENT = {
     "resnet_pipeline/adapters/serving.py": "MLflow's sign that its server runs the model",
     "resnet_pipeline/staging/shard_pool.py": "hands it on to worker processes",
     "resnet_pipeline/models/export.py": "sets ONNX Runtime up",
-    "resnet_pipeline/storage/s3.py": "a client serves as long as all of AWS_... stay, whatever boto3 reads of them",
+    "resnet_pipeline/storage/s3_client.py": "a client serves as long as all of AWS_... stay",
     "resnet_pipeline/report/terminal.py": "COLUMNS, the terminal's",
 }
 """The only modules that touch os.environ, and why."""

@@ -7,15 +7,18 @@ import os
 import pickle
 import socket
 import tarfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
+import botocore.utils
 import numpy as np
 import pytest
+from dateutil.parser import parse
 
 from resnet_pipeline.errors import UnavailableError, UserError
-from resnet_pipeline.storage import s3, storage_at
+from resnet_pipeline.storage import s3, s3_client, storage_at
 from resnet_pipeline.storage.local import LocalStorage
 from resnet_pipeline.storage.s3 import S3Storage
 from tests.proxy import Proxy
@@ -32,14 +35,14 @@ def storage(bucket):
 @pytest.fixture
 def quick(monkeypatch):
     """Wait for a server as often as ever, but shortly."""
-    monkeypatch.setattr(s3, "_WAIT", 0.001)
-    monkeypatch.setattr(s3, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(s3_client, "_WAIT", 0.001)
+    monkeypatch.setattr(s3_client, "_LONGEST_WAIT", 0.05)
 
 
 @pytest.fixture
 def impatient(quick, monkeypatch):
     """And not for long."""
-    monkeypatch.setattr(s3, "_PATIENCE", 0.1)
+    monkeypatch.setattr(s3_client, "_PATIENCE", 0.1)
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def test_more_objects_than_a_page_are_listed(storage, monkeypatch):
     client().put_object(Bucket=storage.bucket, Key="some/prefix/folder/", Body=b"")
     client().put_object(Bucket=storage.bucket, Key="some/prefix-of-another", Body=b"")
     pages = []
-    original = s3._client().get_paginator
+    original = s3_client.client().get_paginator
 
     def paged(name):
         paginator = original(name)
@@ -121,7 +124,7 @@ def test_more_objects_than_a_page_are_listed(storage, monkeypatch):
         paginator.paginate = lambda **k: (pages.append(p) or p for p in paginate(**k, PaginationConfig={"PageSize": 3}))
         return paginator
 
-    monkeypatch.setattr(s3._client(), "get_paginator", paged)
+    monkeypatch.setattr(s3_client.client(), "get_paginator", paged)
     assert [s.name for s in storage.files()] == [str(i) for i in range(7)] and len(pages) == 3
 
 
@@ -210,7 +213,7 @@ def test_a_server_in_trouble_is_asked_again_until_it_is_well(storage, tmp_path, 
         (lambda: [stored.name for stored in storage.files()], ["big", "first"]),
         (lambda: storage.delete("first"), None),
     ):
-        troubled.answers.extend([answer] * 2 * s3._TRIES)
+        troubled.answers.extend([answer] * 2 * s3_client._TRIES)
         assert call() == expected
         assert not troubled.answers
     assert storage.read("big") == BIG and storage.stat("first") is None
@@ -295,7 +298,7 @@ def test_an_upload_over_a_connection_that_is_cut_is_tried_again(storage, s3_serv
 def test_what_is_stored_is_compared_with_what_was_sent(storage, monkeypatch):
     """A server whose ETags are no MD5s is read back; one that stored something else is found out."""
     storage.files()  # a client of a server that has answered
-    real = s3._client()
+    real = s3_client.client()
     put = real.put_object
 
     def other_etag(**arguments):
@@ -316,7 +319,7 @@ def test_what_is_stored_is_compared_with_what_was_sent(storage, monkeypatch):
 def test_a_failed_upload_leaves_no_parts(storage, tmp_path, monkeypatch):
     (tmp_path / "big").write_bytes(BIG)
     storage.files()
-    real = s3._client()
+    real = s3_client.client()
     monkeypatch.setattr(real, "complete_multipart_upload", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         storage.write("big", tmp_path / "big")
@@ -356,15 +359,40 @@ def test_missing_bucket_forbidden_no_credentials_no_server(storage, tmp_path):
 @pytest.mark.slow
 def test_clients_of_the_same_settings_share_what_boto3_has_parsed(storage):
     storage.write("file", b"content")  # the server has answered: from now on it is waited for, by another client
-    sessions = {id(session) for here, session in s3._sessions.items() if here == s3._surroundings()}
+    sessions = {id(session) for here, session in s3_client._sessions.items() if here == s3_client._surroundings()}
     assert len(sessions) == 1 and storage.read("file") == b"content"
 
 
 @pytest.mark.slow
 def test_a_forked_child_opens_its_own_connections(storage):
     storage.write("x", b"1")
-    parent = s3._client()
+    parent = s3_client.client()
     child = os.fork()
     if child == 0:
-        os._exit(0 if s3._client() is not parent and storage.read("x") == b"1" else 1)
+        os._exit(0 if s3_client.client() is not parent and storage.read("x") == b"1" else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-12-01T10:31:26.000Z",
+        "2026-12-01T10:31:26+00:00",
+        "Tue, 01 Dec 2026 10:31:26 GMT",
+        1796121086,
+        "1796121086",
+    ],
+)
+def test_a_server_s_times_are_read_as_botocore_reads_them(text):
+    assert s3_client.read_time(text) == botocore.utils.parse_timestamp(text)
+
+
+def test_a_listing_s_times_are_not_read_by_dateutil(storage, monkeypatch):
+    """It is four fifths of what a listing costs."""
+    storage.write("a", b"1")
+    threads = []  # the server's, which reads them so, too
+    monkeypatch.setattr(
+        "dateutil.parser.parse", lambda *a, **k: threads.append(threading.get_ident()) or parse(*a, **k)
+    )
+    assert [stored.name for stored in storage.files()] == ["a"]
+    assert threads and threading.get_ident() not in threads

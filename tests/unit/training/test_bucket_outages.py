@@ -9,7 +9,7 @@ import pytest
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.parallel import start_thread
-from resnet_pipeline.storage import s3
+from resnet_pipeline.storage import s3_client
 from resnet_pipeline.storage.cache import CacheFolder
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
@@ -44,8 +44,8 @@ def undisturbed(make_blocks, sharded_digits):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Wait for a server as often as ever, but shortly."""
-    monkeypatch.setattr(s3, "_WAIT", 0.001)
-    monkeypatch.setattr(s3, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(s3_client, "_WAIT", 0.001)
+    monkeypatch.setattr(s3_client, "_LONGEST_WAIT", 0.05)
 
 
 def at_step(step, work):
