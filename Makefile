@@ -41,6 +41,7 @@ lint: $(READY)  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
 	$(BIN)/lint-imports --no-cache
 
 secrets: $(READY)  ## Passwords and keys in what git keeps; .secrets.baseline has what only looks like one

@@ -90,11 +90,11 @@ def main() -> None:
         costs: dict[str, list[Cost]] = {name: [] for name in ways}
         for _ in range(arguments.rounds):
             for name, way in ways.items():
-                target = folder / "target"
-                target.mkdir()
+                made = folder / "made"
+                made.mkdir()
                 os.sync()
-                costs[name].append(way(target))
-                shutil.rmtree(target)
+                costs[name].append(way(made))
+                shutil.rmtree(made)
     show(costs, megabytes, images)
 
 
