@@ -70,7 +70,7 @@ def test_another_ctrl_c_ends_the_wait_and_still_stops_all(tmp_path, caplog):
         with handled(caplog.handler, level=logging.WARNING):
             down(workspace)
         assert "not waiting any longer" in caplog.messages
-        assert not any(psutil.pid_exists(server.pid) for server in servers.values())
+        assert all(server.poll() is not None for server in servers.values())  # ours, so until asked some may be zombies
         assert not (workspace.services / "processes.json").exists()
     finally:
         signal.signal(signal.SIGINT, before)
