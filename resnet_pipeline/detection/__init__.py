@@ -39,8 +39,8 @@ def task_of(
 
         return LocalisationTask(config, dataset, context, backend=backend)
     if config.regions is not None:
-        from resnet_pipeline.detection.proposals import facts_file
-        from resnet_pipeline.detection.regions import RegionTask, boxes_file
+        from resnet_pipeline.detection.box_files import boxes_file, facts_file
+        from resnet_pipeline.detection.regions import RegionTask
 
         for split in ("train", dataset.eval_split) if run else ():
             assert run is not None  # there were no splits

@@ -19,9 +19,9 @@ from resnet_pipeline.data.loaders import Backend
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.data.resize import Resizer
 from resnet_pipeline.data.whole_images import stored_images
+from resnet_pipeline.detection.box_files import Float32
 from resnet_pipeline.detection.metrics import Float64
 from resnet_pipeline.detection.networks import channels_of, freeze_batch_norm
-from resnet_pipeline.detection.proposals import Float32
 from resnet_pipeline.models import Normalize
 from resnet_pipeline.models.resnet import ResNet
 from resnet_pipeline.parallel import Ahead

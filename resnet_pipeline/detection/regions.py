@@ -21,11 +21,11 @@ from resnet_pipeline.data.crops import Plan, color_offsets, flips
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend, Executor, Loader, stream_batches
 from resnet_pipeline.data.order import Blocks, Int64, samples_at, uniform
+from resnet_pipeline.detection.box_files import Float32, boxes_file, read_boxes
 from resnet_pipeline.detection.localisation import localisation_errors, localised
 from resnet_pipeline.detection.localiser import localisation_losses
 from resnet_pipeline.detection.metrics import Float64, overlaps
 from resnet_pipeline.detection.on_classifier import OnClassifier
-from resnet_pipeline.detection.proposals import Float32, read_boxes
 from resnet_pipeline.detection.rcnn import CODER, RegionNetwork, as_boxes, rescored, windows_of
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.models import Classifier
@@ -189,15 +189,6 @@ class RegionTask(OnClassifier[RegionNetwork]):
 
     def _built(self, classifier: Classifier, network: ResNet) -> RegionNetwork:
         return RegionNetwork(classifier.normalize, network, self._regions, classes=len(self._dataset.classes))
-
-
-def boxes_file(folder: Path, split: str) -> Path:
-    """Return where a run's directory has the localiser's boxes of a split.
-
-    >>> str(boxes_file(Path("run"), "train"))
-    'run/proposals/train.npy'
-    """
-    return folder / "proposals" / f"{split}.npy"
 
 
 def drawn_region(

@@ -12,9 +12,9 @@ import numpy as np
 
 from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
+from resnet_pipeline.detection.box_files import BoxFacts, Float32, classes_sha256, kept_boxes
 from resnet_pipeline.detection.localisation import Protocol, localisation_errors
 from resnet_pipeline.detection.metrics import Float64
-from resnet_pipeline.detection.proposals import BoxFacts, Float32, classes_sha256, kept_boxes
 from resnet_pipeline.detection.rcnn import rescored
 from resnet_pipeline.detection.trained import load_localiser
 from resnet_pipeline.device import local_device
@@ -22,9 +22,9 @@ from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.protocols import TestSpec
 from resnet_pipeline.evaluation.statistics import error_interval
 from resnet_pipeline.files import write_json
+from resnet_pipeline.jobs.box_networks import BoxNetwork, load_box_network, localiser_boxes
 from resnet_pipeline.jobs.evaluate import evaluate_models
 from resnet_pipeline.jobs.localiser_boxes import boxes_of_classes, localised_wrongly
-from resnet_pipeline.jobs.proposals import BoxNetwork, load_box_network, localiser_boxes
 from resnet_pipeline.jobs.references import RunFolder, folder_of, parse
 from resnet_pipeline.progress import progress
 from resnet_pipeline.records import plain

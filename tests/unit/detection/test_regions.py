@@ -17,13 +17,13 @@ from torchvision.transforms.v2 import functional as transforms
 from resnet_pipeline.cli.main import app
 from resnet_pipeline.config import AugmentConfig, ConfigError, LocalisationConfig, RegionsConfig
 from resnet_pipeline.data.whole_images import stored_images, whole_batches
-from resnet_pipeline.detection import proposals as proposals_module
-from resnet_pipeline.detection import task_of
+from resnet_pipeline.detection import box_files, task_of
+from resnet_pipeline.detection.box_files import BoxFacts, boxes_file, facts_file, kept_boxes, read_boxes
 from resnet_pipeline.detection.localisation import localised
 from resnet_pipeline.detection.localiser import anchor_grid, stride_of
-from resnet_pipeline.detection.proposals import BoxFacts, best_apart, facts_file, find_boxes, kept_boxes, read_boxes
+from resnet_pipeline.detection.proposals import best_apart, find_boxes
 from resnet_pipeline.detection.rcnn import RegionNetwork, rescored, windows_of
-from resnet_pipeline.detection.regions import RegionTask, boxes_file, drawn_region
+from resnet_pipeline.detection.regions import RegionTask, drawn_region
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.jobs.keep_transfers import keep_transfers
 from resnet_pipeline.jobs.localise import localise
@@ -136,7 +136,7 @@ def test_the_localiser_s_best_boxes_are_those_of_the_dense_convolutions_at_all_s
 
 
 def test_boxes_that_were_found_are_kept_part_by_part(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(proposals_module, "PART_IMAGES", 4)
+    monkeypatch.setattr(box_files, "PART_IMAGES", 4)
     facts = BoxFacts(weights_sha256="a", dataset_fingerprint="b", split="val", classes="c", sides=(32,), count=3)
     whole = np.random.default_rng(0).normal(size=(10, 1, 3, 5)).astype(np.float32)
     asked: list[slice] = []
