@@ -1,4 +1,4 @@
-"""What a training of a classifier imports before its first step: seconds of a core for each of these, in each process."""
+"""What a classifier's training imports before its first step: each of these is seconds of a core, in each process."""
 
 import subprocess
 import sys
