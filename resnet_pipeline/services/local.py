@@ -25,7 +25,7 @@ from resnet_pipeline.adapters.mlflow.descriptions import experiments_page
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import read_json, write_json
 from resnet_pipeline.records import RecordError, plain, read_record
-from resnet_pipeline.services.deployments import POOL, deploy
+from resnet_pipeline.services.deployments import POOL, deploy, deployments
 from resnet_pipeline.services.prefect_api import SECONDS_TO_START, answers
 from resnet_pipeline.settings import ROOT_VARIABLE, for_children
 from resnet_pipeline.workspace import Workspace
@@ -82,6 +82,8 @@ def up(workspace: Workspace, *, prefect_port: int, mlflow_port: int, detach: boo
                # clients write artifacts themselves, so that `demo` and `train` can use the store without a server
                "--no-serve-artifacts", "--default-artifact-root",
                (workspace.mlflow / "artifacts").as_uri())  # fmt: skip
+        with _environ(environment):
+            deployments()  # imports the flows while the servers start
         # each answers before the next step uses it
         _wait(workspace, "mlflow-server", f"{mlflow}/health")
         _log.info("MLflow answers at %s", mlflow)
