@@ -107,11 +107,15 @@ class WorkerGroup:
         raise RuntimeError("the workers ended before their order was done")
 
     def close(self) -> None:
-        """Send the workers home; if all went well on a cluster that stays, wait until it has its CPUs back."""
+        """Send the workers home; if all went well, wait until they are, which takes less than a second.
+
+        A cluster that stays has its CPUs back then. And who leaves Ray while a thread waits for its answer may be ended
+        by a segmentation fault (2.60).
+        """
         if self._folder.exists():
             with contextlib.suppress(UserError):
                 self._order.remove(OPEN)
-        if self.sound and surroundings().ray_address:
+        if self.sound:
             concurrent.futures.wait([self._fitting], timeout=_SECONDS_FOR_LEAVING)
         self.sound = False
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -137,6 +141,9 @@ def standing_workers(workspace: Workspace, count: int) -> Iterator[None]:
         _standing.append(group)
         try:
             yield
+        except BaseException:  # they may be in the middle of something, or not even there yet
+            group.sound = False
+            raise
         finally:
             _standing.remove(group)
             group.close()
