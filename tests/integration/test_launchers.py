@@ -252,11 +252,12 @@ def test_who_leaves_ray_has_no_thread_that_waits_for_its_answer(tmp_path):
         "import sys, threading\n"
         "from pathlib import Path\n"
         "import ray\n"
-        "from resnet_pipeline.adapters.ray.train import standing_workers\n"
+        "from resnet_pipeline.adapters.ray import train\n"
         "from resnet_pipeline.workspace import Workspace\n"
+        "train._SECONDS_FOR_LEAVING = 300\n"  # these workers have not even started when they are to leave
         "leave = ray.shutdown\n"
         "ray.shutdown = lambda: (print([thread.name for thread in threading.enumerate()]), leave())\n"
-        "with standing_workers(Workspace(Path(sys.argv[1])), 1):\n"
+        "with train.standing_workers(Workspace(Path(sys.argv[1])), 1):\n"
         "    pass\n"
     )
     shown = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout
