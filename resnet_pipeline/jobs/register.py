@@ -317,17 +317,7 @@ def _network_card(trained: TrainedRun, config: RunConfig, dataset: Dataset) -> M
             **({"the paper's error": _published(published)} if published else {}),
         },
         data=data_facts(dataset),
-        training={
-            "recipe": config.recipe,
-            "steps": f"{result.steps:,} of {config.batch} images, batch norm over {config.micro_batch}",
-            "optimiser": f"SGD, rate {config.optim.lr}, momentum {config.optim.momentum}, weight decay "
-            f"{config.optim.weight_decay}; schedule {config.schedule.kind}",
-            "seed": str(config.seed),
-            "took": f"{duration(result.seconds)} on {result.workers} × {result.device}, "
-            f"{per_second(result.images_per_second)} images/s",
-            **({"used": used} if used else {}),
-            "made by": made_by(),
-        },
+        training=training_facts(trained, f", batch norm over {config.micro_batch}", used),
         errors=(),
         deviations=deviations_of(config),
     )
@@ -351,6 +341,25 @@ def _ensemble_card(name: str, members: Sequence[MemberVersion], partial: Sequenc
             "Each member's card has its own.",
         ],
     )
+
+
+def training_facts(trained: TrainedRun, norm: str, used: str | None = None) -> dict[str, str]:
+    """Return what a model card says of a training; ``norm`` ends its line on steps, ``used`` is what it took.
+
+    Example: ``training_facts(trained, "; batch norm trained")``
+    """
+    result, config = trained.result, trained.run.config()
+    return {
+        "recipe": config.recipe,
+        "steps": f"{result.steps:,} of {config.batch} images{norm}",
+        "optimiser": f"SGD, rate {config.optim.lr}, momentum {config.optim.momentum}, weight decay "
+        f"{config.optim.weight_decay}; schedule {config.schedule.kind}",
+        "seed": str(config.seed),
+        "took": f"{duration(result.seconds)} on {result.workers} × {result.device}, "
+        f"{per_second(result.images_per_second)} images/s",
+        **({"used": used} if used else {}),
+        "made by": made_by(),
+    }
 
 
 def data_facts(dataset: Dataset) -> dict[str, str]:

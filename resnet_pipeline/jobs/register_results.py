@@ -10,12 +10,10 @@ from resnet_pipeline.adapters.mlflow.registry import ModelVersion, describe, reg
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.jobs.attempt import left_to_do
-from resnet_pipeline.jobs.register import Registration, data_facts, example_image, made_by, make_candidate
+from resnet_pipeline.jobs.register import Registration, data_facts, example_image, make_candidate, training_facts
 from resnet_pipeline.jobs.train import TrainedRun
-from resnet_pipeline.progress import per_second
 from resnet_pipeline.report.deviations import deviations_of
 from resnet_pipeline.report.model_card import MeasuredLocalisation, MeasuredPrecision, ModelCard
-from resnet_pipeline.report.terminal import duration
 from resnet_pipeline.workspace import Workspace
 
 
@@ -80,16 +78,7 @@ def card_of(
         title=f"{config.recipe} on {dataset.name}",
         facts={**facts, "weights (SHA-256)": result.weights_sha256, "run": trained.run.name},
         data=data_facts(dataset),
-        training={
-            "recipe": config.recipe,
-            "steps": f"{result.steps:,} of {config.batch} images; batch norm {norm}",
-            "optimiser": f"SGD, rate {config.optim.lr}, momentum {config.optim.momentum}, weight decay "
-            f"{config.optim.weight_decay}; schedule {config.schedule.kind}",
-            "seed": str(config.seed),
-            "took": f"{duration(result.seconds)} on {result.workers} × {result.device}, "
-            f"{per_second(result.images_per_second)} images/s",
-            "made by": made_by(),
-        },
+        training=training_facts(trained, f"; batch norm {norm}"),
         deviations=deviations_of(config),
         task=config.task,
         precision=precision,

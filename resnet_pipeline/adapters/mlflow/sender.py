@@ -17,14 +17,14 @@ from resnet_pipeline.training.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_LOOKS, _PATIENCE = 0.2, 60.0
 
 
 class MetricsSender:
     """A thread that delivers what a run is, and its metrics as they appear, for as long as it is open.
 
     It begins with the run's first new line: importing MLflow, and making its database, take six seconds of a core,
-    which workers that start need. If no line comes it begins after ``patience`` seconds.
+    which workers that start need. If no line comes it begins after a minute.
     """
 
     def __init__(
@@ -36,10 +36,9 @@ class MetricsSender:
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         interval: float = 2.0,
-        patience: float = 60.0,
     ) -> None:
         self._tracking, self._run, self._dataset, self._interval = tracking, run, dataset, interval
-        self._patience, self._size = patience, _size(run.metrics_file)
+        self._size = _size(run.metrics_file)
         self._parameters, self._tags = parameters or {}, tags or {}
         self._closing = threading.Event()
         self._away = self._described = False
@@ -57,7 +56,7 @@ class MetricsSender:
             )
 
     def _deliver_until_closed(self) -> None:
-        latest = time.monotonic() + self._patience
+        latest = time.monotonic() + _PATIENCE
         while _size(self._run.metrics_file) == self._size and time.monotonic() < latest:
             if self._closing.wait(_SECONDS_BETWEEN_LOOKS):
                 break
