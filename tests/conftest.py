@@ -68,6 +68,17 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(autouse=True)
+def _restore_environment() -> Iterator[None]:
+    """No test sees a variable that another one has set, or that a library has: MLflow's scoring server sets its own."""
+    saved = dict(os.environ)
+    yield
+    now = dict(os.environ)
+    for name in now.keys() - saved.keys():
+        del os.environ[name]
+    os.environ |= {name: value for name, value in saved.items() if now.get(name) != value}
+
+
+@pytest.fixture(autouse=True)
 def _restore_torch() -> Iterator[None]:
     """Each test finds PyTorch's global switches as they are at the start."""
     import torch
