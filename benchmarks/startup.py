@@ -1,10 +1,11 @@
 """How long things take to start, stage by stage, against the parts that no program on these libraries can leave out.
 
-Run: python benchmarks/startup.py [--rounds 3] [--only parts commands train up demo]
+Run: python benchmarks/startup.py [--rounds 3] [--only parts commands train killed up demo]
 
 Parts: importing PyTorch, starting Ray, an empty training on Ray Train with two workers, a new database of Prefect's
 server, and the demo's own steps in two plain processes. Then what a user types: `--help`, `recipes`, `doctor`, `train`
-to its first step, `up` until all answer, `prefect deployment run` to the first step, the demo, the demo again. All in
+to its first step, a worker killed to the first step beyond, `up` until all answer, `prefect deployment run` to the
+first step, the demo, the demo again. All in
 turns, each in a process of its own; the table gives median, least and most seconds, and the ratio to the parts that
 each needs. `--check` fails when a ratio, or the seconds where they have an aim, are above it.
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -22,10 +24,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from resnet_pipeline.training.metrics_log import TrainEntry, read_metrics
@@ -159,6 +162,49 @@ def time_of_first_step(folder: Path) -> float:
     return next(line.time for line in read_metrics(metrics) if isinstance(line.entry, TrainEntry))
 
 
+def step_after_kill(folder: Path) -> float:
+    """Kill one of two workers in mid-training; return the seconds until a step beyond the last is in the metrics."""
+    staged(folder)
+    options = ["--workers", "2", "--steps", "100000", "--no-register", "--quiet"]
+    options += ["--set", "log_every=1", "--set", "checkpoint_every=10"]
+    command = [str(PROGRAM), "train", "digits/resnet8", "--dataset", "digits", *options]
+    others = set(workers())
+    train = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        last = wait_for_step(folder, train, beyond=25)[0]
+        next(worker for worker in workers() if worker not in others).kill()
+        start = time.time()
+        while True:  # what the last worker still had under way is no step of its successor's
+            last, at = wait_for_step(folder, train, beyond=last)
+            if at > start + 1:
+                return at - start
+    finally:
+        train.send_signal(signal.SIGINT)
+        train.wait(120)
+
+
+def wait_for_step(folder: Path, train: subprocess.Popen[bytes], beyond: int) -> tuple[int, float]:
+    """Return the first step after ``beyond`` in the metrics of the one run below a folder, and when it was logged."""
+    while True:
+        for metrics in (folder / "work" / "runs").glob("*/metrics.jsonl"):
+            for line in read_metrics(metrics):
+                if isinstance(line.entry, TrainEntry) and line.step > beyond:
+                    return line.step, line.time
+        if train.poll() is not None:
+            sys.exit("`train` has ended")
+        time.sleep(0.1)
+
+
+def workers() -> list[psutil.Process]:
+    """Return this machine's training workers."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 @contextmanager
 def services(folder: Path) -> Iterator[tuple[float, str]]:
     """Run `up` on ports of its own; yield the seconds until all answer, and the address of Prefect's API."""
@@ -212,6 +258,9 @@ COMMANDS = [
 TRAIN = [
     Stage("train: first step", first_step, ["import PyTorch", "empty training on Ray Train"], 1.5, 12.0),
 ]
+KILLED = [
+    Stage("worker killed: next new step", step_after_kill, ["import PyTorch"], 3.0, 10.0),
+]
 UP = [
     Stage("up: all answer", up_answers, ["Prefect's server, new database"], 2.0, 20.0),
     Stage("deployment run: first step", first_step_of_deployment, ["empty training on Ray Train"], 2.0, 20.0),
@@ -220,7 +269,7 @@ DEMO = [
     Stage("demo", demo, ["empty training on Ray Train", "the demo's steps, plain processes"], 2.0),
     Stage("demo again", demo, ["import PyTorch"], 10.0, 10.0),
 ]
-GROUPS = {"parts": PARTS, "commands": COMMANDS, "train": TRAIN, "up": UP, "demo": DEMO}
+GROUPS = {"parts": PARTS, "commands": COMMANDS, "train": TRAIN, "killed": KILLED, "up": UP, "demo": DEMO}
 
 
 def main() -> None:
