@@ -84,9 +84,11 @@ def localise(run: str, dataset: str, classes: str | None, proposals: str | None)
 
 
 @phase("register", "register · {trained.run.name}", timeout=SECONDS_TO_REGISTER)
-def register(trained: TrainedRun, tests: list[Localisation], name: str | None, classes: str | None) -> str:
-    """Register the localiser with its errors, and with the classifier that names classes to it."""
-    version = register_localiser(Workspace.of(), trained, tests, name=name, classifier=classes)
+def register(
+    trained: TrainedRun, tests: list[Localisation], name: str | None, classes: str | None, proposals: str | None
+) -> str:
+    """Register the localiser, or the R-CNN with its own, with its errors and the classifier that names classes."""
+    version = register_localiser(Workspace.of(), trained, tests, name=name, classifier=classes, proposals=proposals)
     _log.info("%s: %s", trained.run.config().recipe, version.describe())
     return str(version)
 
@@ -126,8 +128,8 @@ def localization_train(
 ) -> JsonObject:
     """Train the boxes of ILSVRC's classes on a classifier, as the paper's appendix C, and test them as its Table 13.
 
-    An R-CNN is trained on the boxes that another run, its proposals, has found. A localiser is registered, and becomes
-    the champion of its name if it is better than the one before by more than chance.
+    An R-CNN is trained on the boxes that another run, its proposals, has found, and is registered with that one. It
+    becomes the champion of its name if it is better than the one before by more than chance.
 
     Started again with the same parameters, it resumes.
     """
@@ -161,12 +163,10 @@ def localization_train(
     ]
     title = f"Localisation error of {config.recipe} on {dataset}, percent (the paper, Table 13)"
     table(key_of("localisation", config.recipe), even(rows), title)
-    version, promotion, pictures = None, {}, {}
-    if config.localisation is not None:  # an R-CNN gives no boxes without its localiser
-        version = outcome(register(trained, found, registered_as, classes)) if registered else None
-        test = next(each for each in found if (each.protocol, each.classes) == ("dense", "truth"))
-        pictures = {"pictures": outcome(draw(trained, test))}
-        promotion = through_the_gate(trained, registered=registered)
+    version = outcome(register(trained, found, registered_as, classes, proposals)) if registered else None
+    test = next(each for each in found if (each.protocol, each.classes) == ("dense", "truth"))
+    pictures = {"pictures": outcome(draw(trained, test))}
+    promotion = through_the_gate(trained, registered=registered)
     show_places(links, trained, registered=version is not None, **pictures)
     return {
         **plain(trained.result),

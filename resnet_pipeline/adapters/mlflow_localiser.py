@@ -1,5 +1,7 @@
 """What ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` run for a registered localiser; no pickle.
 
+It stands alone, or an R-CNN moves its boxes.
+
 In: a column ``image``, as `adapters.mlflow_model` takes it, and if wanted a column ``classes``: for each image a list
 of names, or of words, of classes. Out, per image: ``boxes`` (left, top, right, bottom in pixels of the image), one for
 each class, their ``labels``, ``words`` and ``scores``. Where no classes are named, the model's own classifier names its
@@ -18,14 +20,14 @@ from resnet_pipeline.adapters.mlflow_model import download
 from resnet_pipeline.adapters.serving import Door, refusal
 from resnet_pipeline.data.crops import largest_resized
 from resnet_pipeline.detection.named_classes import ClassNamer
-from resnet_pipeline.detection.trained import TrainedLocaliser, load_localiser
+from resnet_pipeline.detection.trained_localiser import BoxGiver, load_box_giver
 from resnet_pipeline.errors import UserError
 
 
 class ServedLocaliser:
-    """A localiser as an MLflow python function."""
+    """A localiser, alone or with its R-CNN, as an MLflow python function."""
 
-    def __init__(self, trained: TrainedLocaliser, namer: ClassNamer) -> None:
+    def __init__(self, trained: BoxGiver, namer: ClassNamer) -> None:
         self._trained, self._namer, self._door = trained, namer, Door()
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
@@ -41,7 +43,7 @@ class ServedLocaliser:
         return objects_table(found, self._trained.classes, self._trained.class_words)
 
     def _largest(self, height: int, width: int) -> int:
-        return largest_resized(height, width, self._trained.config.views.scales)
+        return largest_resized(height, width, self._trained.sides)
 
 
 def _listed(names: Any) -> list[str] | None:
@@ -54,7 +56,7 @@ def _listed(names: Any) -> list[str] | None:
 def _load_pyfunc(path: str) -> ServedLocaliser:
     """MLflow's entry point: ``path`` is the folder that was logged."""
     try:
-        trained, place = load_localiser(Path(path)), Path(path) / CLASSIFIER
+        trained, place = load_box_giver(Path(path)), Path(path) / CLASSIFIER
         members = load_members(place, download) if place.is_dir() else []
         return ServedLocaliser(trained, ClassNamer(trained, members))
     except UserError as error:

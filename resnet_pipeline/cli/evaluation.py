@@ -299,14 +299,14 @@ def localise(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...", help="A run of ilsvrc-loc/…: its name or directory. Several go with --rcnn alone."
+            metavar="MODEL...", help="A localiser: a run of ilsvrc-loc/…, or registered. Several go with --rcnn alone."
         ),
     ],
     dataset: DatasetName,
     rcnn: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RUN", help="A run of ilsvrc-loc/rcnn-… that scores the boxes again; several are averaged."
+            metavar="MODEL", help="One of ilsvrc-loc/rcnn-… that scores the boxes again; several are averaged."
         ),
     ] = None,
     root: Root = None,
@@ -319,6 +319,7 @@ def localise(
         str | None,
         typer.Option(metavar="MODEL", help="The classifier whose five likeliest classes get boxes; else the truth."),
     ] = None,
+    workers: ScoringWorkers = None,
     json_file: Json = None,
 ) -> None:
     """Test boxes of classes: ILSVRC's localisation error (the paper, appendix C)."""
@@ -326,13 +327,13 @@ def localise(
 
     found = localised(
         Workspace.of(root), runs, dataset, rcnns=rcnn or (), split=split, protocol=protocol,
-        scales=tuple(scales) if scales else None, classifier=classes,
+        scales=tuple(scales) if scales else None, classifier=classes, workers=workers,
     )  # fmt: skip
     low, high = found.interval
     whose = "the true classes" if classes is None else f"the five likeliest classes of {classes}"
     say(
         f"localisation error {found.error:.2f} % (95 % interval {low:.2f} to {high:.2f}) with {whose} on "
-        f"{found.images:,} images of {found.split}, {protocol}{', by R-CNN' if found.rcnns else ''}"
+        f"{found.images:,} images of {found.split}, {protocol}{', by R-CNN' if 'regions' in found.test else ''}"
     )
     write_result(json_file, plain_record(found))
 

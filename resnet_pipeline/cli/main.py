@@ -287,7 +287,7 @@ def train(
     trained = train_run(workspace, config, dataset, launch, network, boxes)
     if trained is None:
         return  # rank 0 of torchrun's processes says the rest
-    version = register_trained(workspace, trained, name=registered_as) if registered else None
+    version = register_trained(workspace, trained, name=registered_as, proposals=proposals) if registered else None
     if version:
         say(f"{recipe}: {version.describe()}")
     say(f"{recipe}: {told(trained.result.validation)}; run {trained.run.path}")

@@ -1,4 +1,4 @@
-"""Files of a localiser's best boxes: what an R-CNN is trained and tested on, kept once and mapped.
+"""Files of a localiser's best boxes: what an R-CNN is trained on, kept once and mapped.
 
 A file has a row for each image, float32 [images, k, count, 5]: for each of k classes its best boxes, the best first,
 as (left, top, right, bottom) in pixels of the stored image and the logit. Where there are fewer, the logit is −∞.

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.loaders import Backend
+from resnet_pipeline.data.order import Int64
 from resnet_pipeline.detection.batches import split_batches
 from resnet_pipeline.detection.improvements import ImprovedDetector
 from resnet_pipeline.detection.networks import Found
 from resnet_pipeline.detection.results import ImageFound
+from resnet_pipeline.device import local_device
 from resnet_pipeline.training.distributed import all_gather_objects
 
 
@@ -69,6 +71,22 @@ def find_objects(
             on_images(len(batch.images))
     by_sample = dict(pair for part in all_gather_objects(own, world) for pair in part)
     return [by_sample[i] for i in range(len(samples))]
+
+
+def find_by_detector(
+    model: nn.Module,
+    config: RunConfig,
+    dataset: Dataset,
+    split: str,
+    places: Int64,
+    on_images: Callable[[int], None],
+) -> list[ImageFound]:
+    """Return what a detector finds: with its first two arguments given it is a `Find`.
+
+    Example: ``partial(find_by_detector, detector, config)``
+    """
+    device = local_device()
+    return find_objects(model.to(device), dataset, split, config, device=device, on_images=on_images)
 
 
 def image_found(found: Found, scale: tuple[float, float], size: tuple[int, int]) -> ImageFound:

@@ -139,7 +139,9 @@ class LocalisationTask(OnClassifier[Localiser]):
         """Return "localisation_error" of the evaluation split in percent, with the true classes, on whole images."""
         split = self._dataset.eval_split
         labels = self._dataset.splits[split].labels[:, None]
-        boxes, _ = self.localise(model, split, labels, sides=(self._config.views.resize,), alive=alive)
+        boxes, _ = self.localise(
+            model, split, labels, sides=(self._config.views.resize,), on_images=lambda images: alive()
+        )
         model.train()
         wrong = localisation_errors(self._dataset, split, labels, boxes)
         return Figures(
@@ -154,13 +156,14 @@ class LocalisationTask(OnClassifier[Localiser]):
         *,
         protocol: Protocol = "dense",
         sides: tuple[int, ...] | None = None,
-        alive: Callable[[], None] = lambda: None,
+        on_images: Callable[[int], None] = lambda images: None,
     ) -> tuple[Float64, Float64]:
         """Return a box for each of ``classes`` int64 [N, k] of a split's images, and how likely each is.
 
         Boxes are float64 [N, k, 4] in pixels of the stored images, the same on all ranks, each of which takes its
         share; scores are logits, float64 [N, k]. ``dense`` tests whole images whose shorter sides are ``sides``, by
-        default ``views.scales``, and takes the likeliest box of all.
+        default ``views.scales``, and takes the likeliest box of all. ``on_images`` hears of each batch: of its images,
+        or of none if they are seen again at another size.
         """
         context, views = self._context, self._config.views
         model.eval()
@@ -178,16 +181,16 @@ class LocalisationTask(OnClassifier[Localiser]):
             opened = view_batches(
                 self._dataset, views="center", resize=views.resize, crop=views.crop, **share, **common
             )
-            parts = ((batch.images[:, 0], batch.index, views.resize) for batch in opened)
+            parts = ((batch.images[:, 0], batch.index, views.resize, True) for batch in opened)
         else:
             chosen = sides or views.scales
             order = by_shape(samples.width, samples.height)[context.rank :: context.world_size]
             opened = whole_batches(self._dataset, sides=chosen, indices=order, batch_pixels=BATCH_PIXELS, **common)
-            parts = ((batch.images, batch.index, chosen[batch.side]) for batch in opened)
+            parts = ((batch.images, batch.index, chosen[batch.side], batch.side == 0) for batch in opened)
         own: list[tuple[Int64, Float64, Float64]] = []
         with torch.inference_mode(), opened:
-            for images, index, side in parts:
-                alive()
+            for images, index, side, new in parts:
+                on_images(len(images) if new else 0)
                 rows = index.numpy()
                 found, logits = model(images.to(context.device), torch.from_numpy(classes[rows]).to(context.device))
                 moved = stored_boxes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from resnet_pipeline.detection.trained import TrainedLocaliser
+from resnet_pipeline.detection.trained_localiser import BoxGiver
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError, did_you_mean
 from resnet_pipeline.evaluation.predictor import Image, Predictor
@@ -20,7 +20,7 @@ class ClassNamer:
     Example: ``ClassNamer(load_localiser(run.path), []).classes(images, [["n01440764"]] * len(images))``
     """
 
-    def __init__(self, localiser: TrainedLocaliser, members: Sequence[Member]) -> None:
+    def __init__(self, localiser: BoxGiver, members: Sequence[Member]) -> None:
         for member in members:
             if member.classes != localiser.classes:
                 raise UserError(f"{member.name} has other classes than the localiser ({localiser.config.recipe})")

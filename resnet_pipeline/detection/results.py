@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ class ImageFound:
 
     def __len__(self) -> int:
         return len(self.score)
+
+
+Find = Callable[[Dataset, str, npt.NDArray[np.int64], Callable[[int], None]], list[ImageFound]]
+"""Finds objects in all images of a dataset's split, on this process's device.
+
+It is also given the images' places int64 [N] among all that are tested, and hears of the images of each batch. It can
+be pickled, for Ray's workers.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,9 @@ from resnet_pipeline.models.weights import build_for_weights, load_own_weights, 
 MODEL_FILES = ("weights.safetensors", "config.json")
 """What a folder must hold to be a network of this program; a run directory holds both."""
 
+LOCALISER_FOLDER = "localiser"
+"""Where the folder of a registered R-CNN has the `MODEL_FILES` of the localiser whose boxes it moves."""
+
 # torchvision's and the public CIFAR-10 weights were trained on (x / 255 − mean) / std with ImageNet's figures
 # (torchvision's documentation of its weights' transforms); here in 0..255 units.
 _TORCHVISION_MEAN = (123.675, 116.28, 103.53)

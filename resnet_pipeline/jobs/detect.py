@@ -6,9 +6,11 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from resnet_pipeline.data.dataset import Dataset, open_dataset, split_of_objects
+from resnet_pipeline.detection.finding import find_by_detector
 from resnet_pipeline.detection.improvements import ImprovedDetector, Improvements
 from resnet_pipeline.detection.metrics import CocoMetrics, Points, coco_metrics, voc_mean_precision
 from resnet_pipeline.detection.networks import Detector
@@ -245,8 +247,8 @@ def _evaluated(
     kept = bring_results(path, facts, dataset, copies)
     if kept is None:
         results, facts = searched(
-            text, detector, trained.config, dataset, facts, path, copies, workspace=workspace, images=test.images,
-            workers=test.workers,
+            text, partial(find_by_detector, detector, trained.config), trained.config.micro_batch, dataset, facts, path,
+            copies, workspace=workspace, images=test.images, workers=test.workers,
         )  # fmt: skip
     else:
         results, facts = kept

@@ -16,7 +16,8 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.image_files import Limits, open_image
 from resnet_pipeline.detection.named_classes import ClassNamer
 from resnet_pipeline.detection.results import ImageFound
-from resnet_pipeline.detection.trained import load_detector, load_localiser
+from resnet_pipeline.detection.trained import load_detector
+from resnet_pipeline.detection.trained_localiser import load_box_giver
 from resnet_pipeline.device import local_device
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import Image
@@ -114,7 +115,7 @@ def _finder(
             detector = load_detector(folder)
             find = partial(detector.find, device=device, least_score=least_score)
             return _Finder(find, detector.classes, detector.class_words)
-        localiser = load_localiser(folder)
+        localiser = load_box_giver(folder)
         own = fetch_classifier(Tracking(workspace), folder) if classifier is None else []
     namer = ClassNamer(localiser, own if classifier is None else named_members(workspace, classifier))
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection.box_files import (
@@ -24,6 +22,7 @@ from resnet_pipeline.detection.box_files import (
 )
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.files import replacing
+from resnet_pipeline.jobs.references import parse_run
 from resnet_pipeline.training.mirror import bring, keep
 from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
@@ -69,21 +68,13 @@ def proposed(
     if regions.localiser is not None:
         raise UserError("the localiser is given twice, as --proposals and as a field; leave one out")
     # torchvision's detection takes seconds to import, which classification is spared
-    from resnet_pipeline.detection.localisation import localised
-    from resnet_pipeline.jobs.box_networks import load_box_network, localiser_boxes
+    from resnet_pipeline.jobs.found_boxes import found_boxes
 
-    dataset = open_dataset(workspace, dataset_name)
-    localiser = load_box_network(workspace, reference, dataset)
-    if localiser.config.localisation is None:
-        raise UserError(f"{localiser.folder} is an R-CNN itself ({localiser.config.recipe}); name a localiser's run")
-    files = {}
-    for split in ("train", dataset.eval_split):
-        rows = localised(dataset, split)
-        classes = dataset.splits[split].labels[rows][:, None].astype(np.int64)
-        _, files[split] = localiser_boxes(localiser, dataset, split, rows, classes, count=regions.proposals)
-    named = replace(regions, localiser=localiser.weights_sha256)
-    _log.info("%s: is trained on the boxes of %s (%s…)", config.recipe, reference, localiser.weights_sha256[:12])
-    return replace(config, regions=named), Proposals(reference, files)
+    localiser, files = found_boxes(
+        parse_run(workspace, reference).path, open_dataset(workspace, dataset_name), count=regions.proposals
+    )
+    _log.info("%s: is trained on the boxes of %s (%s…)", config.recipe, reference, localiser[:12])
+    return replace(config, regions=replace(regions, localiser=localiser)), Proposals(reference, files)
 
 
 def keep_proposals(proposals: Proposals | None, run: RunDirectory, splits: tuple[str, ...]) -> None:

@@ -1,9 +1,10 @@
-"""The registration of a finished localiser: a version with its localisation errors, result files and model card."""
+"""The registration of a finished localiser or R-CNN: a version with its errors, result files and model card."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from resnet_pipeline.adapters.mlflow.ensembles import MemberVersion
@@ -11,16 +12,17 @@ from resnet_pipeline.adapters.mlflow.registry import ModelVersion, resolve, vers
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection.results import read_results
-from resnet_pipeline.detection.trained import localiser_protocol
 from resnet_pipeline.jobs.localise import Localisation
 from resnet_pipeline.jobs.pictures import pictures_of
-from resnet_pipeline.jobs.references import RegisteredModel, load, parse
+from resnet_pipeline.jobs.references import RegisteredModel, folder_of, load, parse
 from resnet_pipeline.jobs.register_results import card_of, register_with_results, some_of
 from resnet_pipeline.jobs.train import TrainedRun
 from resnet_pipeline.report.model_card import MeasuredLocalisation
 from resnet_pipeline.workspace import Workspace
 
 _log = logging.getLogger(__name__)
+
+_GATED = ("dense", "truth")  # protocol and classes of the test that the gate compares by
 
 
 def register_localiser(
@@ -30,49 +32,72 @@ def register_localiser(
     *,
     name: str | None = None,
     classifier: str | None = None,
+    proposals: str | None = None,
 ) -> ModelVersion:
-    """Register a finished localiser as a model version that carries its errors, with pictures of its boxes.
+    """Register a finished localiser, or R-CNN, as a model version that carries its errors, with pictures of its boxes.
 
     ``tests`` are of the dataset's evaluation split, one of them with the true classes on whole images: the gate
     compares by it. ``classifier`` is a MODEL that names classes where a request does not; the version refers to its
-    registered version, and has none if it is not registered. ``name`` None is the recipe's. A run that is registered
-    already gets what is new.
+    registered version, and has none if it is not registered. ``proposals`` is the localiser whose boxes an R-CNN moves,
+    with which the tests were made; the version holds its files, too, so that it gives boxes alone. ``name`` None is the
+    recipe's. A run that is registered already gets what is new.
 
     Example: ``register_localiser(workspace, trained, [localise(workspace, str(trained.run.path), "ilsvrc2012")]).uri``
     """
     run = trained.run
     config = run.config()
-    localisation = config.localisation
-    assert localisation is not None  # it is a localiser's
     dataset = open_dataset(workspace, run.dataset().name)
-    gated = localiser_protocol(config, "dense")
-    tests = sorted(tests, key=lambda test: test.test != gated)
-    assert tests[0].test == gated  # as the docstring has it
+    tests = sorted(tests, key=lambda test: (test.protocol, test.classes) != _GATED)
+    gated = tests[0]
+    assert (gated.protocol, gated.classes) == _GATED  # as the docstring has it
+    regions, norm = config.regions, config.head.norm if config.head else ""
     facts = {
         "localises": f"{some_of(dataset.classes)}; a box for each class that is named, or is a classifier's",
-        "network": f"{config.model.name} with a box for each class on its last map",
+        "network": f"{config.model.name} "
+        + (
+            "with a score and a box for each class of a region"
+            if regions
+            else "with a box for each class on its last map"
+        ),
         "images": f"whole, shorter sides {', '.join(map(str, config.views.scales))} pixels; the likeliest box of all",
     }
-    results = read_results(Path(tests[0].results), dataset, tests[0].split)
-    return register_with_results(
-        workspace,
-        trained,
-        dataset,
-        name=name,
-        figures={
-            f"{test.protocol}{'' if test.classes == 'truth' else '_predicted'}_localisation_error": (
-                test.error,
-                test.interval,
-            )
-            for test in tests
-        },
-        results={test.test: Path(test.results) for test in tests},
-        card=card_of(
-            trained, dataset, facts, norm=localisation.norm, localisation=tuple(measured(test) for test in tests)
-        ),
-        picture=pictures_of(dataset, results, run.path / "pictures" / f"{gated}.png", of=run.name, least_score=0.0),
-        classifier=None if classifier is None else _registered(workspace, classifier),
-    )
+    if regions is not None:
+        facts["images"] = (
+            f"regions of {config.augment.crop} pixels, the {regions.proposals} best boxes of its localiser"
+        )
+        facts["localiser (SHA-256)"] = str(regions.localiser)
+    results = read_results(Path(gated.results), dataset, gated.split)
+    with _folder(workspace, proposals) as localiser:
+        return register_with_results(
+            workspace,
+            trained,
+            dataset,
+            name=name,
+            figures={
+                f"{test.protocol}{'' if test.classes == 'truth' else '_predicted'}_localisation_error": (
+                    test.error,
+                    test.interval,
+                )
+                for test in tests
+            },
+            results={test.test: Path(test.results) for test in tests},
+            card=card_of(trained, dataset, facts, norm=norm, localisation=tuple(measured(test) for test in tests)),
+            picture=pictures_of(
+                dataset, results, run.path / "pictures" / f"{gated.test}.png", of=run.name, least_score=0.0
+            ),
+            classifier=None if classifier is None else _registered(workspace, classifier),
+            localiser=localiser,
+        )
+
+
+@contextmanager
+def _folder(workspace: Workspace, reference: str | None) -> Iterator[Path | None]:
+    """Yield the folder of a model, if one is named."""
+    if reference is None:
+        yield None
+        return
+    with folder_of(workspace, parse(workspace, reference)) as folder:
+        yield folder
 
 
 def measured(test: Localisation) -> MeasuredLocalisation:

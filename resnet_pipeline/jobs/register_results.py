@@ -28,12 +28,13 @@ def register_with_results(
     card: ModelCard,
     picture: Path,
     classifier: MemberVersion | None = None,
+    localiser: Path | None = None,
 ) -> ModelVersion:
     """Register a finished run as a model version that carries its figures; return the version, there or new.
 
     ``figures`` are in percent with their intervals, by name. ``results`` are files by their protocols, the first of
-    which `promote_by_results` compares by. ``name`` None is the recipe's. A run that is registered already gets what is
-    new.
+    which `promote_by_results` compares by. ``name`` None is the recipe's, ``classifier`` and ``localiser`` as in
+    `registry.register`. A run that is registered already gets what is new.
     """
     tracking, run = Tracking(workspace), trained.run
     config, split = run.config(), dataset.eval_split
@@ -46,7 +47,10 @@ def register_with_results(
     found = {key: f"{value:.3f}" for key, (value, _) in figures.items()}
     found |= {f"{key}_interval": f"{low:.3f} to {high:.3f}" for key, (_, (low, high)) in figures.items()}
     with left_to_do(f"{config.recipe} is trained ({run.path}), but not registered"):
-        version = register(tracking, run, name, tags=tags, example=example_image(config.views), classifier=classifier)
+        version = register(
+            tracking, run, name, tags=tags, example=example_image(config.views), classifier=classifier,
+            localiser=localiser,
+        )  # fmt: skip
         describe(
             tracking,
             version,

@@ -1,4 +1,4 @@
-"""A split searched by a detector part by part, so that a test that was stopped goes on; here or by Ray's workers."""
+"""A split searched part by part, so that a test that was stopped goes on; here or by Ray's workers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset, open_dataset
-from resnet_pipeline.detection.finding import find_objects
-from resnet_pipeline.detection.improvements import ImprovedDetector
-from resnet_pipeline.detection.networks import Detector
-from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts, read_kept_results, read_results
-from resnet_pipeline.device import local_device
+from resnet_pipeline.detection.results import Find, ImageFound, Results, ResultsFacts, read_kept_results, read_results
 from resnet_pipeline.evaluation.scoring import chosen_samples
 from resnet_pipeline.jobs.evaluate import on_ray
 from resnet_pipeline.progress import progress
@@ -28,8 +23,8 @@ PART_IMAGES = 100
 
 def searched(
     text: str,
-    detector: Detector | ImprovedDetector,
-    config: RunConfig,
+    find: Find,
+    micro_batch: int,
     dataset: Dataset,
     facts: ResultsFacts,
     path: Path,
@@ -41,13 +36,13 @@ def searched(
 ) -> tuple[Results, ResultsFacts]:
     """Search a split part by part, each kept until all are there, and keep the whole at ``path``; return it.
 
-    ``dataset`` has the ``images`` that are searched alone (`chosen_samples`), ``text`` names the detector. The parts
-    depend on them and on the config alone, and are of whole batches, so that a test that was interrupted, or that
+    ``dataset`` has the ``images`` that are searched alone (`chosen_samples`), ``text`` names what searches. The parts
+    depend on them and on ``micro_batch`` alone, and are of whole batches, so that a test that was interrupted, or that
     ``workers`` of Ray make, finds the same.
 
-    Example: ``searched("run", detector, config, dataset, facts, path, copies, workspace=workspace)[0].found``
+    Example: ``searched("run", find, 16, dataset, facts, path, copies, workspace=workspace)[0].found``
     """
-    split, micro_batch = facts.split, config.micro_batch
+    split = facts.split
     count = len(dataset.splits[split])
     size = max(PART_IMAGES // micro_batch, 1) * micro_batch
     cuts = np.split(np.arange(count), range(size, count, size))
@@ -74,15 +69,12 @@ def searched(
                 keep(number, found, seconds)
                 bar.advance(len(found))
 
-            parts = {number: chosen[cuts[number]] for number in lacking}
-            find_on_ray(detector, config, workspace, whole_split, split, parts, workers=workers, keep=keep_and_show)
+            parts = {number: (chosen[cuts[number]], cuts[number]) for number in lacking}
+            find_on_ray(find, workspace, whole_split, split, parts, workers=workers, keep=keep_and_show)
         else:
-            device = local_device()
             for number in lacking:
                 start = time.perf_counter()
-                found = find_objects(
-                    detector.to(device), cut[number], split, config, device=device, on_images=bar.advance
-                )
+                found = find(cut[number], split, cuts[number], bar.advance)
                 keep(number, found, time.perf_counter() - start)
     parts_there = [there[number] for number in range(len(cuts))]
     results = Results(split=split, found=[found for part, _ in parts_there for found in part.found])

@@ -29,7 +29,7 @@ from resnet_pipeline.adapters.mlflow.serving import CLASSES, SERVED
 from resnet_pipeline.config import TASKS, TaskName
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError, did_you_mean
-from resnet_pipeline.evaluation.trained_model import MODEL_FILES, Member
+from resnet_pipeline.evaluation.trained_model import LOCALISER_FOLDER, MODEL_FILES, Member
 from resnet_pipeline.models.weights import check_noted_weights
 from resnet_pipeline.training.run_directory import RunDirectory
 
@@ -82,14 +82,15 @@ def register(
     tags: Mapping[str, str],
     example: bytes,
     classifier: MemberVersion | None = None,
+    localiser: Path | None = None,
 ) -> ModelVersion:
     """Register a finished run's weights as a version, alias ``candidate``, of the model ``name``.
 
     ``name`` None is the recipe's, as ``cifar10-resnet20``. ``example`` is an encoded image, the version's input
     example. It is served as what it was trained for, `task_of_version`; a localiser with the ``classifier`` that names
-    classes to it, to which it refers. The same weights are registered once under a name: a second call finds the
-    version. Raises UserError for an unfinished run and for weights that are not
-    those of its result, and TrackingError if MLflow is away.
+    classes to it, to which it refers, and an R-CNN with the files of the ``localiser`` whose boxes it moves, from that
+    one's folder. The same weights are registered once under a name: a second call finds the version. Raises UserError
+    for an unfinished run and for weights that are not those of its result, and TrackingError if MLflow is away.
 
     Example: ``register(Tracking(Workspace.of()), run, tags=tags, example=example_image(views)).uri``
     """
@@ -115,9 +116,9 @@ def register(
         return before
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "network"
-        folder.mkdir()
-        for file in MODEL_FILES:
-            shutil.copy(run.path / file, folder / file)
+        _copy_model(run.path, folder)
+        if localiser is not None:
+            _copy_model(localiser, folder / LOCALISER_FOLDER)
         if classifier is not None:
             (folder / CLASSIFIER).mkdir()
             write_ensemble(folder / CLASSIFIER, [classifier], run.dataset())
@@ -388,6 +389,12 @@ def _downloaded(tracking: Tracking, reference: str) -> Iterator[Path]:
             except UserError as error:
                 raise UserError(f"{reference}: {error}") from None
         yield folder
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    target.mkdir()
+    for file in MODEL_FILES:
+        shutil.copy(source / file, target / file)
 
 
 def _task(tags: Mapping[str, str]) -> TaskName:

@@ -1,4 +1,4 @@
-"""Tests of detectors on Ray: workers, each on one GPU if there are any, that search part after part of a split."""
+"""Tests of detectors and localisers on Ray: workers, each on one GPU if there are any, that search part after part."""
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ import torch
 from resnet_pipeline.adapters.ray.cluster import check_workers, ray_cluster
 from resnet_pipeline.adapters.ray.evaluate import opened_there, results_of
 from resnet_pipeline.adapters.ray.train import dismiss_standing_workers
-from resnet_pipeline.config import RunConfig
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.order import Int64
-from resnet_pipeline.detection.finding import find_objects
-from resnet_pipeline.detection.improvements import ImprovedDetector
-from resnet_pipeline.detection.networks import Detector
-from resnet_pipeline.detection.results import ImageFound
-from resnet_pipeline.device import local_device
+from resnet_pipeline.detection.results import Find, ImageFound
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.workspace import Workspace
 
@@ -37,23 +32,22 @@ class _Setting:
     root: Path
     dataset: str
     split: str
-    config: RunConfig
     threads: int
 
 
 def find_on_ray(
-    detector: Detector | ImprovedDetector,
-    config: RunConfig,
+    find: Find,
     workspace: Workspace,
     dataset: Dataset,
     split: str,
-    parts: Mapping[int, Int64],
+    parts: Mapping[int, tuple[Int64, Int64]],
     *,
     workers: int | None,
     keep: Callable[[int, list[ImageFound], float], None],
 ) -> None:
-    """Search parts of a split, by number the samples int64 [N] of each, on ``workers`` workers (None: as many as fit).
+    """Search parts of a split on ``workers`` workers (None: as many as fit).
 
+    ``parts`` are by number the samples int64 [N] of each, and their places among all that are searched, int64 [N].
     ``keep`` takes what was found in a part, and its worker's seconds, as soon as it is there. A lost worker is
     replaced. Raises UserError if it can't be finished, with the worker's own message if it has one.
     """
@@ -65,16 +59,16 @@ def find_on_ray(
         check_workers(most, resources)
         count = min(most, len(parts))
         cpus = resources.cpus_per_worker(count)
-        setting = _Setting(workspace.root, dataset.storage.url, split, config, cpus)
+        setting = _Setting(workspace.root, dataset.storage.url, split, cpus)
         actor = ray.remote(num_cpus=cpus, num_gpus=1 if resources.gpus else 0)(_Worker)
-        shared = ray.put(detector.cpu())
+        shared = ray.put(find)
 
         def begin() -> tuple[Any, Any]:
             worker = actor.remote()
             return worker, worker.open.remote(shared, setting)
 
         def give(worker: Any, part: _Part) -> Any:
-            return worker.find.remote(parts[part.number])
+            return worker.find.remote(*parts[part.number])
 
         for part, (found, seconds) in results_of([_Part(number) for number in parts], count, begin, give):
             keep(part.number, found, seconds)
@@ -83,22 +77,20 @@ def find_on_ray(
 class _Worker:
     """Ray's actor. A user's error is returned, since Ray would wrap what is raised into its traceback."""
 
-    def open(self, detector: Detector | ImprovedDetector, setting: _Setting) -> UserError | None:
-        """Open the dataset, with the settings of this node, and bring the network to its device."""
+    def open(self, find: Find, setting: _Setting) -> UserError | None:
+        """Open the dataset, with the settings of this node."""
         torch.set_num_threads(setting.threads)
         dataset = opened_there(setting.root, setting.dataset)
         if isinstance(dataset, UserError):
             return dataset
-        self._dataset, self._setting, self._device = dataset, setting, local_device()
-        self._detector = detector.to(self._device).eval()
+        self._dataset, self._setting, self._find = dataset, setting, find
         return None
 
-    def find(self, rows: Int64) -> tuple[list[ImageFound], float] | UserError:
-        """Return what is found in samples int64 [N], and the seconds that it took."""
+    def find(self, rows: Int64, places: Int64) -> tuple[list[ImageFound], float] | UserError:
+        """Return what is found in samples int64 [N], at these places, and the seconds that it took."""
         start, split = time.perf_counter(), self._setting.split
         try:
-            part = self._dataset.part(split, rows)
-            found = find_objects(self._detector, part, split, self._setting.config, device=self._device)
+            found = self._find(self._dataset.part(split, rows), split, places, lambda images: None)
         except UserError as error:
             return error
         return found, time.perf_counter() - start

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resnet_pipeline.detection.named_classes import ClassNamer
-from resnet_pipeline.detection.trained import TrainedLocaliser
+from resnet_pipeline.detection.trained_localiser import TrainedLocaliser
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.evaluation.predictor import checked
 from resnet_pipeline.evaluation.trained_model import Member

@@ -368,13 +368,14 @@ def test_it_mends_the_boxes_of_a_poor_localiser(located, space, poor, tmp_path, 
     )
     for references, options, words in [
         (run.name, {}, "is an R-CNN .*: name the localiser, and it with --rcnn"),
+        (run.name, {"rcnns": [run.name]}, "is an R-CNN .*: name the localiser, and it with --rcnn"),
         (poor.name, {"rcnns": [poor.name]}, "is no R-CNN"),
         ([poor.name, poor.name], {}, "2 localisers are tested together by an R-CNN alone"),
         (poor.name, {"rcnns": [run.name], "protocol": "center"}, "leave out --protocol center"),
     ]:
         with pytest.raises(UserError, match=words):
             localise(space, references, "d", **options)
-    with pytest.raises(UserError, match="is an R-CNN itself"):
+    with pytest.raises(UserError, match=r"is an R-CNN .*: name the localiser"):
         proposed(space, region_config(), "d", run.name)
     other = config(steps=2, seed=5, recipe="ilsvrc-loc/resnet101")
     another = RunDirectory.create(space.runs, other, located.facts)

@@ -20,7 +20,7 @@ from resnet_pipeline.adapters.mlflow.registry import fetch_card, resolve
 from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.config_io import with_overrides
 from resnet_pipeline.data.dataset import open_dataset
-from resnet_pipeline.detection import task_of
+from resnet_pipeline.detection import finding, task_of
 from resnet_pipeline.detection.finding import find_objects
 from resnet_pipeline.detection.improvements import Improvements
 from resnet_pipeline.detection.metrics import coco_metrics, paired_difference
@@ -152,7 +152,7 @@ def test_a_test_that_is_stopped_goes_on_with_the_images_that_are_missing(space, 
             searched.append(dataset.splits[split].keys)
             return find_objects(model, dataset, split, *arguments, **options)
 
-        monkeypatch.setattr(search, "find_objects", find)
+        monkeypatch.setattr(finding, "find_objects", find)
 
     test = dataclasses.replace(TEST, split="train", images=7)
     whole = evaluate_detectors_together(space, names, test)

@@ -21,12 +21,15 @@ from resnet_pipeline.adapters.mlflow.runs import Tracking
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection import task_of
 from resnet_pipeline.detection.results import ImageFound, Results, ResultsFacts, read_results
+from resnet_pipeline.detection.trained_localiser import find_by_classes
 from resnet_pipeline.errors import UserError
+from resnet_pipeline.jobs import localiser_boxes, search
 from resnet_pipeline.jobs.detect import results_path
 from resnet_pipeline.jobs.localise import localise
 from resnet_pipeline.jobs.predict_objects import predict_objects
 from resnet_pipeline.jobs.promote import PromotionRefusedError
 from resnet_pipeline.jobs.promote_results import promote_by_results
+from resnet_pipeline.jobs.proposals import proposed
 from resnet_pipeline.jobs.register_localiser import register_localiser
 from resnet_pipeline.jobs.register_trained import register_trained
 from resnet_pipeline.jobs.tasks import named_task
@@ -37,10 +40,12 @@ from resnet_pipeline.training.run_directory import RunDirectory
 from resnet_pipeline.workspace import Workspace
 from tests.unit.detection.conftest import located  # noqa: F401 - a fixture
 from tests.unit.detection.test_localisation import config
+from tests.unit.detection.test_regions import region_config
 from tests.workspaces import with_database
 
 pytestmark = pytest.mark.slow
 NAME, CLASSIFIER = "ilsvrc-loc-resnet101", "d-resnet8"
+RCNN = "ilsvrc-loc/rcnn-resnet101"
 WIDE = {
     "model.name": "cifar-resnet8", "model.mean": "channel", "augment.crop": 32, "augment.shorter_side": [32, 36],
     "views.crop": 32, "views.resize": 32, "views.scales": [32, 40], "localisation.norm": "batch",
@@ -62,6 +67,10 @@ def space(tmp_path_factory, mlflow_database, located):  # noqa: F811
         run = RunDirectory.create(workspace.runs, each, dataset.facts)
         assert train(run, dataset, LocalContext(), task=task_of(each, dataset, LocalContext()))
     register_trained(workspace, trained(workspace, recipe="d/resnet8"))
+    changed, found = proposed(workspace, region_config(steps=2), "d", trained(workspace).run.name)
+    run = RunDirectory.create(workspace.runs, changed, dataset.facts)
+    found.keep(run)
+    assert train(run, dataset, LocalContext(), task=task_of(changed, dataset, LocalContext(), run=run))
     yield workspace
     torch.set_num_threads(threads)
 
@@ -70,6 +79,11 @@ def trained(workspace, seed=0, recipe="ilsvrc-loc/resnet101"):
     runs = [RunDirectory(path) for path in workspace.runs.iterdir()]
     (run,) = (run for run in runs if (run.config().seed, run.config().recipe) == (seed, recipe))
     return TrainedRun(run=run, result=run.result(), mlflow_run="", mlflow_page="", reused=False)
+
+
+def pair(space):
+    """Return the localiser, and the R-CNN that was trained on its boxes."""
+    return trained(space), trained(space, recipe=RCNN)
 
 
 def boxes(dataset, *, right: bool):
@@ -108,6 +122,95 @@ def test_boxes_are_kept_and_read_again(space):
     assert predicted.results != first.results
     assert all(len(each) == 2 for each in read_results(Path(predicted.results), open_dataset(space, "d"), "val").found)
     assert predicted.error <= first.error, "of two classes a classifier names both"
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_test_that_is_stopped_goes_on_to_the_same_bytes(space, monkeypatch, stages):
+    """Of a localiser, and with the R-CNN on its boxes; images that were done are not looked at again."""
+    first, second = pair(space)
+    rcnns, splits = [second.run.name][: stages - 1], []
+
+    def stopped_after(parts):
+        def find(giver, classes, protocol, sides, dataset, *others):
+            if len(splits) == parts:
+                raise KeyboardInterrupt
+            splits.append(dataset.splits["val"].keys)
+            return find_by_classes(giver, classes, protocol, sides, dataset, *others)
+
+        monkeypatch.setattr(localiser_boxes, "find_by_classes", find)
+
+    def test():
+        return localise(space, first.run.name, "d", rcnns=rcnns, classifier=CLASSIFIER)
+
+    monkeypatch.setattr(search, "PART_IMAGES", 5)  # one micro-batch of four
+    whole = test()
+    path = Path(whole.results)
+    content = path.read_bytes()
+    path.unlink()
+    stopped_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        test()
+    assert len(list(path.with_suffix(".parts").iterdir())) == 2 and not path.exists()
+    stopped_after(2)
+    assert test() == whole and path.read_bytes() == content
+    assert [len(keys) for keys in splits] == [4, 4] and not set(splits[0]) & set(splits[1])
+    assert not path.with_suffix(".parts").exists()
+
+
+def test_an_r_cnn_is_registered_with_its_localiser_gated_and_served(space, tmp_path, monkeypatch, capsys):
+    dataset, tracking = open_dataset(space, "d"), Tracking(space)
+    first, second = pair(space)
+    test = localise(space, first.run.name, "d", rcnns=[second.run.name])
+    version = resolve(tracking, register_trained(space, second).uri)
+    assert version.name == "ilsvrc-loc-rcnn-resnet101" and version.tags["task"] == "localisation"
+    assert version.tags["weights_sha256"] == second.result.weights_sha256
+    assert float(version.tags["dense_localisation_error"]) == pytest.approx(test.error, abs=1e-3)
+    card = fetch_card(tracking, version)
+    assert f"| dense | truth | 8 val | {test.error:.2f}" in card and first.result.weights_sha256 in card
+    # the pair is tested, promoted and served by that name alone
+    again = localise(space, version.name, "d")
+    assert (again.error, again.results, again.test) == (test.error, test.results, test.test)
+    assert again.test == "boxes-dense-32-40-20-regions-24"
+    monkeypatch.setenv("RESNET_PIPELINE_ROOT", str(space.root))
+    run(monkeypatch, "localise", version.uri, "--dataset", "d")
+    assert ", by R-CNN" in capsys.readouterr().out
+    with pytest.raises(UserError, match="leave out --protocol center"):
+        localise(space, version.uri, "d", protocol="center")
+    run(monkeypatch, "promote", version.name)
+    assert f"first champion, localisation error {test.error:.2f} % on 8 images" in capsys.readouterr().out
+    # against a localiser alone, under one name
+    other = resolve(tracking, register_trained(space, trained(space, seed=1), name="both").uri)
+    both = resolve(tracking, register_trained(space, second, name="both").uri)
+    keep(space, dataset, other, boxes(dataset, right=False))
+    promote_by_results(space, other.uri)
+    keep(space, dataset, both, boxes(dataset, right=True))
+    assert "0.00 % against 100.00 % of version 1 on the same 8 images" in promote_by_results(space, both.uri).reason
+    Path(test.results).unlink()
+    test = localise(space, first.run.name, "d", rcnns=[second.run.name])
+    # a JPEG in, a box for each class out, the same as in the result file
+    data = dataset.splits["val"].encoded(0).tobytes()
+    kept = read_results(Path(test.results), dataset, "val").found[0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.address)
+    served = load_model(version.uri)
+    names = [dataset.classes[label] for label in kept.label]
+    (own,) = served.predict(pd.DataFrame({"image": [data], "classes": [names]})).to_dict("records")
+    np.testing.assert_allclose(own["boxes"], kept.box, atol=1e-3)
+    np.testing.assert_allclose(own["scores"], kept.score, atol=1e-5)
+    (tmp_path / "a.jpg").write_bytes(data)
+    run(monkeypatch, "predict", version.name, tmp_path / "a.jpg", "--output", tmp_path / "out.csv", "--class", names[0])
+    (row,) = pyarrow.csv.read_csv(tmp_path / "out.csv").to_pylist()
+    assert row["right"] == pytest.approx(kept.box[0, 2], abs=1e-3)
+
+
+def test_an_r_cnn_whose_localiser_is_elsewhere_is_not_registered(space, caplog):
+    first, second = pair(space)
+    folder = first.run.path.rename(space.root / "elsewhere")
+    try:
+        assert register_trained(space, second, name="alone") is None
+        assert "name it with --proposals" in caplog.text
+        assert register_trained(space, second, name="alone", proposals=str(folder)).new
+    finally:
+        folder.rename(first.run.path)
 
 
 def test_a_localiser_is_registered_gated_and_served(space, tmp_path, monkeypatch, capsys):
@@ -223,3 +326,12 @@ def test_the_flow_ends_with_a_gated_version_and_a_picture(space, monkeypatch):
     assert any("data:image/jpeg;base64," in given.get("markdown", "") for given in shown if isinstance(given, dict))
     assert Path(result["pictures"]).is_file() and alias_of(Tracking(space), "flow-loc", CHAMPION).version == "1"
     assert resolve(Tracking(space), "models:/flow-loc/1").tags["classifier"] == f"models:/{CLASSIFIER}/1"
+    changed = {name: value for name, value in WIDE.items() if not name.startswith(("localisation", "augment"))}
+    second = localisation.localization_train.fn(
+        dataset="d", network="rcnn-resnet101", proposals=Path(result["run"]).name, steps=2, launcher="local", seed=5,
+        overrides={**changed, "augment.crop": 24, "regions.norm": "batch", "regions.proposals": 20},
+        registered_as="flow-rcnn",
+    )  # fmt: skip
+    assert second["version"] == "flow-rcnn version 1 @candidate" and second["promoted"], second["promotion"]
+    assert [(each["protocol"], each["classes"]) for each in second["localisation"]] == [("dense", "truth")]
+    assert Path(second["pictures"]).is_file()
