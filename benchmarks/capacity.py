@@ -17,10 +17,11 @@ INDEX_BYTES = 13.4  # of a sample: index.parquet of CIFAR-10's 60,000 (checksums
 MAPPED_BYTES = 92  # of a sample, once on a node's disk and in its page cache
 OPENED_MIB, OPENED_MIB_PER_SHARD = 22.0, 95 / 165_000  # of a process's own; the second is the manifest's list
 FIRST_SECONDS = 12.1 / 14e6  # of a sample: the processor time in which a node's first process writes the mapped tables
-CATALOGUE_BYTES = 400  # of a sample: staging's one process (0.5 GiB at 1.33 million)
+CATALOGUE_BYTES = 256  # of a sample, at the peak of staging's one process: benchmarks/catalogue.py
+CATALOGUE_SECONDS = 140e-6  # of a sample, processor time of that process: most of it reads a tar file's headers
 LISTED_PER_SECOND = 50_000  # objects of a bucket that staging lists: 1.33 million took 1.3 minutes, 2.95 times as long
 STAGED_PER_SECOND = 147e6 / 2  # bytes of a core, with the audit
-PUT_LIMIT = 5 * 2**30  # bytes of an object that is written in one request
+OBJECT_LIMIT = 5 * 2**40  # bytes of an object that is written in parts, as index and checksums are
 ORDER_BYTES = 32  # of a sample while an order is sorted, up to 2**22 of them; beyond, none
 
 
@@ -43,16 +44,18 @@ def parts(samples: int, image_bytes: int, gpus: int, epoch_seconds: float) -> It
     of_node = own * PROCESSES_OF_A_GPU * NODE_GPUS + MAPPED_BYTES * samples
     order = ORDER_BYTES * samples if samples <= 2**22 else 0
     catalogue = CATALOGUE_BYTES * samples
+    listed = CATALOGUE_SECONDS * samples
     opening = FIRST_SECONDS * samples
     listing = samples / LISTED_PER_SECOND
     staging = samples * image_bytes / STAGED_PER_SECOND / (nodes * NODE_CORES)
     fetching = samples * image_bytes / (nodes * NODE_BYTES_PER_SECOND)
-    yield Part("index file in the bucket", f"{index / 1e9:.2f} GB", "5 GiB, one PutObject", index / PUT_LIMIT)
+    yield Part("index file in the bucket", f"{index / 1e9:.2f} GB", "5 TiB, an object", index / OBJECT_LIMIT)
     yield Part("a process's own memory, opened", f"{own / 2**20:.0f} MiB", "1 GiB", own / 2**30)
     yield Part("an order's memory, while it is sorted", f"{order / 2**20:.0f} MiB", "1 GiB", order / 2**30)
     yield Part("a node's memory for all of these", f"{of_node / 1e9:.1f} GB", "2 TB", of_node / NODE_MEMORY)
     yield Part("first opening on a node", f"{opening:.0f} s", "10 min", opening / 600)
     yield Part("staging's catalogue, in one process", f"{catalogue / 1e9:.1f} GB", "64 GB", catalogue / 64e9)
+    yield Part("staging's one process: list, index", f"{listed / 60:.0f} min", "a day", listed / 86400)
     yield Part("listing a bucket of single files", f"{listing / 60:.1f} min", "an hour", listing / 3600)
     yield Part("staging, 100 cores a node", f"{staging / 60:.1f} min", "a day", staging / 86400)
     yield Part(

@@ -159,10 +159,18 @@ def libjpeg_turbo(dataset: Dataset, images: int) -> Iterator[int]:
         yield from pool.map(decode, (range(i, min(i + BATCH, images)) for i in range(0, images, BATCH)))
 
 
-def ours(dataset: Dataset, images: int, *, threads: int = THREADS, prefetch: int | None = None) -> Iterator[int]:
+def ours(
+    dataset: Dataset,
+    images: int,
+    *,
+    threads: int = THREADS,
+    prefetch: int | None = None,
+    block_shards: int | None = None,
+) -> Iterator[int]:
     augment = get_recipe("imagenet/resnet50").augment
     options = {"seed": 0, "batch": BATCH, "micro_batch": BATCH, "steps": images // BATCH, "threads": threads}
-    with train_batches(dataset, augment=augment, prefetch=prefetch, **options) as batches:
+    options |= {"prefetch": prefetch, "block_shards": block_shards}
+    with train_batches(dataset, augment=augment, **options) as batches:
         yield from (len(batch.labels) for batch in batches)
 
 

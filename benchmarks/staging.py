@@ -37,7 +37,7 @@ import simplejpeg
 from ratios import ratio
 
 from resnet_pipeline.parallel import cores
-from resnet_pipeline.sources.catalogue import Entry
+from resnet_pipeline.sources.entries import Entry
 from resnet_pipeline.sources.file_views import Window
 from resnet_pipeline.sources.ilsvrc import TRAIN
 from resnet_pipeline.sources.tar_files import list_tar, walk_tar

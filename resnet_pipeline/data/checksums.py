@@ -36,7 +36,7 @@ def checksum(data: bytes | npt.NDArray[np.uint8]) -> int:
 
 def checksums_file(checksums: Mapping[str, Sequence[int] | Checksums], fingerprint: str) -> bytes:
     """Return the file of a dataset's checksums: by split, those of its samples in the order of the index."""
-    splits = [pa.array([name] * len(own), pa.string()) for name, own in checksums.items()]
+    splits = [pa.repeat(name, len(own)) for name, own in checksums.items()]
     values = [pa.array(own, pa.uint64()) for own in checksums.values()]
     table = pa.table({"split": pa.chunked_array(splits), "xxh3": pa.chunked_array(values)})
     buffer = io.BytesIO()

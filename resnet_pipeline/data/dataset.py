@@ -114,9 +114,7 @@ class Split:
         return views
 
     def _view(self, sample: int) -> npt.NDArray[np.uint8]:
-        mapped = self.files.mapped(int(self.shard[sample]))
-        start, length = self.extent(sample)
-        return mapped[start : start + length]
+        return self.files.part(int(self.shard[sample]), *self.extent(sample))
 
     def _damaged(self, sample: int) -> UserError:
         where = f"sample {self.key_of(sample)} in shard {self.shard_of(sample)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import logging
 import math
 import threading
 import time
@@ -22,7 +24,9 @@ from resnet_pipeline.files import sha256_of
 from resnet_pipeline.parallel import map_ahead, start_thread
 from resnet_pipeline.settings import CACHE_LIMIT_VARIABLE
 from resnet_pipeline.storage.base import Storage
-from resnet_pipeline.storage.cache import Cache, CacheFolder, Wanted
+from resnet_pipeline.storage.cache import Cache, CacheFolder, NoRoomError, Wanted
+
+_log = logging.getLogger(__name__)
 
 Mapped = npt.NDArray[np.uint8]
 Reached = Callable[[int], None]
@@ -32,6 +36,9 @@ _AHEAD = 2  # stretches that are brought ahead of the one that is read
 _AT_ONCE = 2  # shards: while one ends (the last blocks, the disk), another comes
 _SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_FOR_THE_LAST_BLOCKS = 10.0
+_SECONDS_UNTIL_SAID = 30.0  # that reading waits for a shard before a line says so
+_SECONDS_UNTIL_SAID_AGAIN = 600.0
+_SECONDS_UNTIL_ROOM = 30.0  # before a full disk is tried again
 
 
 class ShardFiles(Protocol):
@@ -42,6 +49,9 @@ class ShardFiles(Protocol):
 
     def mapped(self, number: int) -> Mapped:
         """Return the bytes of a shard, read-only; waits until it is there."""
+
+    def part(self, number: int, start: int, length: int) -> Mapped:
+        """Return some bytes of a shard, read-only; waits until they are there."""
 
     def following(self, stretches: Iterable[Stretch]) -> AbstractContextManager[Reached]:
         """Inside, bring the shards of these stretches ahead of reading, which tells the position it has reached."""
@@ -70,6 +80,10 @@ class LocalShards:
         if mapped is None:
             mapped = self._maps[number] = _map(self._checked(self._shards[number]))
         return mapped
+
+    def part(self, number: int, start: int, length: int) -> Mapped:
+        """Return some bytes of a shard."""
+        return self.mapped(number)[start : start + length]
 
     def following(self, stretches: Iterable[Stretch]) -> AbstractContextManager[Reached]:
         """Nothing to do: all shards are here."""
@@ -109,20 +123,55 @@ class CachedShards:
         self._bringing: set[int] = set()
         self._followers: list[_Follower] = []
         self._change = threading.Condition()
+        self._full_until = self._said_full = -math.inf  # of time.monotonic()
+        self._said_slow = False
         self.waited = 0.0
 
     def mapped(self, number: int) -> Mapped:
         """Return the bytes of a shard; waits for it, and counts the time."""
         mapped = self._held.get(number)
         if mapped is None:
-            start = time.perf_counter()
-            try:
+            with self._waiting(f"shard {self._shards[number].name}"):
                 self._let_the_oldest_go(self._shards[number].size)
                 mapped = self.hold(number)
-            finally:
-                self.waited += time.perf_counter() - start
         assert mapped is not None  # without a condition it comes or raises
         return mapped
+
+    def part(self, number: int, start: int, length: int) -> Mapped:
+        """Return some bytes of a shard; while the cache's disk is full, those of a missing one come from the bucket."""
+        now = time.monotonic()
+        if number in self._held or now >= self._full_until:
+            try:
+                return self.mapped(number)[start : start + length]
+            except NoRoomError as error:
+                if now >= self._said_full + _SECONDS_UNTIL_SAID_AGAIN:
+                    self._said_full = now
+                    _log.warning("%s. Until there is room, images are read one by one from the bucket: slower", error)
+                self._full_until = now + _SECONDS_UNTIL_ROOM
+        with self._waiting("an image"):
+            return np.frombuffer(self._storage.read(self._shards[number].name, start, length), np.uint8)
+
+    @contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        """Count the time inside, and say it, once, when that is long; it is said again after something came in time."""
+
+        def say() -> None:
+            if not self._said_slow:
+                self._said_slow = True
+                seconds = time.perf_counter() - start
+                text = "%s: reading has waited %.0f s for %s: the server or the network is slow; it goes on with it"
+                _log.warning(text, self._storage.url, seconds, what)
+
+        start = time.perf_counter()
+        timer = threading.Timer(_SECONDS_UNTIL_SAID, contextvars.copy_context().run, [say])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+            self._said_slow = self._said_slow and time.perf_counter() - start >= _SECONDS_UNTIL_SAID
+        finally:
+            timer.cancel()
+            self.waited += time.perf_counter() - start
 
     @contextmanager
     def following(self, stretches: Iterable[Stretch]) -> Iterator[Reached]:

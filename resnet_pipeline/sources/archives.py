@@ -6,11 +6,13 @@ compressed tar file has no such places: it can only be read from its beginning o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.names import escaped
-from resnet_pipeline.sources.members import Container, Member, address_of
+from resnet_pipeline.sources.columns import Members
+from resnet_pipeline.sources.containers import Container
+from resnet_pipeline.sources.members import Member, address_of
 from resnet_pipeline.sources.tar_files import Tar, read_stored
 from resnet_pipeline.sources.zip_files import Zip, unzip
 from resnet_pipeline.storage.base import Storage
@@ -69,7 +71,7 @@ class Folder:
         self._empty: list[str] = []
         self._others: list[tuple[str, str]] = []
 
-    def members(self) -> list[Member]:
+    def members(self) -> Members:
         """List all files, by name."""
         if isinstance(self.storage, LocalStorage):
             listing = self.storage.listing()
@@ -78,7 +80,7 @@ class Folder:
             files = listing.files
         else:
             files = self.storage.files()
-        return [Member(escaped(f.name), f.name, 0, f.size) for f in files]
+        return Members(Member(escaped(f.name), f.name, 0, f.size) for f in files)
 
     def folders(self) -> list[str]:
         """Return the empty folders; only a folder on this machine can have any."""
@@ -88,6 +90,6 @@ class Folder:
         """Return broken links, and what else is no file."""
         return self._others
 
-    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+    def read(self, members: Iterable[Member]) -> Iterator[bytes]:
         """Yield the files' contents."""
         return (read_member(self.storage, member) for member in members)

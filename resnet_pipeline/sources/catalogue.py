@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.names import composed
 from resnet_pipeline.sources.archives import read_member
-from resnet_pipeline.sources.members import Member
+from resnet_pipeline.sources.columns import hashes, repeated
+from resnet_pipeline.sources.entries import UNLABELLED, Entries, Entry
 from resnet_pipeline.sources.objects import AnnotatedImage
 from resnet_pipeline.storage.base import Storage
 
 _log = logging.getLogger(__name__)
-
-UNLABELLED = ""
-"""The class of images whose class is not known (ILSVRC's test images); their label is -1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +30,6 @@ class Ignored:
     file: str
     reason: str
     files: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file with its place in the dataset; ``below`` is its path below its class's folder, if it has one there."""
-
-    member: Member
-    split: str
-    label: str
-    below: str = ""
-
-    @property
-    def key(self) -> str:
-        """The sample's name, kept in the index and in score files: ``split/class/name``."""
-        name = self.below or PurePosixPath(self.member.name).name
-        return f"{self.split}/{self.label}/{name}" if self.label else f"{self.split}/{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +51,7 @@ class Catalogue:
     layout: str
     address: str
     storage: Storage
-    entries: list[Entry]
+    entries: Entries
     classes: list[str]
     class_words: dict[str, str] = field(default_factory=dict)
     md5: dict[str, str] = field(default_factory=dict)
@@ -80,7 +65,7 @@ class Catalogue:
     @property
     def labelled(self) -> bool:
         """Whether images have a class themselves, and not their objects alone."""
-        return self.objects is None or any(entry.label != UNLABELLED for entry in self.entries)
+        return self.objects is None or self.entries.labels.texts != [UNLABELLED]
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes]:
         """Yield the contents of entries, which are in the catalogue's order."""
@@ -95,10 +80,13 @@ def checked(catalogue: Catalogue) -> Catalogue:
     Raises RefusedError if a class lacks training images, or two entries have one key.
     """
     catalogue = _composed(catalogue)
-    known = set(catalogue.classes)
-    training = any(entry.split == "train" for entry in catalogue.entries)
+    entries, known = catalogue.entries, set(catalogue.classes)
+    training = any(split == "train" for split, _ in entries.kinds())
+    # only those of a class that is not known, and with a key whose hash stands twice, are looked at one by one
+    unknown = entries.numbers_of_labels({label for label in entries.labels.texts if label not in known | {UNLABELLED}})
+    suspect = np.union1d(unknown, repeated(hashes(entries.keys())))
     seen: dict[str, str] = {}
-    for entry in catalogue.entries:
+    for entry in entries.part(suspect):
         if entry.label not in known and entry.label != UNLABELLED:
             lacks = "has no images in train" if training else "is none of the classes that its table names"
             raise RefusedError(f"{catalogue.address}: class {entry.label!r} of {entry.split} {lacks}")
@@ -111,7 +99,7 @@ def checked(catalogue: Catalogue) -> Catalogue:
 
 def _composed(catalogue: Catalogue) -> Catalogue:
     """Return a catalogue in which a class that is written both composed (NFC) and decomposed (NFD) is one."""
-    labels = {entry.label for entry in catalogue.entries} | set(catalogue.classes)
+    labels = set(catalogue.entries.labels.texts) | set(catalogue.classes)
     forms = Counter(map(composed, labels))
     one = {label: composed(label) for label in labels if forms[composed(label)] > 1}
     if not one:
@@ -120,7 +108,7 @@ def _composed(catalogue: Catalogue) -> Catalogue:
         _log.warning("class %s is written in two ways, as Unicode's NFC and NFD: taken as one class", name)
     return replace(
         catalogue,
-        entries=[replace(e, label=one[e.label]) if e.label in one else e for e in catalogue.entries],
+        entries=Entries(replace(e, label=one[e.label]) if e.label in one else e for e in catalogue.entries),
         classes=sorted({one.get(label, label) for label in catalogue.classes}),
     )
 
@@ -150,17 +138,19 @@ def with_holdout(catalogue: Catalogue, images: int) -> Catalogue:
                 "say with --holdout N how many images are for validation"
             )
         return catalogue
-    if any(entry.split == "val" for entry in catalogue.entries):
+    entries = catalogue.entries
+    if len(entries.numbers_of("val")):
         raise UserError(f"--holdout {images}: {catalogue.address} has a val split of its own; leave --holdout out")
-    training = [entry.key for entry in catalogue.entries if entry.split == "train"]
+    training = entries.numbers_of("train")
     if images >= len(training):
         raise UserError(f"--holdout {images}: {catalogue.address} has only {len(training)} training images")
-    chosen = set(sorted(training, key=lambda key: hashlib.sha256(key.encode()).digest())[:images])
-    entries = [
-        replace(entry, split="val") if entry.split == "train" and entry.key in chosen else entry
-        for entry in catalogue.entries
-    ]
-    emptied = set(catalogue.classes) - {entry.label for entry in entries if entry.split == "train"}
+
+    def digest(number: int) -> bytes:
+        return hashlib.sha256(entries.key(number).encode()).digest()
+
+    chosen = set(heapq.nsmallest(images, map(int, training), key=digest))
+    entries = Entries(replace(e, split="val") if n in chosen else e for n, e in enumerate(entries))
+    emptied = set(catalogue.classes) - {label for split, label in entries.kinds() if split == "train"}
     if emptied:
         raise UserError(f"--holdout {images} leaves class {min(emptied)!r} without training images; hold out fewer")
     return replace(catalogue, entries=entries)

@@ -20,9 +20,12 @@ from PIL import Image
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
 from resnet_pipeline.sources.archives import read_tables
-from resnet_pipeline.sources.catalogue import Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue
+from resnet_pipeline.sources.columns import Members
+from resnet_pipeline.sources.containers import Container
+from resnet_pipeline.sources.entries import Entries, Entry
 from resnet_pipeline.sources.file_views import HashingReader, check_md5
-from resnet_pipeline.sources.members import Container, Member
+from resnet_pipeline.sources.members import Member
 from resnet_pipeline.storage.base import Storage
 
 PYTHON, BINARY = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"
@@ -36,16 +39,16 @@ _BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 _SIDE, _BYTES = 32, 3 * 32 * 32
 
 
-def cifar10(container: Container, members: list[Member], *, check: bool = True) -> Catalogue | None:
+def cifar10(container: Container, members: Members, *, check: bool = True) -> Catalogue | None:
     """Return the catalogue, None if there is no ``batches.meta`` or ``batches.meta.txt``.
 
     ``check`` compares a .tar.gz with the published MD5. Raises RefusedError for a missing or damaged batch.
     """
     # which of the two archives it is, and whether it is the published one
-    meta = next((m for m in members if PurePosixPath(m.name).name in _META), None)
+    meta = next((n for n in members.names() if PurePosixPath(n).name in _META), None)
     if meta is None:
         return None
-    folder, published = PurePosixPath(meta.name).parent, _META[PurePosixPath(meta.name).name]
+    folder, published = PurePosixPath(meta).parent, _META[PurePosixPath(meta).name]
     md5 = {}
     if check and container.in_sequence:
         md5[published] = _checked_md5(container.storage, members[0].file, container.address, published)
@@ -61,15 +64,14 @@ def cifar10(container: Container, members: list[Member], *, check: bool = True) 
         raise RefusedError(f"{container.address} names {len(classes)} classes, not CIFAR-10's 10")
     # an entry per image, whose place is its number in its batch
     pixels: dict[str, npt.NDArray[np.uint8]] = {}
-    entries = []
+    entries = Entries()
     for batch in _BATCHES:
         images, labels = parse(contents, batch, container.address)
         pixels[batch] = images
         split = "test" if batch == "test_batch" else "train"
-        entries += [
-            Entry(Member(f"{batch}-{number:05d}.png", batch, number, _BYTES), split, classes[label])
-            for number, label in enumerate(labels)
-        ]
+        for number, label in enumerate(labels):
+            member = Member(f"{batch}-{number:05d}.png", batch, number, _BYTES)
+            entries.append(Entry(member, split, classes[label]))
 
     def stream(wanted: Sequence[Entry]) -> Iterator[bytes]:
         return (_png(pixels[entry.member.file][entry.member.offset]) for entry in wanted)

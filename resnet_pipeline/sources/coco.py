@@ -17,9 +17,12 @@ from typing import Any
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped, hidden, is_other
 from resnet_pipeline.sources.archives import read_tables
-from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue
+from resnet_pipeline.sources.columns import Members
+from resnet_pipeline.sources.containers import Container
+from resnet_pipeline.sources.entries import UNLABELLED, Entries, Entry
 from resnet_pipeline.sources.image_folder import accounted, stream_of
-from resnet_pipeline.sources.members import Container, Member
+from resnet_pipeline.sources.members import Member
 from resnet_pipeline.sources.objects import AnnotatedImage, SourceObject
 
 WANTED = "COCO's annotations/instances_<set>.json with the images"
@@ -28,13 +31,13 @@ _SET = re.compile(r"(?:^|/)annotations/instances_((train|val|test)\w*)\.json$")
 _MOST_BYTES = 2**31  # COCO's largest has 0.47 GB, LVIS' 1.1 GB
 
 
-def coco(container: Container, members: list[Member]) -> Catalogue | None:
+def coco(container: Container, members: Members) -> Catalogue | None:
     """Return the catalogue, None if there is no ``annotations/instances_*.json``.
 
     Raises RefusedError for an annotation that can't be read, names an image or category that its file does not have,
     or says a category otherwise than another set's; and for an image that is missing.
     """
-    sets = {m.name: found for m in members if not hidden(m.name) and (found := _SET.search(m.name))}
+    sets = {n: found for n in members.names() if not hidden(n) and (found := _SET.search(n))}
     if not sets:
         return None
     splits = [found[2] for found in sets.values()]
@@ -43,7 +46,7 @@ def coco(container: Container, members: list[Member]) -> Catalogue | None:
         raise RefusedError(
             f"{container.address} holds several sets of a split ({', '.join(both[:3])}); leave one of each"
         )
-    wanted = [m for m in members if m.name in sets]
+    wanted = members.chosen(sets.__contains__)
     contents = zip(wanted, read_tables(container, wanted, most=_MOST_BYTES), strict=True)
     images = _Images(members)
     categories: dict[int, str] = {}
@@ -64,13 +67,14 @@ def coco(container: Container, members: list[Member]) -> Catalogue | None:
             objects[image.name] = annotated
     place = {member.name: number for number, member in enumerate(members)}
     entries.sort(key=lambda entry: place[entry.member.name])
+    packed = Entries(entries)
     reasons = dict.fromkeys(sets, "read for its objects")
-    hidden_files, ignored = accounted(container, members, entries, reasons)
+    hidden_files, ignored = accounted(container, members, packed, reasons)
     return Catalogue(
         layout="COCO",
         address=container.address,
         storage=container.storage,
-        entries=entries,
+        entries=packed,
         classes=[categories[number] for number in sorted(categories)],
         category_ids=sorted(categories),
         objects=objects,

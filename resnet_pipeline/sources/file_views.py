@@ -17,13 +17,16 @@ _KEPT = 64 * 2**10  # of the block before: how far back a reader may seek
 class HashingReader(SeekableFile):
     """Reads a file forwards in large blocks and hashes all of it, also what is skipped; seeks forwards.
 
-    ``on_bytes`` is called after each block with the number of bytes that have been read.
+    ``on_bytes`` is called after each block with the number of bytes that have been read. Without
+    ``hashed`` it only reads.
     """
 
-    def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None] = lambda size: None) -> None:
+    def __init__(
+        self, file: BinaryIO, on_bytes: Callable[[int], None] = lambda size: None, *, hashed: bool = True
+    ) -> None:
         super().__init__()
         self._file, self._on_bytes = file, on_bytes
-        self._digest = hashlib.md5(usedforsecurity=False)
+        self._hashed, self._digest = hashed, hashlib.md5(usedforsecurity=False)
         self._buffer, self._start = b"", 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -55,7 +58,8 @@ class HashingReader(SeekableFile):
 
     def _next(self) -> bool:
         block = self._file.read(_BLOCK)
-        self._digest.update(block)
+        if self._hashed:
+            self._digest.update(block)
         kept = self._buffer[-_KEPT:]
         self._start += len(self._buffer) - len(kept)
         self._buffer = kept + block

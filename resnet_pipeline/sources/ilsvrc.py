@@ -19,7 +19,8 @@ from typing import BinaryIO, NamedTuple, cast
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.progress import BYTES, progress
 from resnet_pipeline.sources.archives import read_tables
-from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue
+from resnet_pipeline.sources.entries import UNLABELLED, Entries, Entry
 from resnet_pipeline.sources.file_views import HashingReader, Window, check_md5
 from resnet_pipeline.sources.labelled_files import META, synsets
 from resnet_pipeline.sources.members import address_of, clean
@@ -66,18 +67,21 @@ def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
         pass
     # then what each holds, the training archive last
     kit = _devkit(storage)
+    beside = Entries()
     with reading(VAL) as file:
-        entries = _validation(file, address_of(storage, VAL), kit.truth)
+        _validation(file, address_of(storage, VAL), kit.truth, beside)
     if storage.stat(TEST) is not None:
         with reading(TEST) as file:
             members, _ = list_tar(file, TEST, address_of(storage, TEST))
-            entries += [Entry(member, "test", UNLABELLED) for member in members]
+            beside.extend(Entry(member, "test", UNLABELLED) for member in members)
+    entries = Entries()
     if there == TRAIN:
         with reading(TRAIN) as file:
-            entries = _training(file, address_of(storage, TRAIN)) + entries
+            _training(file, address_of(storage, TRAIN), entries)
+    entries.extend(beside)
     objects = _objects(storage, entries)
     # the order of the labels is that of the wnids
-    classes = sorted({e.label for e in entries if e.split == "train"} or kit.classes)
+    classes = sorted([label for split, label in entries.kinds() if split == "train"] or kit.classes)
     return Catalogue(
         layout="ILSVRC-2012 archives",
         address=storage.url,
@@ -90,9 +94,11 @@ def ilsvrc(storage: Storage, *, check: bool = True) -> Catalogue | None:
     )
 
 
-def _objects(storage: Storage, entries: list[Entry]) -> dict[str, AnnotatedImage] | None:
+def _objects(storage: Storage, entries: Entries) -> dict[str, AnnotatedImage] | None:
     """Return what the archives of boxes say of the images, by the images' names; None if there are no such archives."""
-    names = {PurePosixPath(entry.member.name).stem: entry.member.name for entry in entries}
+    if all(storage.stat(name) is None for name in BOXES):
+        return None
+    names = {PurePosixPath(name).stem: name for name in entries.members.names()}
     found: dict[str, AnnotatedImage] = {}
     for name in BOXES:
         if storage.stat(name) is None:
@@ -116,16 +122,15 @@ def _reading(storage: Storage, name: str, md5: dict[str, str] | None) -> Iterato
             return
         title = f"listing {name}" if md5 is None else f"comparing the MD5 of {name}"
         with progress(title, total=size, unit=BYTES) as bar:
-            file = HashingReader(raw, on_bytes=bar.reach)
+            file = HashingReader(raw, on_bytes=bar.reach, hashed=md5 is not None)
             yield cast(BinaryIO, file)
             if md5 is not None:
                 check_md5(address_of(storage, name), file.hexdigest(), MD5[name])
                 md5[name] = MD5[name]
 
 
-def _training(file: BinaryIO, address: str) -> list[Entry]:
-    """List the images of the class archives in the training archive."""
-    entries = []
+def _training(file: BinaryIO, address: str, entries: Entries) -> None:
+    """Add the images of the class archives in the training archive."""
     for outer in walk_tar(file, address):
         name = clean(outer.name)
         wnid, dot, kind = name.partition(".")
@@ -135,24 +140,21 @@ def _training(file: BinaryIO, address: str) -> list[Entry]:
         members, _ = list_tar(window, TRAIN, f"{address}/{name}", outer.offset_data)
         if not members:
             raise RefusedError(f"archive {address}/{name} holds no images")
-        entries += [Entry(member, "train", wnid) for member in members]
-    return entries
+        entries.extend(Entry(member, "train", wnid) for member in members)
 
 
-def _validation(file: BinaryIO, address: str, truth: list[str]) -> list[Entry]:
-    """List the validation images with the classes of the ground truth, by the number in their names."""
+def _validation(file: BinaryIO, address: str, truth: list[str], entries: Entries) -> None:
+    """Add the validation images with the classes of the ground truth, by the number in their names."""
     members, _ = list_tar(file, VAL, address)
     if len(members) != len(truth):
         raise RefusedError(
             f"archive {address} holds {len(members)} images, but {_TRUTH} of {DEVKIT} {len(truth)} lines"
         )
-    entries = []
     for member in members:
         found = re.search(r"_val_(\d{8})\.JPEG$", member.name)
         if not found or not 1 <= int(found[1]) <= len(truth):
             raise RefusedError(f"archive {address} holds {member.name}, not named ILSVRC2012_val_<number>.JPEG")
         entries.append(Entry(member, "val", truth[int(found[1]) - 1]))
-    return entries
 
 
 class _Kit(NamedTuple):

@@ -9,14 +9,21 @@ classes. ``class/image`` without splits is a layout too: ``--holdout`` makes the
 from __future__ import annotations
 
 import logging
+import os
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import hidden, is_other
-from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored, ignored_of
+from resnet_pipeline.sources.catalogue import Catalogue, Ignored, ignored_of
+from resnet_pipeline.sources.columns import Members, Part, missing
+from resnet_pipeline.sources.containers import Container
+from resnet_pipeline.sources.entries import Entries, Entry
 from resnet_pipeline.sources.labelled_files import CLASS_LISTS, Tables, tables_of
-from resnet_pipeline.sources.members import Container, Member
+from resnet_pipeline.sources.members import Member
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +37,12 @@ _FLAT = ("images", "image", "imgs", "img", "jpegimages")
 """Folders that hold the images of a split without being a class: Tiny ImageNet's ``val/images``."""
 
 
-def image_folder(container: Container, members: list[Member]) -> Catalogue | None:
+def image_folder(container: Container, members: Members) -> Catalogue | None:
     """Return the catalogue, None if there are neither splits nor folders of classes.
 
     Raises RefusedError if a class folder has no images, or more than one folder could be the dataset.
     """
-    images = [m for m in members if not hidden(m.name) and not is_other(m.name)]
+    images = members.part(lambda name: not hidden(name) and not is_other(name))
     base = _base(images, "train", below=2, address=container.address)
     if base is None:
         base = _base(images, "val", below=1, address=container.address)
@@ -45,14 +52,14 @@ def image_folder(container: Container, members: list[Member]) -> Catalogue | Non
 
 
 def accounted(
-    container: Container, members: Iterable[Member], entries: Iterable[Entry], reasons: dict[str, str]
+    container: Container, members: Members, entries: Entries, reasons: dict[str, str]
 ) -> tuple[list[Ignored], list[Ignored]]:
     """Return the files that are hidden, and those that are ignored; ``reasons`` are by name, if there is a special one.
 
     Found are then the entries, the hidden and the ignored.
     """
-    taken = {entry.member.name for entry in entries}
-    rest = [(m.name, reasons.get(m.name)) for m in members if m.name not in taken] + list(container.others())
+    names = missing(members.names(), entries.members.names())
+    rest = [(name, reasons.get(name)) for name in names] + list(container.others())
     no_place = "no image, by its name", "no place in this layout"
     unseen = (Ignored(name, "hidden, or left by a system") for name, _ in rest if hidden(name))
     ignored = (Ignored(n, reason or no_place[not is_other(n)]) for n, reason in rest if not hidden(n))
@@ -62,32 +69,37 @@ def accounted(
 class _Splits:
     """A source with folders of splits below ``base`` (empty, or with its slash)."""
 
-    def __init__(self, container: Container, members: list[Member], images: list[Member], base: str) -> None:
+    def __init__(self, container: Container, members: Members, images: Part[Member], base: str) -> None:
         self.container, self.members, self.images, self.base = container, members, images, base
-        inside = [path for m in images if (path := self._path(m.name)) is not None]
-        folders = sorted({path[0] for path in inside if len(path) > 1})
-        first = {_SPLITS[folder.lower()] for folder in folders if folder.lower() in _SPLITS}
-        self.split_of = {folder: split for folder in folders if (split := _split(folder, first)) is not None}
-        self.twice = {folder for folder in self.split_of if self._stands_twice(folder, inside)}
+        # of each folder below the base: the folders in it, and whether all that it holds lies deeper than a class
+        below: dict[str, tuple[set[str], bool]] = {}
+        for path in filter(None, map(self._path, map(members.name, map(int, images.numbers)))):
+            if len(path) > 1:
+                inside, deep = below.get(path[0], (set[str](), True))
+                below[path[0]] = inside if len(inside) > 1 else inside | {path[1]}, deep and len(path) > 3
+        first = {_SPLITS[folder.lower()] for folder in below if folder.lower() in _SPLITS}
+        self.split_of = {folder: split for folder in sorted(below) if (split := _split(folder, first)) is not None}
+        self.twice = {folder for folder in self.split_of if _stands_twice(folder, *below[folder])}
         for folder in sorted(self.twice):
             _log.info(
                 "%s: the folders of %s%s lie one folder deeper; taken as its classes", container.address, base, folder
             )
         self.reasons: dict[str, str] = {}
-        self.flat: dict[str, list[Member]] = defaultdict(list)
+        self.flat: dict[str, list[int]] = defaultdict(list)  # numbers of members
+        self.entries, self.places = Entries(), array("q")  # the number of each entry's member
 
     def catalogue(self) -> Catalogue:
-        entries = self._in_class_folders()
-        classes = sorted({entry.label for entry in entries if entry.split == "train"})
+        self._take_class_folders()
+        classes = sorted(label for split, label in self.entries.kinds() if split == "train")
         tables = self._tables() if self.flat or not classes else Tables({}, {})
         words: dict[str, str] = {}
         if not classes:
             classes, words = self._listed_classes(tables)
-        entries += self._in_flat_folders(tables, classes)
-        self._check_filled({(entry.split, entry.label) for entry in entries}, classes)
+        self._take_flat_folders(tables, classes)
+        self._check_filled(set(self.entries.kinds()), classes)
+        entries = self.entries
         if self.flat:
-            place = {member.name: number for number, member in enumerate(self.members)}
-            entries.sort(key=lambda entry: place[entry.member.name])
+            entries = entries.taken(np.argsort(np.frombuffer(self.places, np.int64), kind="stable"))
         hidden_files, ignored = accounted(self.container, self.members, entries, self.reasons)
         return Catalogue(
             layout="image folder",
@@ -105,12 +117,6 @@ class _Splits:
         """Return a name's parts below the base, None of what lies elsewhere."""
         return name[len(self.base) :].split("/") if name.startswith(self.base) else None
 
-    def _stands_twice(self, folder: str, inside: list[list[str]]) -> bool:
-        """Return whether a split's one folder is the split again: ``train/train/<class>``."""
-        here = [path for path in inside if path[0] == folder]
-        second = {path[1] for path in here}
-        return len(second) == 1 and all(len(path) > 3 for path in here) and _alike(second.pop()) == _alike(folder)
-
     def _place(self, name: str) -> tuple[str, list[str]] | None:
         """Return the split of a file or folder and its path below that; None if it is in no split."""
         path = self._path(name)
@@ -118,45 +124,46 @@ class _Splits:
             return None
         return self.split_of[path[0]], path[2:] if path[0] in self.twice else path[1:]
 
-    def _in_class_folders(self) -> list[Entry]:
-        found = []
-        for image in self.images:
-            place = self._place(image.name)
+    def _take(self, number: int, split: str, label: str, below: str = "") -> None:
+        self.entries.append(Entry(self.members[number], split, label, below))
+        self.places.append(number)
+
+    def _take_class_folders(self) -> None:
+        for number in map(int, self.images.numbers):
+            name = self.members.name(number)
+            place = self._place(name)
             if place is None:
-                folder = (self._path(image.name) or [""])[0]
+                folder = (self._path(name) or [""])[0]
                 beside = _ALSO.get(folder.lower())
-                self.reasons[image.name] = (
-                    f"{beside} is there beside {folder}" if beside else "lies in no split's folder"
-                )
+                self.reasons[name] = f"{beside} is there beside {folder}" if beside else "lies in no split's folder"
             elif len(place[1]) < 2 or (place[0] != "train" and len(place[1]) == 2 and place[1][0].lower() in _FLAT):
-                self.flat[place[0]].append(image)
+                self.flat[place[0]].append(number)
             else:
                 split, (label, *below) = place
-                found.append(Entry(image, split, label, "/".join(below)))
-        return found
+                self._take(number, split, label, "/".join(below))
 
-    def _in_flat_folders(self, tables: Tables, classes: Collection[str]) -> list[Entry]:
-        known, found = set(classes), []
-        for split, images in self.flat.items():
-            labels = tables.labels(images, known)
+    def _take_flat_folders(self, tables: Tables, classes: Collection[str]) -> None:
+        known = set(classes)
+        for split, numbers in self.flat.items():
+            labels = tables.labels([self.members[number] for number in numbers], known)
             if labels is not None:
                 self.reasons[labels[1]] = "read for its labels"
-                found += [Entry(image, split, labels[0][image.name]) for image in images]
-                continue
-            for image in images:
-                folder = image.name.rpartition("/")[0].rpartition("/")[2]
-                if folder in known:  # a class that is called so
-                    found.append(Entry(image, split, folder))
+            for number in numbers:
+                name = self.members.name(number)
+                folder = name.rpartition("/")[0].rpartition("/")[2]
+                if labels is not None:
+                    self._take(number, split, labels[0][name])
+                elif folder in known:  # a class that is called so
+                    self._take(number, split, folder)
                 else:
-                    self.reasons[image.name] = f"lies in {split} without a class, and no table names one"
-        return found
+                    self.reasons[name] = f"lies in {split} without a class, and no table names one"
 
     def _tables(self) -> Tables:
-        def may_be(member: Member) -> bool:
-            place = self._place(member.name)
-            return place is None or len(place[1]) < 3 - (place[0] == "train")
+        def may_be(name: str) -> bool:
+            place = None if hidden(name) else self._place(name)
+            return not hidden(name) and (place is None or len(place[1]) < 3 - (place[0] == "train"))
 
-        return tables_of(self.container, self.members, [m for m in self.members if not hidden(m.name) and may_be(m)])
+        return tables_of(self.container, self.members, may_be)
 
     def _listed_classes(self, tables: Tables) -> tuple[list[str], dict[str, str]]:
         listed = tables.class_list()
@@ -171,7 +178,7 @@ class _Splits:
 
     def _check_filled(self, filled: set[tuple[str, str]], classes: Collection[str]) -> None:
         known = set(classes)
-        folders = {m.name.rpartition("/")[0] for m in self.members} | set(self.container.folders())
+        folders = set(self.members.folders()) | set(self.container.folders())
         for folder in sorted(folders):
             place = None if hidden(folder) else self._place(folder)
             if place is None or not place[1]:
@@ -183,17 +190,21 @@ class _Splits:
                 )
 
 
-def _class_folders(container: Container, members: list[Member], images: list[Member]) -> Catalogue | None:
+def _class_folders(container: Container, members: Members, images: Part[Member]) -> Catalogue | None:
     """Return the catalogue of ``class/image`` files, None if there is no place with folders of several classes."""
-    base, below = "", [image.name.split("/") for image in images]
-    while below and len({path[0] for path in below}) == 1 and len(below[0]) > 1:
-        base += f"{below[0][0]}/"
-        below = [path[1:] for path in below]
-    classes = sorted({path[0] for path in below if len(path) > 1})
+    if not len(images):
+        return None
+    folders = {image.name.rpartition("/")[0] for image in images}
+    around = os.path.commonprefix([folder.split("/") if folder else [] for folder in folders])  # noqa: RUF071
+    start = sum(len(folder) + 1 for folder in around)
+    classes = sorted({folder[start:].partition("/")[0] for folder in folders if folder[start:]})
     if len(classes) < 2:
         return None
-    placed = zip(images, below, strict=True)
-    entries = [Entry(image, "train", path[0], "/".join(path[1:])) for image, path in placed if len(path) > 1]
+    entries = Entries()
+    for image in images:
+        label, slash, below = image.name[start:].partition("/")
+        if slash:
+            entries.append(Entry(image, "train", label, below))
     hidden_files, ignored = accounted(container, members, entries, {})
     return Catalogue(
         layout="class folders",
@@ -210,7 +221,12 @@ def _class_folders(container: Container, members: list[Member], images: list[Mem
 
 def stream_of(container: Container) -> Callable[[Sequence[Entry]], Iterator[bytes]] | None:
     """Return what a catalogue reads a container with that has to be read in sequence; None for any other."""
-    return (lambda wanted: container.read([e.member for e in wanted])) if container.in_sequence else None
+    return (lambda wanted: container.read(entry.member for entry in wanted)) if container.in_sequence else None
+
+
+def _stands_twice(folder: str, inside: set[str], deep: bool) -> bool:
+    """Return whether a split's one folder is the split again: ``train/train/<class>``."""
+    return len(inside) == 1 and deep and _alike(min(inside)) == _alike(folder)
 
 
 def _alike(folder: str) -> str | None:
@@ -223,7 +239,7 @@ def _split(folder: str, first: Collection[str]) -> str | None:
     return _SPLITS.get(folder.lower()) or (also if also not in first else None)
 
 
-def _base(images: Sequence[Member], split: str, *, below: int, address: str) -> str | None:
+def _base(images: Iterable[Member], split: str, *, below: int, address: str) -> str | None:
     """Return the folder around the splits, with its slash: the least deep one with ``split`` in it; None without one.
 
     Below the split's folder are at least ``below`` more parts of a name.

@@ -15,9 +15,12 @@ from pathlib import PurePosixPath
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped, hidden
 from resnet_pipeline.sources.archives import read_tables
-from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue
+from resnet_pipeline.sources.columns import Members
+from resnet_pipeline.sources.containers import Container
+from resnet_pipeline.sources.entries import UNLABELLED, Entries, Entry
 from resnet_pipeline.sources.image_folder import accounted, stream_of
-from resnet_pipeline.sources.members import Container, Member
+from resnet_pipeline.sources.members import Member
 from resnet_pipeline.sources.objects import AnnotatedImage, read_solution
 
 WANTED = "Kaggle's ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
@@ -27,28 +30,27 @@ _SOLUTION, _WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 _TRAIN_BOXES = "LOC_train_solution.csv"
 
 
-def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
+def kaggle(container: Container, members: Members) -> Catalogue | None:
     """Return the catalogue, None if there is neither ``Data/CLS-LOC/train`` nor ``Data/CLS-LOC/val``.
 
     A validation set alone has the classes of ``LOC_synset_mapping.txt``. Raises RefusedError if val images are without
     a class.
     """
     # the images, each with the folders that it lies in
-    images = [(m, m.name.partition(_IMAGES)[2].split("/")) for m in members if f"/{_IMAGES}" in f"/{m.name}"]
-    images = [(m, parts) for m, parts in images if not hidden(m.name)]
-    if not any(parts[0] in ("train", "val") for _, parts in images):
+    images = members.part(lambda name: f"/{_IMAGES}" in f"/{name}" and not hidden(name))
+    if not any(_place(m)[0] in ("train", "val") for m in images):
         return None
     # the tables: class and boxes of each val image, boxes of training images, the classes' names in words
-    tables = {name: m for m in members if (name := PurePosixPath(m.name).name) in (_SOLUTION, _TRAIN_BOXES, _WORDS)}
+    tables = {PurePosixPath(m.name).name: m for m in members.chosen(_is_table)}
     texts = {
         PurePosixPath(m.name).name: data.decode(errors="replace")
         for m, data in _contents(container, members, list(tables.values()))
     }
     solution = _solution(texts.get(_SOLUTION, ""))
     # an entry per image, by the folder that it lies in
-    entries = []
-    for member, parts in images:
-        match parts:
+    entries = Entries()
+    for member in images:
+        match _place(member):
             case ["train", wnid, _]:
                 entries.append(Entry(member, "train", wnid))
             case ["val", name]:
@@ -60,7 +62,7 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
     # the classes: those of the training images, else those of the table
     lines = (line.partition(" ") for line in texts.get(_WORDS, "").splitlines())
     words = {escaped(wnid): escaped(text.strip()) for wnid, _, text in lines if wnid}
-    classes = sorted({e.label for e in entries if e.split == "train"} or words)
+    classes = sorted([label for split, label in entries.kinds() if split == "train"] or words)
     if not classes:
         raise RefusedError(
             f"{container.address} has no training images, and no {_WORDS} to name the classes; add that file"
@@ -82,9 +84,17 @@ def kaggle(container: Container, members: list[Member]) -> Catalogue | None:
     )
 
 
-def _contents(container: Container, members: list[Member], wanted: list[Member]) -> list[tuple[Member, bytes]]:
+def _place(image: Member) -> list[str]:
+    return image.name.partition(_IMAGES)[2].split("/")
+
+
+def _is_table(name: str) -> bool:
+    return PurePosixPath(name).name in (_SOLUTION, _TRAIN_BOXES, _WORDS)
+
+
+def _contents(container: Container, members: Members, wanted: list[Member]) -> list[tuple[Member, bytes]]:
     names = {m.name for m in wanted}
-    ordered = [m for m in members if m.name in names]
+    ordered = members.chosen(names.__contains__)
     return list(zip(ordered, read_tables(container, ordered), strict=True))
 
 
@@ -98,7 +108,7 @@ def _solution(text: str) -> dict[str, str]:
     }
 
 
-def _objects(container: Container, entries: list[Entry], texts: Mapping[str, str]) -> dict[str, AnnotatedImage] | None:
+def _objects(container: Container, entries: Entries, texts: Mapping[str, str]) -> dict[str, AnnotatedImage] | None:
     """Return the objects of the images that a table has boxes of; None if no table has any."""
     boxes = {
         stem: objects

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -20,7 +20,9 @@ from scipy.io.matlab import MatReadError
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
 from resnet_pipeline.sources.archives import read_tables
-from resnet_pipeline.sources.members import Container, Member
+from resnet_pipeline.sources.columns import Members
+from resnet_pipeline.sources.containers import Container
+from resnet_pipeline.sources.members import Member
 
 META = "meta.mat"
 CLASS_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt", "wnids.txt", "classes.txt")
@@ -84,11 +86,13 @@ class Tables:
         return None
 
 
-def tables_of(container: Container, members: Sequence[Member], candidates: Sequence[Member]) -> Tables:
-    """Read those of the candidates that may be tables; ``members`` are all of the container, in its order."""
-    may_be = [m for m in candidates if m.name.lower().endswith(_ENDINGS) or PurePosixPath(m.name).name == META]
+def tables_of(container: Container, members: Members, candidate: Callable[[str], bool]) -> Tables:
+    """Read those of a container's members that may be tables, whose names are a ``candidate``'s."""
+    may_be = members.chosen(
+        lambda name: (name.lower().endswith(_ENDINGS) or PurePosixPath(name).name == META) and candidate(name)
+    )
     names = {m.name for m in sorted(may_be, key=lambda m: (m.name.count("/"), m.name))[:_MOST]}
-    wanted = [m for m in members if m.name in names]
+    wanted = [m for m in may_be if m.name in names]
     contents = dict(zip((m.name for m in wanted), read_tables(container, wanted), strict=True))
     meta = next((name for name in contents if PurePosixPath(name).name == META), None)
     numbers = {} if meta is None else synsets(contents.pop(meta), f"{container.address}: {meta}")[0]

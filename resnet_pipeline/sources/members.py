@@ -1,4 +1,4 @@
-"""Files of a source and what holds them: a member with its place, and the protocol of containers."""
+"""Files of a source: a member with its place, and what archives of them have in common."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Protocol
 
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.names import escaped
@@ -59,37 +58,6 @@ class Member:
     size: int
     zipped: Zipped | None = None
     pieces: tuple[tuple[int, int], ...] | None = None
-
-
-class Container(Protocol):
-    """Files by name, in an order of their own."""
-
-    @property
-    def address(self) -> str:
-        """The container as the user named it."""
-
-    @property
-    def storage(self) -> Storage:
-        """Where its members' files lie."""
-
-    @property
-    def in_sequence(self) -> bool:
-        """Whether it can only be read from its beginning on."""
-
-    def members(self) -> list[Member]:
-        """List the regular files; UserError for what can't be read or could write outside of it."""
-
-    def folders(self) -> list[str]:
-        """Return the folders that are listed as such; of a folder on this machine, those that hold nothing.
-
-        Known after ``members()``.
-        """
-
-    def others(self) -> list[tuple[str, str]]:
-        """Return the names of what is neither file nor folder, with the reason; known after ``members()``."""
-
-    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
-        """Yield the contents of members, which are in the order of ``members()``; each is read whole."""
 
 
 class Archive:

@@ -6,13 +6,16 @@ import bz2
 import gzip
 import lzma
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
+from resnet_pipeline.sources.columns import Members
 from resnet_pipeline.sources.file_views import HashingReader
 from resnet_pipeline.sources.members import Archive, Member, check_name, clean, content_of, damaged, stored_size
 from resnet_pipeline.storage.base import Storage
@@ -39,13 +42,13 @@ class Tar(Archive):
         self._decompress = next((d for suffix, d in _DECOMPRESSORS.items() if lower.endswith(suffix)), None)
         self.in_sequence = self._decompress is not None
 
-    def members(self) -> list[Member]:
+    def members(self) -> Members:
         """List the members in their order."""
         with self._open() as file:
             found, self._folders = list_tar(file, self.name, self.address)
         return found
 
-    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+    def read(self, members: Iterable[Member]) -> Iterator[bytes]:
         """Yield the members' contents."""
         if not self.in_sequence:
             yield from (read_stored(self.storage, member) for member in members)
@@ -65,15 +68,15 @@ class Tar(Archive):
             if self._decompress is None and isinstance(self.storage, LocalStorage):
                 yield raw
             elif self._decompress is None:  # a request for each header would take far longer than reading it all
-                yield cast(BinaryIO, HashingReader(raw))
+                yield cast(BinaryIO, HashingReader(raw, hashed=False))
             else:
                 with self._decompress(raw, "rb") as file:
                     yield file
 
 
-def list_tar(file: BinaryIO, name: str, address: str, start: int = 0) -> tuple[list[Member], list[str]]:
+def list_tar(file: BinaryIO, name: str, address: str, start: int = 0) -> tuple[Members, list[str]]:
     """Return the regular files and the folders of a tar file, which begins at ``start`` of the stored file ``name``."""
-    found: list[Member] = []
+    found = Members()
     folders: list[str] = []
     by_name: dict[str, Member] = {}
     for info in walk_tar(file, address):
@@ -87,7 +90,8 @@ def list_tar(file: BinaryIO, name: str, address: str, start: int = 0) -> tuple[l
         if by_name:
             by_name[found[-1].name] = found[-1]
     if by_name:
-        found.sort(key=lambda member: member.offset)  # what can only be read forwards has a link beside its file
+        # what can only be read forwards has a link beside its file
+        found = found.taken(np.argsort(found.offsets, kind="stable"))
     return found, folders
 
 

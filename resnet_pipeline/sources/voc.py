@@ -13,9 +13,11 @@ from pathlib import PurePosixPath
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import hidden, is_other
 from resnet_pipeline.sources.archives import read_tables
-from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue
+from resnet_pipeline.sources.columns import Members
+from resnet_pipeline.sources.containers import Container
+from resnet_pipeline.sources.entries import UNLABELLED, Entries, Entry
 from resnet_pipeline.sources.image_folder import accounted, stream_of
-from resnet_pipeline.sources.members import Container, Member
 from resnet_pipeline.sources.objects import AnnotatedImage, read_voc
 
 WANTED = "Pascal VOC's JPEGImages/*, Annotations/*.xml and ImageSets/Main/*.txt"
@@ -24,17 +26,16 @@ _IMAGES, _ANNOTATIONS, _LISTS = "JPEGImages/", "Annotations/", "ImageSets/Main/"
 _READ = "read for its objects"
 
 
-def voc(container: Container, members: list[Member]) -> Catalogue | None:
+def voc(container: Container, members: Members) -> Catalogue | None:
     """Return the catalogue, None if there is no folder of annotations beside one of images.
 
     Raises RefusedError if an image of a list is missing, an annotation can't be read, or several folders could be the
     dataset.
     """
-    shown = [m for m in members if not hidden(m.name)]
-    base = _base(container, shown)
+    base = _base(container, members)
     if base is None:
         return None
-    inside = {m.name[len(base) :]: m for m in shown if m.name.startswith(base)}
+    inside = {m.name[len(base) :]: m for m in members if m.name.startswith(base) and not hidden(m.name)}
     images = {
         PurePosixPath(name).stem: m for name, m in inside.items() if name.startswith(_IMAGES) and not is_other(name)
     }
@@ -42,7 +43,7 @@ def voc(container: Container, members: list[Member]) -> Catalogue | None:
     lists = {name: m for name, m in inside.items() if name.startswith(_LISTS) and name.lower().endswith(".txt")}
     # the lists and annotations, read in the container's order
     names = {m.name for m in (*notes.values(), *lists.values())}
-    wanted = [m for m in members if m.name in names]
+    wanted = members.chosen(names.__contains__)
     contents = dict(zip((m.name for m in wanted), read_tables(container, wanted), strict=True))
     annotated = {
         PurePosixPath(name).stem: read_voc(contents[m.name], f"{container.address}: {m.name}")
@@ -62,13 +63,14 @@ def voc(container: Container, members: list[Member]) -> Catalogue | None:
             entries.append(Entry(images[stem], split, UNLABELLED))
     place = {member.name: number for number, member in enumerate(members)}
     entries.sort(key=lambda entry: place[entry.member.name])
+    packed = Entries(entries)
     reasons = {m.name: _READ for m in notes.values()} | {m.name: "read for its splits" for m in lists.values()}
-    hidden_files, ignored = accounted(container, members, entries, reasons)
+    hidden_files, ignored = accounted(container, members, packed, reasons)
     return Catalogue(
         layout="Pascal VOC",
         address=container.address,
         storage=container.storage,
-        entries=entries,
+        entries=packed,
         classes=sorted({found.label for note in annotated.values() for found in note.objects}),
         objects={images[stem].name: note for stem, note in annotated.items() if stem in images},
         hidden=hidden_files,
@@ -77,15 +79,16 @@ def voc(container: Container, members: list[Member]) -> Catalogue | None:
     )
 
 
-def _base(container: Container, members: list[Member]) -> str | None:
+def _base(container: Container, members: Members) -> str | None:
     """Return the folder that holds annotations and images, with its slash; None if there is none."""
-    found = {
-        folder: {m.name.partition(folder)[0] for m in members if f"/{folder}" in f"/{m.name}"}
-        for folder in (_IMAGES, _ANNOTATIONS)
-    }
-    annotations = {
-        m.name.partition(_ANNOTATIONS)[0] for m in members if m.name.endswith(".xml") and _ANNOTATIONS in m.name
-    }
+    found: dict[str, set[str]] = {_IMAGES: set(), _ANNOTATIONS: set()}
+    annotations: set[str] = set()
+    for name in members.names():
+        for folder, around in found.items():
+            if f"/{folder}" in f"/{name}" and not hidden(name):
+                around.add(name.partition(folder)[0])
+                if folder == _ANNOTATIONS and name.endswith(".xml"):
+                    annotations.add(name.partition(folder)[0])
     bases = sorted(found[_IMAGES] & found[_ANNOTATIONS] & annotations)
     if len(bases) > 1:
         raise RefusedError(

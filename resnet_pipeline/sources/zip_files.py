@@ -6,11 +6,12 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from resnet_pipeline.errors import RefusedError
 from resnet_pipeline.names import escaped
+from resnet_pipeline.sources.columns import Members
 from resnet_pipeline.sources.members import Archive, Member, Zipped, address_of, check_name, clean, damaged
 from resnet_pipeline.storage.base import Storage
 
@@ -24,9 +25,9 @@ class Zip(Archive):
 
     in_sequence = False
 
-    def members(self) -> list[Member]:
+    def members(self) -> Members:
         """List the members in the order of the file's directory."""
-        found = []
+        found = Members()
         self._folders = []
         with damaged(self.address), self.storage.open(self.name) as file, zipfile.ZipFile(file) as archive:
             self._check_beginning(file, archive)
@@ -49,7 +50,7 @@ class Zip(Archive):
                 found.append(Member(clean(name), self.name, info.header_offset, info.file_size, zipped))
         return found
 
-    def read(self, members: Sequence[Member]) -> Iterator[bytes]:
+    def read(self, members: Iterable[Member]) -> Iterator[bytes]:
         """Yield the members' contents."""
         return (unzip(self.storage, member) for member in members)
 

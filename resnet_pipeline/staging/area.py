@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resnet_pipeline.data.checksums import CHECKSUMS, table_of
+from resnet_pipeline.data.checksums import CHECKSUMS
 from resnet_pipeline.data.manifest import INDEX, MANIFEST, MEAN_IMAGE, SHARDS, SOURCE
 from resnet_pipeline.data.objects import OBJECTS
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.names import escaped, hidden, original
-from resnet_pipeline.sources.catalogue import Catalogue, Entry, Ignored
+from resnet_pipeline.sources.catalogue import Catalogue, Ignored
+from resnet_pipeline.sources.entries import Entries, Entry
 from resnet_pipeline.sources.members import Member, Zipped
 from resnet_pipeline.sources.objects import annotated_of, text_of
 from resnet_pipeline.staging.shard_writer import RECORDS, temporary_prefix
@@ -43,6 +45,15 @@ _HALF_WRITTEN = tuple(f"{folder}." for folder in (f"{SHARDS}/", f"{_STAGING}/", 
 
 _LISTED = ("layout", "address", "classes", "class_words", "md5", "category_ids")
 _LEFT_OUT = ("hidden", "ignored")
+_LISTING_COLUMNS = [
+    *((name, pa.string()) for name in ("name", "file")),
+    *((name, pa.int64()) for name in ("offset", "size")),
+    *((name, pa.string()) for name in ("split", "label", "below")),
+    ("method", pa.int32()),
+    *((name, pa.int64()) for name in ("stored", "crc")),
+    *((name, pa.string()) for name in ("pieces", "objects")),
+]
+_ROWS = 2**16  # of a listing that are Python's objects at a time
 
 
 class StagingArea:
@@ -184,29 +195,36 @@ def listing_of(catalogue: Catalogue) -> bytes:
 
     Started again, a staging need not list, nor hash, hundreds of gigabytes once more.
     """
-    members = [entry.member for entry in catalogue.entries]
-    columns: dict[str, object] = {
-        "name": [m.name for m in members],
-        "file": [escaped(m.file) for m in members],
-        "offset": [m.offset for m in members],
-        "size": [m.size for m in members],
-        "split": [entry.split for entry in catalogue.entries],
-        "label": [entry.label for entry in catalogue.entries],
-        "below": [entry.below for entry in catalogue.entries],
-        "method": pa.array([m.zipped.method if m.zipped else None for m in members], pa.int32()),
-        "stored": pa.array([m.zipped.stored if m.zipped else None for m in members], pa.int64()),
-        "crc": pa.array([m.zipped.crc if m.zipped else None for m in members], pa.int64()),
-        "pieces": pa.array([None if m.pieces is None else json.dumps(m.pieces) for m in members], pa.string()),
-        "objects": pa.array([_text(catalogue, m) for m in members], pa.string()),
-    }
     left_out = {kind: [asdict(item) for item in getattr(catalogue, kind)] for kind in _LEFT_OUT}
     facts = json.dumps(
         {name: getattr(catalogue, name) for name in _LISTED} | left_out | {"annotated": catalogue.objects is not None}
     )
+    schema = pa.schema(_LISTING_COLUMNS).with_metadata({"catalogue": facts})
     buffer = io.BytesIO()
     # with checksums: a listing that was damaged would name other places of the source
-    pq.write_table(pa.table(columns).replace_schema_metadata({"catalogue": facts}), buffer, write_page_checksum=True)
+    with pq.ParquetWriter(buffer, schema, write_page_checksum=True) as writer:
+        for start in range(0, len(catalogue.entries), _ROWS):
+            rows = [_row_of(catalogue, entry) for entry in catalogue.entries[start : start + _ROWS]]
+            columns = zip(zip(*rows, strict=True), schema, strict=True)
+            writer.write_table(pa.table([pa.array(values, field.type) for values, field in columns], schema))
     return buffer.getvalue()
+
+
+def _row_of(catalogue: Catalogue, entry: Entry) -> tuple[Any, ...]:
+    member = entry.member
+    zipped = member.zipped
+    return (
+        member.name,
+        escaped(member.file),
+        member.offset,
+        member.size,
+        entry.split,
+        entry.label,
+        entry.below,
+        *((zipped.method, zipped.stored, zipped.crc) if zipped else (None, None, None)),
+        None if member.pieces is None else json.dumps(member.pieces),
+        _text(catalogue, member),
+    )
 
 
 def catalogue_of(data: bytes, storage: Storage) -> Catalogue:
@@ -218,16 +236,19 @@ def catalogue_of(data: bytes, storage: Storage) -> Catalogue:
 
 
 def _catalogue_of(data: bytes, storage: Storage) -> Catalogue:
-    table = table_of(io.BytesIO(data), page_checksums=True)
-    columns = [table.column(name).to_pylist() for name in table.column_names]
-    entries, objects = [], {}
-    for name, file, offset, size, split, label, below, method, stored, crc, pieces, said in zip(*columns, strict=True):
-        zipped = None if method is None else Zipped(method, stored, crc)
-        parts = None if pieces is None else tuple((at, length) for at, length in json.loads(pieces))
-        entries.append(Entry(Member(name, original(file), offset, size, zipped, parts), split, label, below))
-        if said is not None:
-            objects[name] = annotated_of(said)
-    facts = json.loads(table.schema.metadata[b"catalogue"])
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True, pre_buffer=False)
+    entries, objects = Entries(), {}
+    for batch in file.iter_batches(_ROWS, use_threads=False):
+        columns = [column.to_pylist() for column in batch.columns]
+        for name, path, offset, size, split, label, below, method, stored, crc, pieces, said in zip(
+            *columns, strict=True
+        ):
+            zipped = None if method is None else Zipped(method, stored, crc)
+            parts = None if pieces is None else tuple((at, length) for at, length in json.loads(pieces))
+            entries.append(Entry(Member(name, original(path), offset, size, zipped, parts), split, label, below))
+            if said is not None:
+                objects[name] = annotated_of(said)
+    facts = json.loads(file.schema_arrow.metadata[b"catalogue"])
     facts |= {kind: [Ignored(**item) for item in facts[kind]] for kind in _LEFT_OUT}
     return Catalogue(storage=storage, entries=entries, objects=objects if facts.pop("annotated") else None, **facts)
 

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from resnet_pipeline.data.checksums import CHECKSUMS, checksums_file
+from resnet_pipeline.data.checksums import CHECKSUMS, Checksums, checksums_file
 from resnet_pipeline.data.image_audit import QUALITY, PixelSums
 from resnet_pipeline.data.manifest import (
     FORMAT,
@@ -32,16 +30,16 @@ from resnet_pipeline.data.manifest import (
 )
 from resnet_pipeline.data.objects import OBJECTS, ImageObjects, objects_file
 from resnet_pipeline.errors import RefusedError
+from resnet_pipeline.files import sha256_of
 from resnet_pipeline.records import plain_record
-from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Ignored
+from resnet_pipeline.sources.catalogue import Catalogue, Ignored
+from resnet_pipeline.sources.entries import UNLABELLED
 from resnet_pipeline.sources.objects import AnnotatedImage
+from resnet_pipeline.staging.index_file import IndexWriter
 from resnet_pipeline.staging.object_audit import ObjectAudit
 from resnet_pipeline.staging.shard_plan import Shard
-from resnet_pipeline.staging.shard_writer import Record
+from resnet_pipeline.staging.shard_writer import Record, new_file
 from resnet_pipeline.storage.base import Storage
-
-_TYPES = {"split": pa.string(), "key": pa.string(), "offset": pa.int64(), "length": pa.int64()}
-_COLUMNS = ("split", "shard", "offset", "length", "width", "height", "label", "key")
 
 
 def labels_of(catalogue: Catalogue) -> dict[str, int]:
@@ -64,43 +62,53 @@ def write_manifest(
     without training images.
     """
     label_of = labels_of(catalogue)
-    columns: dict[str, list[Any]] = {column: [] for column in _COLUMNS}
+    kinds: set[tuple[str, str]] = set()
     splits: dict[str, list[ShardEntry]] = {}
     refused: list[Remark] = []
     converted: list[Remark] = []
-    checksums: dict[str, list[int]] = {}
+    checksums: dict[str, list[Checksums]] = {}
     resized = 0
     sums: PixelSums | None = None
     audit = ObjectAudit(label_of)
     objects: list[tuple[str, ImageObjects]] = []
     # gather what the shards' records say: rows of the index, remarks, sums of the pixels
-    for shard, record in records:
-        refused += record.refused
-        converted += record.converted
-        resized += record.resized
-        if sums is None:
-            sums = record.sums
-        else:
-            sums.merge(record.sums)
-        if not record.rows:
-            continue
-        shards = splits.setdefault(shard.split, [])
-        checksums.setdefault(shard.split, []).extend(record.checksums)
-        for position, offset, length, width, height in record.rows:
-            entry = shard.entries[position]
-            row = (shard.split, len(shards), offset, length, width, height, label_of[entry.label], entry.key)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-            if catalogue.objects is not None:
-                said = catalogue.objects.get(entry.member.name, AnnotatedImage(file=entry.member.name))
-                place = len(objects) + 1
-                taken = audit.take(shard.split, entry.key, said, width=width, height=height, place=place)
-                objects.append((shard.split, taken))
-        shards.append(ShardEntry(file=shard.file, sha256=record.sha256, bytes=record.size, samples=len(record.rows)))
-    _check_classes(catalogue, columns)
-    statistics, mean_image = _statistics(sums)
+    with new_file(destination, INDEX) as path:
+        with IndexWriter(path) as index:
+            for shard, record in records:
+                refused += record.refused
+                converted += record.converted
+                resized += record.resized
+                if sums is None:
+                    sums = record.sums
+                else:
+                    sums.merge(record.sums)
+                if not record.rows:
+                    continue
+                shards = splits.setdefault(shard.split, [])
+                checksums.setdefault(shard.split, []).append(np.array(record.checksums, np.uint64))
+                packed = [shard.entries[position] for position, *_ in record.rows]
+                kinds.update((entry.split, entry.label) for entry in packed)
+                index.add(
+                    shard.split,
+                    len(shards),
+                    np.array(record.rows, np.int64)[:, 1:],
+                    labels=[label_of[entry.label] for entry in packed],
+                    keys=[entry.key for entry in packed],
+                )
+                if catalogue.objects is not None:
+                    for entry, (_, _, _, width, height) in zip(packed, record.rows, strict=True):
+                        said = catalogue.objects.get(entry.member.name, AnnotatedImage(file=entry.member.name))
+                        place = len(objects) + 1
+                        taken = audit.take(shard.split, entry.key, said, width=width, height=height, place=place)
+                        objects.append((shard.split, taken))
+                shards.append(
+                    ShardEntry(file=shard.file, sha256=record.sha256, bytes=record.size, samples=len(record.rows))
+                )
+        _check_classes(catalogue, kinds)
+        statistics, mean_image = _statistics(sums)
+        index_sha256 = sha256_of(path)
     # the small files first: the manifest has their hashes
-    files = {INDEX: _parquet(columns), MEAN_IMAGE: _npy(mean_image)}
+    files = {MEAN_IMAGE: _npy(mean_image)}
     if catalogue.objects is not None:
         files[OBJECTS] = objects_file(objects)
     for file, content in files.items():
@@ -117,7 +125,7 @@ def write_manifest(
             split: SplitEntry(samples=sum(shard.samples for shard in shards), shards=tuple(shards))
             for split, shards in splits.items()
         },
-        files={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+        files={INDEX: index_sha256} | {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
         statistics=statistics,
         converted=tuple(sorted(converted, key=attrgetter("file"))),
         refused=tuple(sorted(refused, key=attrgetter("file"))),
@@ -128,7 +136,9 @@ def write_manifest(
         objects=None if catalogue.objects is None else audit.facts(_categories(catalogue)),
     )
     manifest = replace(manifest, fingerprint=fingerprint_of(plain_record(manifest)))
-    destination.write(CHECKSUMS, checksums_file(checksums, manifest.fingerprint))
+    of_samples = {split: np.concatenate(own) for split, own in checksums.items()}
+    with new_file(destination, CHECKSUMS) as path:
+        path.write_bytes(checksums_file(of_samples, manifest.fingerprint))
     destination.write(MANIFEST, manifest.to_bytes())
     return {shard.file for shards in splits.values() for shard in shards}
 
@@ -141,20 +151,12 @@ def _left_out(files: Iterable[Ignored]) -> tuple[LeftOut, ...] | None:
     return tuple(LeftOut(file=item.file, reason=item.reason, files=item.files) for item in files) or None
 
 
-def _check_classes(catalogue: Catalogue, columns: dict[str, list[Any]]) -> None:
-    if not catalogue.labelled or all(entry.split != "train" for entry in catalogue.entries):
+def _check_classes(catalogue: Catalogue, packed: set[tuple[str, str]]) -> None:
+    if not catalogue.labelled or not len(catalogue.entries.numbers_of("train")):
         return  # classes of objects alone; or a validation set alone: only its table knows all classes
-    packed = set(zip(columns["split"], columns["label"], strict=True))
-    for number, label in enumerate(catalogue.classes):
-        if ("train", number) not in packed:
+    for label in catalogue.classes:
+        if ("train", label) not in packed:
             raise RefusedError(f"no image of class {label!r} under train in {catalogue.address} can be used")
-
-
-def _parquet(columns: dict[str, list[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    table = pa.table({name: pa.array(values, _TYPES.get(name, pa.int32())) for name, values in columns.items()})
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

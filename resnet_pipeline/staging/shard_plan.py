@@ -8,9 +8,13 @@ worker reads the source forwards. Other splits are cut into consecutive parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from resnet_pipeline.sources.catalogue import Entry
+import numpy as np
+import numpy.typing as npt
+
+from resnet_pipeline.sources.columns import Numbers
+from resnet_pipeline.sources.entries import Entries, Entry
 
 SHARD_BYTES = 256 * 2**20
 AVERAGED_IMAGES = 10_000
@@ -21,12 +25,16 @@ TAR_OVERHEAD = 3 * 512  # two headers and a small JSON member
 
 @dataclass(frozen=True)
 class Shard:
-    """What one shard is made from; ``averaged`` says for each entry whether its pixels go into the statistics."""
+    """What one shard is made from; ``averaged`` says for each entry whether its pixels go into the statistics.
+
+    ``numbers`` int64 [N] are those of the entries in the catalogue.
+    """
 
     split: str
     file: str
-    entries: list[Entry]
-    averaged: list[bool]
+    entries: Sequence[Entry]
+    averaged: Sequence[int]
+    numbers: Numbers = field(compare=False)
 
 
 def plan_shards(entries: Sequence[Entry], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
@@ -34,46 +42,62 @@ def plan_shards(entries: Sequence[Entry], shard_bytes: int = SHARD_BYTES) -> lis
 
     Example: ``[shard.file for shard in plan_shards(catalogue.entries)]``
     """
-    splits: dict[str, list[Entry]] = {"train": []}
-    for entry in entries:
-        splits.setdefault(entry.split, []).append(entry)
-    averaged = {id(entry) for entry in averaged_entries(entries)}
+    columns = Entries.of(entries)
+    averaged = np.zeros(len(columns), bool)
+    averaged[averaged_numbers(columns)] = True
+    packed = _packed_sizes(columns.members.sizes)
     shards = []
-    for split, listed in splits.items():
-        parts = _dealt(listed, shard_bytes) if split == "train" else _cut(listed, shard_bytes)
-        for number, part in enumerate(parts):
-            marks = [id(entry) in averaged for entry in part]
-            shards.append(Shard(split, f"{split}-{number:05d}.tar", part, marks))
+    for split in dict.fromkeys(["train", *columns.splits.texts]):
+        numbers = columns.numbers_of(split)
+        parts = _dealt(numbers, packed, shard_bytes) if split == "train" else _cut(numbers, packed, shard_bytes)
+        for count, part in enumerate(parts):
+            file = f"{split}-{count:05d}.tar"
+            shards.append(Shard(split, file, columns.part(part), averaged[part].tobytes(), part))
     return shards
 
 
-def averaged_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the training entries whose pixels make the statistics, in the source's order.
+def averaged_numbers(entries: Entries) -> Numbers:
+    """Return the numbers of the training entries whose pixels make the statistics, int64 [N], in the source's order.
 
     Of a validation set alone these are its own.
     """
-    training = [entry for entry in entries if entry.split == "train"] or list(entries)
+    training = entries.numbers_of("train")
+    if not len(training):
+        training = np.arange(len(entries))
     count = min(len(training), AVERAGED_IMAGES)
-    return [training[i * len(training) // count] for i in range(count)]
+    return training[np.arange(count) * len(training) // max(1, count)]
 
 
-def packed_bytes(entries: Sequence[Entry]) -> int:
-    """Return about how many bytes entries take in a shard."""
-    return sum(-(-entry.member.size // 512) * 512 + TAR_OVERHEAD for entry in entries)
+def packed_bytes(sizes: Numbers) -> int:
+    """Return about how many bytes entries of some sizes, int64 [N], take in shards."""
+    return total(_packed_sizes(sizes))
 
 
-def _dealt(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
-    count = max(1, min(len(entries), -(-packed_bytes(entries) // shard_bytes)))  # a source may say any size
-    return [part for number in range(count) if (part := entries[number::count])]
+def total(sizes: npt.NDArray[np.uint64]) -> int:
+    """Return the sum of sizes uint64 [N], however large: a source may say any.
+
+    >>> total(np.array([2**63, 2**63], np.uint64)) == 2**64
+    True
+    """
+    half = np.uint64(32)
+    return (int((sizes >> half).sum()) << 32) + int((sizes & np.uint64(2**32 - 1)).sum())
 
 
-def _cut(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
-    parts: list[list[Entry]] = [[]]
-    size = 0
-    for entry in entries:
+def _packed_sizes(sizes: Numbers) -> npt.NDArray[np.uint64]:
+    block = np.uint64(512)
+    return (sizes.astype(np.uint64) + np.uint64(511)) // block * block + np.uint64(TAR_OVERHEAD)
+
+
+def _dealt(numbers: Numbers, packed: npt.NDArray[np.uint64], shard_bytes: int) -> list[Numbers]:
+    count = max(1, min(len(numbers), -(-total(packed[numbers]) // shard_bytes)))
+    return [part for first in range(count) if len(part := numbers[first::count])]
+
+
+def _cut(numbers: Numbers, packed: npt.NDArray[np.uint64], shard_bytes: int) -> list[Numbers]:
+    starts, size = [0], 0
+    for place, of_entry in enumerate(map(int, packed[numbers])):
         if size >= shard_bytes:
-            parts.append([])
+            starts.append(place)
             size = 0
-        parts[-1].append(entry)
-        size += packed_bytes([entry])
-    return parts
+        size += of_entry
+    return np.split(numbers, starts[1:])

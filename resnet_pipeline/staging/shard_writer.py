@@ -34,7 +34,7 @@ from resnet_pipeline.parallel import map_ahead
 from resnet_pipeline.records import json_key, plain, plain_record, read_record
 from resnet_pipeline.settings import surroundings
 from resnet_pipeline.sources.archives import read_member
-from resnet_pipeline.sources.catalogue import Entry
+from resnet_pipeline.sources.entries import Entry
 from resnet_pipeline.staging.shard_plan import Shard
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
@@ -89,7 +89,7 @@ def pack_shard(task: Task, tick: Tick = lambda images, size, refused: True) -> O
     """
     record = Record(sums=PixelSums(task.side or (224, 224)))
     try:
-        with _new_file(task.destination, f"{SHARDS}/{task.shard.file}") as path, path.open("wb", 0) as file:
+        with new_file(task.destination, f"{SHARDS}/{task.shard.file}") as path, path.open("wb", 0) as file:
             read = _fill(task, TarWriter(file), record, tick)
     except _StoppedError as stopped:
         return Outcome(task.shard.file, False, stopped.images, 0, record.refused)
@@ -264,7 +264,7 @@ def _pack(task: Task, position: int, data: bytes | None, tar: TarWriter, record:
     entry = task.shard.entries[position]
     name = entry.member.name
     png = name.lower().endswith(".png")
-    result, image = _audited(task, entry, data, png, pixels=task.shard.averaged[position])
+    result, image = _audited(task, entry, data, png, pixels=bool(task.shard.averaged[position]))
     if result.refused or data is None:
         record.refused.append(Remark(name, result.note))
         return
@@ -328,7 +328,7 @@ def _contents(task: Task) -> Iterator[bytes | None]:
 
 
 @contextmanager
-def _new_file(destination: Storage, name: str) -> Iterator[Path]:
+def new_file(destination: Storage, name: str) -> Iterator[Path]:
     """Yield a local path; what is written there becomes the destination's file ``name``, once it is whole."""
     try:
         if isinstance(destination, LocalStorage):

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.progress import BYTES, progress
-from resnet_pipeline.sources.catalogue import Catalogue, Entry
+from resnet_pipeline.sources.catalogue import Catalogue
+from resnet_pipeline.sources.entries import Entries
 from resnet_pipeline.sources.members import Member
 from resnet_pipeline.staging.shard_plan import Shard
 
@@ -24,19 +27,22 @@ def spooled(catalogue: Catalogue, shards: Sequence[Shard], folder: Path, largest
     UserError if the folder can't be written.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    place = {id(entry): number for number, shard in enumerate(shards) for entry in shard.entries}
-    wanted = [entry for entry in catalogue.entries if id(entry) in place]
-    laid_out = [entry for entry in wanted if entry.member.size <= largest]
-    moved: list[list[Entry]] = [[] for _ in shards]
+    place = np.full(len(catalogue.entries), -1)
+    for number, shard in enumerate(shards):
+        place[shard.numbers] = number
+    wanted = catalogue.entries.part(np.flatnonzero(place >= 0))
+    sizes_of = catalogue.entries.members.sizes
+    laid_out = catalogue.entries.part(np.flatnonzero((place >= 0) & (sizes_of <= largest)))
+    moved = [Entries() for _ in shards]
     buffers: dict[int, bytearray] = defaultdict(bytearray)
     sizes: dict[int, int] = defaultdict(int)
-    total = sum(entry.member.size for entry in laid_out)
+    total = int(sizes_of[laid_out.numbers].sum())
     contents = catalogue.read(laid_out)
     try:
         folder.mkdir(parents=True)
         with progress(f"laying out {catalogue.address}", total=total, unit=BYTES) as bar:
-            for entry in wanted:
-                number, size = place[id(entry)], entry.member.size
+            for number, entry in zip(map(int, place[wanted.numbers]), wanted, strict=True):
+                size = entry.member.size
                 data = next(contents) if size <= largest else b""
                 member = Member(entry.member.name, spool_file(shards[number]), sizes[number], len(data) or size)
                 moved[number].append(replace(entry, member=member))

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -21,30 +19,27 @@ from typing import Any
 import numpy as np
 
 from resnet_pipeline.data.dataset import Dataset, checked_manifest
-from resnet_pipeline.data.duplicates import duplicates_of
 from resnet_pipeline.data.image_audit import SMALL
 from resnet_pipeline.data.image_files import DEFAULT_LIMITS, Limits, image_size
-from resnet_pipeline.data.manifest import FORMAT, SHARDS, SOURCE, Manifest, ObjectFacts, Origin, Remark
+from resnet_pipeline.data.manifest import FORMAT, SHARDS, SOURCE, Manifest, Origin, Remark
 from resnet_pipeline.errors import RefusedError, UserError
 from resnet_pipeline.progress import Bar, per_second, progress
-from resnet_pipeline.sources.catalogue import UNLABELLED, Catalogue, Entry, with_holdout
+from resnet_pipeline.sources.catalogue import Catalogue, with_holdout
 from resnet_pipeline.sources.layouts import read_catalogue, source_files
+from resnet_pipeline.staging.account import Account
 from resnet_pipeline.staging.area import LISTING, StagingArea, catalogue_of, check_free, listing_of, staging_area
 from resnet_pipeline.staging.manifest import labels_of, write_manifest
-from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_entries, packed_bytes, plan_shards
+from resnet_pipeline.staging.shard_plan import SHARD_BYTES, Shard, averaged_numbers, packed_bytes, plan_shards, total
 from resnet_pipeline.staging.shard_pool import GUARD, Processes, Workers, check_guard
 from resnet_pipeline.staging.shard_writer import RECORDS, Outcome, Record, Task, record_name
 from resnet_pipeline.staging.spool import spooled
 from resnet_pipeline.storage.base import Storage
 from resnet_pipeline.storage.local import LocalStorage
 
-_log = logging.getLogger(__name__)
-
 MAX_REFUSED = 0.01
 """The share of broken images that staging leaves out if nothing else is said; with more it ends."""
 
 _SECONDS_BETWEEN_UPDATES = 0.2
-_NAMED = 5  # refused and ignored files that the log names
 _HEADERS_READ = 64  # training images whose headers may be broken before the statistics take centre crops
 
 
@@ -137,7 +132,7 @@ def pack(
                 bar.expect(limit.total, before=before)
                 _run(tasks, pool, limit, bar, area.check_ours)
             # all shards are there: index and manifest
-            packed = _Packed()
+            packed = Account()
             records = packed.counted((shard, _record(area.storage, shard)) for shard in shards)
             area.storage.write(SOURCE, _origin(catalogue, fingerprint, options).to_bytes())
             area.check_ours()
@@ -170,74 +165,6 @@ def _origin(catalogue: Catalogue, fingerprint: str, options: Options) -> Origin:
         holdout=options.holdout or None,
         check_md5=None if options.check_md5 else False,
     )
-
-
-class _Packed:
-    """What has been packed, and what was refused, beside what was found."""
-
-    def __init__(self) -> None:
-        self.samples: Counter[str] = Counter()
-        self.refused: list[Remark] = []
-        self._packed: list[Entry] = []
-        self._checksums: list[int] = []
-
-    def counted(self, records: Iterable[tuple[Shard, Record]]) -> Iterator[tuple[Shard, Record]]:
-        """Yield the records, counting what they say."""
-        for shard, record in records:
-            self.samples[shard.split] += len(record.rows)
-            self.refused += record.refused
-            if len(record.checksums) == len(record.rows):  # an older version's record has none
-                self._packed += [shard.entries[row[0]] for row in record.rows]
-                self._checksums += record.checksums
-            yield shard, record
-
-    def log(self, name: str, catalogue: Catalogue, manifest: Manifest) -> None:
-        """Log the account of the source's files, the first of each kind by name, and what the dataset lacks."""
-        counts = manifest.account()
-        _log.info(
-            "dataset %s: %s files found = %s packed + %s refused + %s hidden + %s ignored",
-            name,
-            *(f"{count:,}" for count in (sum(counts.values()), *counts.values())),
-        )
-        _log_first("refused", sorted((remark.file, remark.reason) for remark in self.refused))
-        _log_first("ignored", [(item.file, item.reason) for item in catalogue.ignored])
-        label_of, packed = labels_of(catalogue), self._packed
-        duplicates = duplicates_of(
-            np.array(self._checksums, np.uint64),
-            [entry.split for entry in packed],
-            [label_of[entry.label] for entry in packed],
-            [entry.key for entry in packed],
-        )
-        for line in duplicates.lines():
-            _log.warning("dataset %s: %s; `data verify --json` names more", name, line)
-        if manifest.objects is not None:
-            self._log_objects(name, manifest.objects)
-        useful = [entry for entry in catalogue.entries if entry.label != UNLABELLED or catalogue.objects is not None]
-        splits = {entry.split for entry in useful if self.samples[entry.split]}
-        if "train" not in splits:
-            _log.warning("dataset %s has no training images: it is for testing alone", name)
-        elif not splits - {"train"}:
-            _log.warning(
-                "dataset %s has no validation split, and no recipe trains without one: give it val/<class>/*, or stage "
-                "it with --holdout N",
-                name,
-            )
-
-    def _log_objects(self, name: str, facts: ObjectFacts) -> None:
-        _log.info(
-            "dataset %s: %s objects, %s of them with masks; %s boxes clipped to their images, %s objects or masks left "
-            "out",
-            name,
-            *(f"{count:,}" for count in (facts.objects, facts.masks, facts.clipped, len(facts.left_out))),
-        )
-        _log_first("left out", [(remark.file, remark.reason) for remark in facts.left_out])
-
-
-def _log_first(what: str, files: list[tuple[str, str]]) -> None:
-    for file, reason in files[:_NAMED]:
-        _log.info("  %s: %s, %s", what, file, reason)
-    if len(files) > _NAMED:
-        _log.info("  %s: and %s more", what, f"{len(files) - _NAMED:,}")
 
 
 def source_fingerprint(source: Source, options: Options = Options()) -> str:
@@ -289,15 +216,17 @@ class _Limit:
             )
 
 
-def _tasks(area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit) -> list[Task]:
-    """Return a task for each shard; what can only be read in sequence is laid out before."""
+def _tasks(
+    area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: Options, limit: _Limit
+) -> Iterator[Task]:
+    """Return the tasks, one for each shard; what can only be read in sequence is laid out before."""
     side = _side(catalogue, options)
     storage = catalogue.storage
     if catalogue.stream is not None:
         todo = spooled(catalogue, todo, area.scratch, options.limits.bytes)
         storage = LocalStorage(area.scratch)
     label_of = labels_of(catalogue)
-    return [
+    return (
         Task(
             shard=shard,
             labels=[label_of[entry.label] for entry in shard.entries],
@@ -310,22 +239,25 @@ def _tasks(area: StagingArea, catalogue: Catalogue, todo: list[Shard], options: 
             allowed=limit.allowed,
         )
         for shard in todo
-    ]
+    )
 
 
-def _run(tasks: list[Task], pool: Workers, limit: _Limit, bar: Bar, check_ours: Callable[[], None]) -> None:
+def _run(tasks: Iterator[Task], pool: Workers, limit: _Limit, bar: Bar, check_ours: Callable[[], None]) -> None:
     """Run all tasks, and show on the bar how far they are; RefusedError as soon as too many are refused.
 
     With each shard it looks whether the destination is still this process's.
     """
     limit.check()
     before = len(limit.refused)
-    waiting = deque(tasks)
+    more = True
     pending: set[Future[Outcome]] = set()
     images = size = 0
-    while waiting or pending:
-        while waiting and len(pending) < 2 * pool.count:
-            pending.add(pool.submit(waiting.popleft()))
+    while more or pending:
+        while more and len(pending) < 2 * pool.count:
+            task = next(tasks, None)
+            more = task is not None
+            if task is not None:
+                pending.add(pool.submit(task))
         finished, pending = wait(pending, timeout=_SECONDS_BETWEEN_UPDATES, return_when=FIRST_COMPLETED)
         for future in finished:
             outcome = _outcome(future, pool)
@@ -384,8 +316,8 @@ def _record(storage: Storage, shard: Shard) -> Record:
 
 def _side(catalogue: Catalogue, options: Options) -> tuple[int, int] | None:
     """Return (height, width) of small images, decided by the first training image whose header can be read."""
-    first = averaged_entries(catalogue.entries)[:_HEADERS_READ]
-    first = [entry for entry in first if entry.member.size <= options.limits.bytes]
+    numbers = averaged_numbers(catalogue.entries)[:_HEADERS_READ]
+    first = [entry for entry in catalogue.entries.part(numbers) if entry.member.size <= options.limits.bytes]
     sizes = (image_size(data) for data in catalogue.read(first))
     side = next((found for found in sizes if found), None)
     most = options.max_shorter_side
@@ -395,6 +327,7 @@ def _side(catalogue: Catalogue, options: Options) -> tuple[int, int] | None:
 
 
 def _check_disk(area: StagingArea, catalogue: Catalogue, todo: list[Shard], largest: int) -> None:
-    entries = [entry for shard in todo for entry in shard.entries if entry.member.size <= largest]
-    spool = sum(entry.member.size for entry in entries) if catalogue.stream else 0
-    area.check_disk(packed_bytes(entries) + spool)
+    numbers = np.concatenate([np.zeros(0, np.int64), *(shard.numbers for shard in todo)])
+    sizes = catalogue.entries.members.sizes[numbers]
+    sizes = sizes[sizes <= largest]
+    area.check_disk(packed_bytes(sizes) + (total(sizes.astype(np.uint64)) if catalogue.stream else 0))

@@ -8,6 +8,7 @@ their process, however that ends. A finished file has a fixed modification time:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -29,6 +30,13 @@ from resnet_pipeline.storage.download import download
 _VERIFIED_NS = 10**18  # the modification time of a file whose hash was right: September 2001
 _LEFTOVER_SECONDS = 24 * 3600.0
 _ROOM = 2**62  # the lock of whoever makes room
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoRoomError(UserError):
+    """The disk of the cache has no room for a file; one that is there may still be read."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Cache:
 
         If another process is fetching it, this one waits. If it does not fit into the limit and nothing can be removed,
         the limit is exceeded. With ``unless`` the answer is None instead of either, and as soon as ``unless`` returns
-        True. Raises UserError if the file can't be fetched.
+        True. Raises UserError if the file can't be fetched, NoRoomError if that is for want of room on the disk.
         """
         use, bring = _bytes_of(wanted.sha256)
         path = self.folder.path / wanted.sha256
@@ -128,7 +136,9 @@ class Cache:
                     return True
             except OSError as error:
                 _remove(part, blocks)
-                raise UserError(f"{address} can't be brought to the cache {path.parent}: {error.strerror}") from None
+                raise _error_of(error)(
+                    f"{address} can't be brought to the cache {path.parent}: {error.strerror}"
+                ) from None
             except UserError:
                 if blocks.exists() and not blocks.stat().st_size:
                     _remove(part, blocks)  # nothing to resume from
@@ -159,7 +169,7 @@ class Cache:
                     if not urgent:
                         return False
                     if wanted.size > free:
-                        raise UserError(
+                        raise NoRoomError(
                             f"the cache {self.folder.path} needs {wanted.size / 2**20:,.0f} MiB for {wanted.name}, but "
                             f"{free / 2**20:,.0f} MiB are free; free some, or name another with {CACHE_VARIABLE}"
                         )
@@ -169,7 +179,7 @@ class Cache:
             return True
         except OSError as error:
             _remove(part)
-            raise UserError(f"{part} can't be written: {error.strerror}") from None
+            raise _error_of(error)(f"{part} can't be written: {error.strerror}") from None
         finally:
             self._lock(_ROOM, fcntl.F_UNLCK)
 
@@ -221,6 +231,10 @@ def _bytes_of(sha256: str) -> tuple[int, int]:
     """Return the bytes whose locks mean that a file is used, and that it is being brought."""
     number = int(sha256[:15], 16)
     return 2 * number, 2 * number + 1
+
+
+def _error_of(error: OSError) -> type[UserError]:
+    return NoRoomError if error.errno in _FULL else UserError
 
 
 def _remove(*paths: Path) -> None:

@@ -21,6 +21,8 @@ PIECE = 2**20
 EARLY = "the answer ended early"
 _TRIES = 6  # connections in a row that are cut before they have received a piece
 _WAIT, _LONGEST_WAIT = 0.1, 10.0  # seconds before the first of them; doubled each time, up to the longest
+_READ_TIMEOUT = 60.0  # seconds without a byte
+_SAID_AFTER = 30.0  # seconds without an answer, of one that has answered before: then a line says so
 _PATIENCE = 300.0  # seconds without a piece or an answer, of a server that has answered before
 _PATIENCE_AT_FIRST = 10.0  # of one that has not: more likely a wrong address
 
@@ -53,8 +55,8 @@ def client() -> Any:
 
             config = Config(
                 connect_timeout=10 if known else 5,
-                read_timeout=60 if known else 8,
-                **({} if known else {"retries": {"total_max_attempts": 2}}),
+                read_timeout=_READ_TIMEOUT if known else 8,
+                retries={"total_max_attempts": 1 if known else 2},  # `patiently` tries again, and says so
                 max_pool_connections=64,
                 # Content-MD5 and ETag serve, on servers too that don't know the newer checksums
                 request_checksum_calculation="when_required",
@@ -130,7 +132,7 @@ def patiently(call: Callable[[], T], received: Callable[[], int] = lambda: 0) ->
             if (tries >= _TRIES and not known) or silent >= (_PATIENCE if known else _PATIENCE_AT_FIRST):
                 _reached.discard(here)
                 raise
-            if known and tries == _TRIES and here not in _missed:
+            if known and (tries >= _TRIES or silent >= _SAID_AFTER) and here not in _missed:
                 _missed.add(here)
                 _log.warning("S3: %s; waiting for it for up to %.0f minutes", reason_of(error), _PATIENCE / 60)
         else:

@@ -243,7 +243,7 @@ def test_the_log_has_an_account_of_the_files(make_folder, tmp_path, caplog):
     names = [f"{split}/{label}/{i}.JPEG" for split in ("train", "val") for label in "ab" for i in range(3)]
     folder = small(make_folder, *names, "train/a/.x", "Thumbs.db", **{"notes.txt": b"", "train/b/bad.JPEG": b"x"})
     dataset = staged(caplog, folder, tmp_path / "x", max_refused=0.5)
-    said = [record.getMessage() for record in caplog.records if record.name.endswith("staging.stage")]
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("staging.account")]
     assert said == [
         "dataset x: 16 files found = 12 packed + 1 refused + 2 hidden + 1 ignored",
         "  refused: train/b/bad.JPEG, no image format that is read here (JPEG, PNG, BMP, GIF, PPM, TIFF, WEBP)",

@@ -6,10 +6,11 @@ import time
 
 import pytest
 
+from resnet_pipeline.data import shard_reader
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.errors import UserError
 from resnet_pipeline.parallel import start_thread
-from resnet_pipeline.storage import s3_client
+from resnet_pipeline.storage import cache, s3_client
 from resnet_pipeline.storage.cache import CacheFolder
 from resnet_pipeline.training.context import LocalContext
 from resnet_pipeline.training.loop import train
@@ -75,6 +76,73 @@ def test_a_bucket_away_in_the_middle_is_waited_for_and_changes_no_bit(
     assert losses(run) == losses(undisturbed)
     away, back = (note.text for _, note in entries(run, NoteEntry))
     assert away.startswith(f"S3: no connection to {proxy.url}") and back == "S3 answers again"
+
+
+def test_a_server_that_answers_slowly_is_named_in_one_line_and_changes_no_bit(
+    small_cache, make_blocks, undisturbed, s3_server, caplog, monkeypatch
+):
+    monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 0.2)
+    proxy, run = Proxy(*s3_server), make_blocks("slow")
+
+    def thaw_when_missed():
+        while not any("reading has waited" in message for message in caplog.messages):
+            time.sleep(0.01)
+        proxy.thaw()
+
+    def freeze():
+        proxy.freeze()
+        start_thread(thaw_when_missed, name="thaw")
+
+    with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="1"):
+        assert train(run, small_cache(), at_step(3, freeze))
+    proxy.close()
+    assert run.result().weights_sha256 == undisturbed.result().weights_sha256
+    assert losses(run) == losses(undisturbed)
+    (slow,) = (note.text for _, note in entries(run, NoteEntry))
+    assert slow.startswith("s3://") and "reading has waited 0 s for shard" in slow
+
+
+def test_a_server_that_takes_requests_and_answers_none_is_waited_for_and_said_once(
+    small_cache, make_blocks, undisturbed, s3_server, caplog, monkeypatch
+):
+    monkeypatch.setattr(s3_client, "_READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(s3_client, "_SAID_AFTER", 0.2)
+    proxy, run = Proxy(*s3_server), make_blocks("mute")
+
+    def thaw_when_missed():
+        while not any("waiting for it" in message for message in caplog.messages):
+            time.sleep(0.01)
+        proxy.thaw()
+
+    def freeze():
+        proxy.freeze()
+        start_thread(thaw_when_missed, name="thaw")
+
+    with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="1"):
+        assert train(run, small_cache(), at_step(3, freeze))
+    proxy.close()
+    assert run.result().weights_sha256 == undisturbed.result().weights_sha256
+    mute, back = (note.text for _, note in entries(run, NoteEntry))
+    assert "Read timeout" in mute and back == "S3 answers again"
+
+
+def test_a_cache_whose_disk_fills_in_the_middle_is_gone_around_and_changes_no_bit(
+    small_cache, make_blocks, undisturbed, monkeypatch
+):
+    usage, run = cache.shutil.disk_usage, make_blocks("full")
+
+    def fill():
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(path)._replace(free=0))
+
+    assert train(run, small_cache(), at_step(12, fill))
+    assert run.result().weights_sha256 == undisturbed.result().weights_sha256
+    assert losses(run) == losses(undisturbed)
+    told = [note.text for _, note in entries(run, NoteEntry)]
+    assert len(told) == 2  # of each split once
+    for split, text in zip(("train", "val"), told, strict=True):
+        assert (
+            f"shards/{split}-" in text and "free; free some" in text and "are read one by one from the bucket" in text
+        )
 
 
 def test_credentials_that_expire_in_the_middle_end_a_run_that_new_ones_resume(small_cache, make_blocks, undisturbed):
