@@ -53,10 +53,12 @@ def client() -> Any:
             import boto3
             from botocore.config import Config
 
+            tries = 3 if known else 2
             config = Config(
                 connect_timeout=10 if known else 5,
                 read_timeout=_READ_TIMEOUT if known else 8,
-                retries={"total_max_attempts": 1 if known else 2},  # `patiently` tries again, and says so
+                # few: a server that takes requests and answers none is to be named before patience ends
+                **({} if known and "AWS_MAX_ATTEMPTS" in os.environ else {"retries": {"total_max_attempts": tries}}),
                 max_pool_connections=64,
                 # Content-MD5 and ETag serve, on servers too that don't know the newer checksums
                 request_checksum_calculation="when_required",
