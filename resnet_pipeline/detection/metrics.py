@@ -6,18 +6,17 @@ precision is no mean over them.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.faster_eval_api_cpp import COCOevalAccumulate
 
 from resnet_pipeline.data.dataset import Dataset
 from resnet_pipeline.data.objects import ImageObjects
+from resnet_pipeline.detection.ranking import Int64, Ranked, drawn_times, interval, mean_precision
 from resnet_pipeline.detection.results import ImageFound, Results
 
 Kind = Literal["bbox", "segm"]
@@ -123,8 +122,8 @@ def voc_precision(
 
     Example: ``voc_precision([objects.of(i) for i in range(len(objects))], results.found, 0)``
     """
-    matched = [_voc_matched(each, own, label, iou) for each, own in zip(objects, found, strict=True)]
-    return _voc_ap(matched, [_counted(each, label) for each in objects], points)
+    ranked = _voc_ranked(objects, found, label, iou)
+    return float(ranked.precision(_all_once(len(objects)), points)[0, 0]) if ranked.objects.any() else -1.0
 
 
 def voc_mean_precision(
@@ -138,23 +137,13 @@ def voc_mean_precision(
     seed: int = 0,
 ) -> tuple[float, tuple[float, float] | None]:
     """Return VOC's mean average precision over the classes that have objects, and its interval by samples of images."""
-    labels = [label for label in range(classes) if sum(_counted(each, label) for each in objects)]
-    matched = {
-        label: [_voc_matched(each, own, label, iou) for each, own in zip(objects, found, strict=True)]
-        for label in labels
-    }
-    counted = {label: [_counted(each, label) for each in objects] for label in labels}
-
-    def mean(images: Sequence[int]) -> float:
-        values = [
-            _voc_ap([matched[label][i] for i in images], [counted[label][i] for i in images], points)
-            for label in labels
-        ]
-        known = [value for value in values if value >= 0]
-        return float(np.mean(known)) if known else -1.0
-
-    value = mean(range(len(objects)))
-    return value, _bootstrap(mean, len(objects), samples, seed) if samples else None
+    ranked = [_voc_ranked(objects, found, label, iou) for label in range(classes)]
+    ranked = [one for one in ranked if one.objects.any()]
+    if not ranked:
+        return -1.0, None
+    value = float(mean_precision(ranked, _all_once(len(objects)), points)[0][0])
+    times = drawn_times(len(objects), samples, seed) if samples else None
+    return value, None if times is None else interval(mean_precision(ranked, times, points)[0])
 
 
 def overlaps(boxes: Float64, others: Float64) -> Float64:
@@ -198,21 +187,30 @@ def _evaluated(truth: dict[str, Any], found: list[dict[str, Any]], kind: Kind) -
 
 
 def _intervals(evaluation: COCOeval_faster, samples: int, seed: int) -> tuple[Interval, Interval]:
-    """Return intervals of the two figures: each sample accumulates its images' matches, as often as it has them."""
-    images = len(evaluation._paramsEval.imgIds)
-    drawn = np.random.default_rng(seed).integers(0, images, (samples, images))
-    both = np.array([_figures(evaluation, chosen.tolist()) for chosen in drawn])
-    low, high = np.percentile(both, [2.5, 97.5], axis=0)
-    return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
+    ranked = _ranked(evaluation)
+    both = mean_precision(ranked, drawn_times(len(ranked[0].objects), samples, seed), "101")
+    return interval(both[0]), interval(both[1])
 
 
-def _figures(evaluation: COCOeval_faster, chosen: Sequence[int]) -> tuple[float, float]:
-    """Return ap and ap50 of some of the images, as often as each is named."""
-    parameters, matches = copy.copy(evaluation._paramsEval), evaluation._evalImgs_cpp
-    # matches are listed by class, then by area, then by image
-    taken = [matches[start + i] for start in range(0, len(matches), len(parameters.imgIds)) for i in chosen]
-    precision = COCOevalAccumulate(parameters, taken)["precision"]
-    return _mean(precision[:, :, :, 0, -1]), _mean(precision[0, :, :, 0, -1])
+def _ranked(evaluation: COCOeval_faster) -> list[Ranked]:
+    """Return each class's matches with objects of any area."""
+    parameters, matches = evaluation._paramsEval, evaluation._evalImgs_cpp
+    images, areas, ious = len(parameters.imgIds), len(parameters.areaRng), len(parameters.iouThrs)
+    ranked = []
+    for first in range(0, len(matches), areas * images):  # they are listed by class, then by area, then by image
+        # what an image's match keeps is in C++; its state for pickle has it as lists
+        states = [match.__getstate__() for match in matches[first : first + images]]
+        matched = [np.array(state[0], np.int64).reshape(ious, -1) > 0 for state in states]
+        counts = [~np.array(state[4], np.bool_).reshape(ious, -1) for state in states]
+        ranked.append(
+            Ranked.of(
+                [np.array(state[2], np.float64) for state in states],
+                [hit & own for hit, own in zip(matched, counts, strict=True)],
+                [~hit & own for hit, own in zip(matched, counts, strict=True)],
+                np.array([len(state[3]) - sum(state[3]) for state in states], np.int64),
+            )
+        )
+    return ranked
 
 
 def paired_difference(
@@ -225,20 +223,17 @@ def paired_difference(
     Example: ``paired_difference(dataset, candidate, champion)[1][0] > 0`` if it is better by more than chance.
     """
     truth = ground_truth(dataset, results.split, kind)
-    both = [_evaluated(truth, each.coco(dataset), kind) if each.coco(dataset) else None for each in (results, others)]
     images = len(truth["images"])
+    times = np.concatenate([_all_once(images), drawn_times(images, samples, seed)])
+    one, other = (
+        mean_precision(_ranked(_evaluated(truth, found, kind)), times, "101")[0] if found else np.zeros(len(times))
+        for found in (results.coco(dataset), others.coco(dataset))
+    )
+    return float(one[0] - other[0]), interval(one[1:] - other[1:])
 
-    def difference(chosen: Sequence[int]) -> float:
-        one, other = (0.0 if evaluation is None else _figures(evaluation, chosen)[0] for evaluation in both)
-        return one - other
 
-    return difference(range(images)), _bootstrap(difference, images, samples, seed)
-
-
-def _bootstrap(figure: Callable[[Sequence[int]], float], images: int, samples: int, seed: int) -> tuple[float, float]:
-    drawn = np.random.default_rng(seed).integers(0, images, (samples, images))
-    low, high = np.percentile([figure(chosen.tolist()) for chosen in drawn], [2.5, 97.5])
-    return float(low), float(high)
+def _all_once(images: int) -> Int64:
+    return np.ones((1, images), np.int64)
 
 
 def _mean(values: npt.NDArray[Any]) -> float:
@@ -252,6 +247,13 @@ def _silent(*_: object) -> None:
 
 def _counted(each: ImageObjects, label: int) -> int:
     return int(((each.label == label) & ~each.difficult).sum())
+
+
+def _voc_ranked(objects: Sequence[ImageObjects], found: Sequence[ImageFound], label: int, iou: float) -> Ranked:
+    matched = [_voc_matched(each, own, label, iou) for each, own in zip(objects, found, strict=True)]
+    right = [rows[None, :, 1] > 0 for rows in matched]
+    counted = np.array([_counted(each, label) for each in objects], np.int64)
+    return Ranked.of([rows[:, 0] for rows in matched], right, [~own for own in right], counted)
 
 
 def _voc_matched(each: ImageObjects, found: ImageFound, label: int, iou: float) -> Float64:
@@ -273,19 +275,3 @@ def _voc_matched(each: ImageObjects, found: ImageFound, label: int, iou: float) 
         if enough:
             taken.add(best)
     return np.array(counted).reshape(-1, 2)
-
-
-def _voc_ap(matched: Sequence[Float64], counted: Sequence[int], points: Points) -> float:
-    objects = sum(counted)
-    if objects == 0:
-        return -1.0
-    rows = np.concatenate(matched) if matched else np.zeros((0, 2))
-    right = rows[np.argsort(-rows[:, 0], kind="stable"), 1]
-    found = np.cumsum(right)
-    recall, precision = found / objects, found / np.maximum(np.arange(1, len(right) + 1), 1)
-    if points == "11":
-        best = [precision[recall >= at].max(initial=0.0) for at in np.linspace(0, 1, 11)]
-        return 100 * float(np.mean(best))
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    steps = np.diff(np.concatenate([[0.0], recall]))
-    return 100 * float((steps * envelope).sum())

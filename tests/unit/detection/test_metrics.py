@@ -26,15 +26,6 @@ from tests.detections import jittered, published
 from tests.packing import InThisProcess
 
 
-@pytest.fixture(scope="module")
-def coco(request, tmp_path_factory) -> Dataset:
-    """Return COCO128, staged."""
-    archive = request.getfixturevalue("coco128")
-    place = LocalStorage(tmp_path_factory.mktemp("coco128") / "d")
-    pack(Source.at(archive), place, name="coco128", workers=InThisProcess)
-    return Dataset.open(place.root)
-
-
 @pytest.fixture
 def small(make_folder, tmp_path) -> Dataset:
     pack(Source.at(make_folder(coco_files())), LocalStorage(tmp_path / "d"), name="d", workers=InThisProcess)
