@@ -81,15 +81,17 @@ def test_a_bucket_away_in_the_middle_is_waited_for_and_changes_no_bit(
 def test_a_server_that_answers_slowly_is_named_in_one_line_and_changes_no_bit(
     small_cache, make_blocks, undisturbed, s3_server, caplog, monkeypatch
 ):
-    monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 0.2)
+    monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 600.0)  # on a busy machine others wait, too
     proxy, run = Proxy(*s3_server), make_blocks("slow")
 
     def thaw_when_missed():
         while not any("reading has waited" in message for message in caplog.messages):
             time.sleep(0.01)
+        monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 600.0)
         proxy.thaw()
 
     def freeze():
+        monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 0.2)
         proxy.freeze()
         start_thread(thaw_when_missed, name="thaw")
 
@@ -99,13 +101,13 @@ def test_a_server_that_answers_slowly_is_named_in_one_line_and_changes_no_bit(
     assert run.result().weights_sha256 == undisturbed.result().weights_sha256
     assert losses(run) == losses(undisturbed)
     (slow,) = (note.text for _, note in entries(run, NoteEntry))
-    assert slow.startswith("s3://") and "reading has waited 0 s for shard" in slow
+    assert slow.startswith("s3://") and " s for shard shards/train-" in slow
 
 
 def test_a_server_that_takes_requests_and_answers_none_is_waited_for_and_said_once(
     small_cache, make_blocks, undisturbed, s3_server, caplog, monkeypatch
 ):
-    monkeypatch.setattr(s3_client, "_READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(s3_client, "_READ_TIMEOUT", 3.0)
     monkeypatch.setattr(s3_client, "_SAID_AFTER", 0.2)
     proxy, run = Proxy(*s3_server), make_blocks("mute")
 
