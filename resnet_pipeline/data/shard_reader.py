@@ -155,7 +155,7 @@ class CachedShards:
     def _waiting(self, what: str) -> Iterator[None]:
         """Count the time inside, and say it, once, when that is long; it is said again after something came in time."""
 
-        def say() -> None:
+        def warn() -> None:
             if not self._said_slow:
                 self._said_slow = True
                 seconds = time.perf_counter() - start
@@ -163,7 +163,7 @@ class CachedShards:
                 _log.warning(text, self._storage.url, seconds, what)
 
         start = time.perf_counter()
-        timer = threading.Timer(_SECONDS_UNTIL_SAID, contextvars.copy_context().run, [say])
+        timer = threading.Timer(_SECONDS_UNTIL_SAID, contextvars.copy_context().run, [warn])
         timer.daemon = True
         timer.start()
         try:
