@@ -116,7 +116,7 @@ def main() -> None:
         files = sorted((folder / "images").glob("train/*/*"))
         local = folder / "served" / "ours"
         stage(folder / "images", local, name="sample", options=Options(shard_bytes=SHARD_BYTES))
-        peers: dict[str, Callable[[Path, int], Iterator[int]]] = {}
+        peers: dict[str, Callable[..., Iterator[int]]] = {}
         if importlib.util.find_spec("streaming"):
             write_mosaic(files, folder / "served" / "mosaic")
             peers["mosaicml-streaming"] = mosaic

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from resnet_pipeline.data.dataset import open_dataset
+from resnet_pipeline.data.dataset import Dataset, open_dataset
 from resnet_pipeline.data.order import Int64
 from resnet_pipeline.detection.localisation import Protocol
 from resnet_pipeline.detection.trained_localiser import (
@@ -82,14 +82,15 @@ def localise(
     Example: ``localise(Workspace.of(), "run", "ilsvrc2012", classifier="imagenet-resnet101").error``
     """
     names = [references] if isinstance(references, str) else list(references)
-    dataset, split = open_dataset(workspace, dataset_name), split or open_dataset(workspace, dataset_name).eval_split
+    dataset = open_dataset(workspace, dataset_name)
+    split = split or dataset.eval_split
     if split not in dataset.splits:
         raise UserError(f"dataset {dataset_name!r} has no split {split!r}; it has {', '.join(dataset.splits)}")
     giver = _giver(workspace, names, rcnns)
     giver.tested_as(protocol, scales)
     classes, digest = dataset.splits[split].labels[:, None].astype(np.int64), ""
     if classifier is not None:
-        classes, digest = _likeliest(workspace, classifier, dataset_name, split)
+        classes, digest = _likeliest(workspace, classifier, dataset, split)
     boxes, path, test = boxes_of_classes(
         workspace, giver, dataset, split, classes, classifier=digest, protocol=protocol, sides=scales, workers=workers
     )
@@ -146,12 +147,12 @@ def _named(workspace: Workspace, names: Sequence[str]) -> list[str]:
     return [str(each.path) if isinstance(each, RunFolder) else each.text for each in given]
 
 
-def _likeliest(workspace: Workspace, classifier: str, dataset_name: str, split: str) -> tuple[Int64, str]:
+def _likeliest(workspace: Workspace, classifier: str, dataset: Dataset, split: str) -> tuple[Int64, str]:
     """Return the five likeliest classes of each image of a split, int64 [N, 5], and the classifier's SHA-256."""
     (evaluation,) = evaluate_models(
-        workspace, [classifier], TestSpec(dataset=dataset_name, protocol="center", split=split)
+        workspace, [classifier], TestSpec(dataset=dataset.name, protocol="center", split=split)
     )
-    scores, samples = evaluation.scores, open_dataset(workspace, dataset_name).splits[split]
+    scores, samples = evaluation.scores, dataset.splits[split]
     rows = {key: row for row, key in enumerate(scores.keys)}
     probabilities = scores.probabilities[[rows[key] for key in samples.keys]]
     likeliest: Int64 = np.argsort(-probabilities, axis=1, kind="stable")[:, :GUESSES].astype(np.int64)

@@ -10,6 +10,7 @@ from pathlib import Path
 from resnet_pipeline.adapters.mlflow.ensembles import MemberVersion
 from resnet_pipeline.adapters.mlflow.registry import ModelVersion, resolve, version_of_weights
 from resnet_pipeline.adapters.mlflow.runs import Tracking
+from resnet_pipeline.config import RegionsConfig, RunConfig
 from resnet_pipeline.data.dataset import open_dataset
 from resnet_pipeline.detection.results import read_results
 from resnet_pipeline.jobs.localise import Localisation
@@ -50,22 +51,11 @@ def register_localiser(
     tests = sorted(tests, key=lambda test: (test.protocol, test.classes) != _GATED)
     gated = tests[0]
     assert (gated.protocol, gated.classes) == _GATED  # as the docstring has it
-    regions, norm = config.regions, config.head.norm if config.head else ""
+    norm = config.head.norm if config.head else ""
     facts = {
         "localises": f"{some_of(dataset.classes)}; a box for each class that is named, or is a classifier's",
-        "network": f"{config.model.name} "
-        + (
-            "with a score and a box for each class of a region"
-            if regions
-            else "with a box for each class on its last map"
-        ),
-        "images": f"whole, shorter sides {', '.join(map(str, config.views.scales))} pixels; the likeliest box of all",
+        **(_of_localiser(config) if config.regions is None else _of_regions(config, config.regions)),
     }
-    if regions is not None:
-        facts["images"] = (
-            f"regions of {config.augment.crop} pixels, the {regions.proposals} best boxes of its localiser"
-        )
-        facts["localiser (SHA-256)"] = str(regions.localiser)
     results = read_results(Path(gated.results), dataset, gated.split)
     with _folder(workspace, proposals) as localiser:
         return register_with_results(
@@ -88,6 +78,21 @@ def register_localiser(
             classifier=None if classifier is None else _registered(workspace, classifier),
             localiser=localiser,
         )
+
+
+def _of_localiser(config: RunConfig) -> dict[str, str]:
+    return {
+        "network": f"{config.model.name} with a box for each class on its last map",
+        "images": f"whole, shorter sides {', '.join(map(str, config.views.scales))} pixels; the likeliest box of all",
+    }
+
+
+def _of_regions(config: RunConfig, regions: RegionsConfig) -> dict[str, str]:
+    return {
+        "network": f"{config.model.name} with a score and a box for each class of a region",
+        "images": f"regions of {config.augment.crop} pixels, the {regions.proposals} best boxes of its localiser",
+        "localiser (SHA-256)": str(regions.localiser),
+    }
 
 
 @contextmanager

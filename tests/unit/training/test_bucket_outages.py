@@ -55,19 +55,25 @@ def at_step(step, work):
     return LocalContext(stop=lambda: bool(next(left, None) == step - 1 and work()))
 
 
+def when_said(caplog, words, act):
+    """Call ``act`` in a thread as soon as a line of the log has the words."""
+
+    def wait():
+        while not any(words in message for message in caplog.messages):
+            time.sleep(0.01)
+        act()
+
+    start_thread(wait, name="when-said")
+
+
 def test_a_bucket_away_in_the_middle_is_waited_for_and_changes_no_bit(
     small_cache, make_blocks, undisturbed, s3_server, caplog
 ):
     proxy, run = Proxy(*s3_server), make_blocks("away")
 
-    def come_back_when_missed():
-        while not any("waiting for it" in message for message in caplog.messages):
-            time.sleep(0.01)
-        proxy.come_back()
-
     def leave():
         proxy.leave()
-        start_thread(come_back_when_missed, name="back")
+        when_said(caplog, "waiting for it", proxy.come_back)
 
     with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="1"):
         assert train(run, small_cache(), at_step(3, leave))
@@ -84,16 +90,14 @@ def test_a_server_that_answers_slowly_is_named_in_one_line_and_changes_no_bit(
     monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 600.0)  # on a busy machine others wait, too
     proxy, run = Proxy(*s3_server), make_blocks("slow")
 
-    def thaw_when_missed():
-        while not any("reading has waited" in message for message in caplog.messages):
-            time.sleep(0.01)
+    def thaw():
         monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 600.0)
         proxy.thaw()
 
     def freeze():
         monkeypatch.setattr(shard_reader, "_SECONDS_UNTIL_SAID", 0.2)
         proxy.freeze()
-        start_thread(thaw_when_missed, name="thaw")
+        when_said(caplog, "reading has waited", thaw)
 
     with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="1"):
         assert train(run, small_cache(), at_step(3, freeze))
@@ -111,14 +115,9 @@ def test_a_server_that_takes_requests_and_answers_none_is_waited_for_and_said_on
     monkeypatch.setattr(s3_client, "_SAID_AFTER", 0.2)
     proxy, run = Proxy(*s3_server), make_blocks("mute")
 
-    def thaw_when_missed():
-        while not any("waiting for it" in message for message in caplog.messages):
-            time.sleep(0.01)
-        proxy.thaw()
-
     def freeze():
         proxy.freeze()
-        start_thread(thaw_when_missed, name="thaw")
+        when_said(caplog, "waiting for it", proxy.thaw)
 
     with settings(AWS_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="1"):
         assert train(run, small_cache(), at_step(3, freeze))
